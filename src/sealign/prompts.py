@@ -1,0 +1,124 @@
+"""How a prompt becomes the text and the tokens that a model sees: chat template or few-shot preamble."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Literal, get_args
+
+from sealign.errors import ModelError, SettingError, unknown_name
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PromptStyle = Literal["auto", "chat", "few_shot", "few_shot_chat", "plain"]
+"""``chat``: the tokenizer's chat template; ``few_shot``: a preamble of answered questions, then
+``Q: ... A:``; ``few_shot_chat``: the same inside the chat template, as in the paper; ``plain``: the prompt
+alone; ``auto``: ``chat`` where the tokenizer has a template, else ``few_shot``."""
+
+PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
+
+
+def default_preamble() -> str:
+    """Return the bundled few-shot preamble: an instruction and six answered questions.
+
+    Example:
+        >>> default_preamble().count("Q:")
+        6
+    """
+    return (files("sealign") / "data" / "preamble.txt").read_text(encoding="utf-8").strip()
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """The way prompts are written for one tokenizer.
+
+    Attributes:
+        style: how a prompt is framed; see ``PromptStyle``.
+        preamble: the text before the question in the few-shot styles; the bundled one if None.
+
+    Raises:
+        SettingError: the style is unknown.
+
+    Example:
+        >>> PromptFormat("plain").style
+        'plain'
+    """
+
+    style: PromptStyle = "auto"
+    preamble: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.style not in PROMPT_STYLES:
+            raise SettingError(unknown_name("prompt style", self.style, PROMPT_STYLES))
+
+    def resolve(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+        """Return the format with ``auto`` decided and the preamble filled in.
+
+        Raises:
+            ModelError: a chat style is asked of a tokenizer without a chat template.
+        """
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        style = self.style
+        if style == "auto":
+            style = "chat" if has_template else "few_shot"
+        if style.endswith("chat") and not has_template:
+            raise ModelError(
+                f"prompt style '{style}' needs a chat template, but the tokenizer has none; use few_shot or plain"
+            )
+        preamble = self.preamble
+        if preamble is None and style.startswith("few_shot"):
+            preamble = default_preamble()
+        return PromptFormat(style, preamble)
+
+    def prompt_text(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+        """Return the text that the model reads before it answers ``prompt``."""
+        resolved = self.resolve(tokenizer)
+        text = prompt
+        if resolved.style.startswith("few_shot"):
+            text = f"{resolved.preamble}\n\nQ: {prompt}\nA:".lstrip()
+        if not resolved.style.endswith("chat"):
+            return text
+        message = [{"role": "user", "content": text}]
+        rendered = tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+        assert isinstance(rendered, str)
+        return rendered
+
+    def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+        """Return the token ids of the formatted prompt."""
+        return self._encode(tokenizer, self.prompt_text(tokenizer, prompt))
+
+    def encode(self, tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
+        """Return the token ids of the formatted prompt followed by a completion.
+
+        The prompt's tokens are always a prefix of the result, since that is what a model that answers
+        the prompt has read: where the tokenizer would merge across the boundary, the two are encoded apart.
+        """
+        text = self.prompt_text(tokenizer, prompt)
+        prefix = self._encode(tokenizer, text)
+        separator = "" if text.endswith(("\n", " ")) else " "
+        completion = separator + completion.strip()
+        joint = self._encode(tokenizer, text + completion)
+        if joint[: len(prefix)] == prefix and len(joint) > len(prefix):
+            return joint
+        return prefix + list(tokenizer.encode(completion, add_special_tokens=False))
+
+    def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+        # A chat template writes its own special tokens.
+        special = not self.resolve(tokenizer).style.endswith("chat")
+        return list(tokenizer.encode(text, add_special_tokens=special))
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a tokenizer's vocabulary, as 64 hexadecimal digits."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a tokenizer's chat template, of the empty text if it has none."""
+    template = getattr(tokenizer, "chat_template", None) or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

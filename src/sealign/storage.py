@@ -1,0 +1,133 @@
+"""Files: safetensors and JSON in a folder, written whole or not at all, local or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sealign.errors import EditFileError
+
+CONFIG_NAME = "edit.json"
+TENSORS_NAME = "edit.safetensors"
+CARD_NAME = "README.md"
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file under a temporary name, then rename it.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    from safetensors.torch import save
+
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file onto the CPU.
+
+    Raises:
+        EditFileError: the file is missing, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise EditFileError(f"there is no file '{path}'; the folder is not complete, copy or download it again")
+    try:
+        # Read at once rather than mapped, so that the tensors outlive a file that is replaced.
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise EditFileError(f"'{path}' is truncated or corrupted ({error}); copy or download it again") from error
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of tensors, as 64 hexadecimal digits.
+
+    Example:
+        >>> import torch
+        >>> tensors_hash({"a": torch.zeros(2)}) == tensors_hash({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder`` that takes its name when the block ends without an error.
+
+    Args:
+        folder: the folder to make; its parents are made too.
+        replaces: name of the file by which a folder is known to be one of ours, and may be replaced.
+
+    Raises:
+        EditFileError: the folder exists and is neither empty nor one of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EditFileError(f"'{folder}' is a file, but a folder is to be written there; choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
+        raise EditFileError(f"'{folder}' exists and is not ours to replace; choose a new or an empty folder")
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.is_dir():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            folder.replace(old / folder.name)
+            temporary.replace(folder)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local folder of an edit, downloaded from the Hub if it is not a local one.
+
+    Raises:
+        EditFileError: neither a folder nor a repository that can be reached.
+    """
+    path = Path(folder_or_repo_id)
+    if path.is_dir():
+        return path
+    text = str(folder_or_repo_id)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise EditFileError(f"there is no folder '{text}'; check the path, or give a repository as owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [CONFIG_NAME, TENSORS_NAME, CARD_NAME]
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises many unrelated types
+        raise EditFileError(
+            f"'{text}' is neither a folder nor a repository that can be read from the Hub "
+            f"({type(error).__name__}); check the name and the network"
+        ) from error
