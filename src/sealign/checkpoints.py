@@ -45,11 +45,13 @@ class BatchStore:
         return self.folder / f"{stage}-{number:06d}.safetensors"
 
     def load(self, stage: str, number: int) -> dict[str, Tensor] | None:
+        """Return a finished batch of a stage, or None if it is not there."""
         if self.folder is None or not self._path(stage, number).is_file():
             return None
         return read_tensors(self._path(stage, number))
 
     def save(self, stage: str, number: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a finished batch of a stage, whole or not at all."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._path(stage, number), tensors)

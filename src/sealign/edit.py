@@ -177,7 +177,7 @@ class SpectralEdit:
         return cls(projections, record)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for layer, projection in self.projections.items():
             named = {
                 "positive": projection.positive,

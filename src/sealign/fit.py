@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-import platform
-from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from sealign.activations import Activations, Track, collect_activations, no_progress
 from sealign.covariance import CrossCovariance
-from sealign.demonstrations import Demonstration, demonstrations_hash
+from sealign.demonstrations import Demonstration
 from sealign.edit import SpectralEdit
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError
 from sealign.feature_maps import get_feature_map
-from sealign.fingerprint import model_fingerprint
 from sealign.fit_config import FitConfig, Pair, select_layers
 from sealign.projection import Projection
-from sealign.prompts import template_hash, tokenizer_hash
-from sealign.record import EditRecord, EditSettings, LayerRecord, ModelRecord
+from sealign.provenance import build_edit
 from sealign.sites import resolve_sites, text_config, unwrap_model
 from sealign.spectra import Spectrum, leading_spectrum, signature
 
@@ -186,7 +181,8 @@ def fit_edit(
         layers = select_layers(config.layers, depth, layer_signatures(activations, centered=config.centered))
     edited_site = activations if activations.site == config.site else collect(config.site, layers)
     projections = fit_projections(activations, config=config, layers=layers, track=track)
-    return build_edit(model, tokenizer, demonstrations, projections, activations, edited_site.neutral, config)
+    signatures = layer_signatures(activations, centered=config.centered)
+    return build_edit(model, tokenizer, demonstrations, projections, edited_site.neutral, signatures, config)
 
 
 def fit_projections(
@@ -232,93 +228,3 @@ def layer_signatures(activations: Activations, *, centered: bool = False) -> dic
         layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
         for layer in sorted(activations.positive)
     }
-
-
-def relative_change(projection: Projection, tokens: Float[Tensor, "n d"], settings: EditSettings) -> float:
-    """Return the mean over tokens of |x' - x| / |x|, 0 being no change."""
-    edited = projection(
-        tokens,
-        combine=settings.combine,  # type: ignore[arg-type]
-        normalization=settings.normalization,  # type: ignore[arg-type]
-        strength=settings.strength,
-    )
-    lengths = tokens.norm(dim=-1)
-    ratios = (edited - tokens).norm(dim=-1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-    return float(ratios.mean())
-
-
-def build_edit(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    projections: Mapping[int, Projection],
-    activations: Activations,
-    edited_neutral: Mapping[int, Tensor],
-    config: FitConfig,
-) -> SpectralEdit:
-    """Join projections with the record of how they were made.
-
-    Args:
-        model, tokenizer, demonstrations, config: what the fit was made with.
-        projections: by layer.
-        activations: what the projections were fitted on.
-        edited_neutral: layer -> (n, d), the neutral activations at the edited site.
-    """
-    sites = resolve_sites(model, config.site, sorted(projections), module_pattern=config.module_pattern)
-    signatures = layer_signatures(activations, centered=config.centered)
-    settings = config.settings()
-    layers = {
-        str(resolved.layer): _layer_record(
-            resolved.path,
-            projections[resolved.layer],
-            relative_change(projections[resolved.layer], edited_neutral[resolved.layer], settings),
-            signatures[resolved.layer],
-        )
-        for resolved in sites
-    }
-    record = EditRecord(
-        settings=settings,
-        layers=layers,
-        model=_model_record(model, tokenizer),
-        fit=_fit_record(config, tokenizer),
-        demonstrations_hash=demonstrations_hash(demonstrations),
-        demonstrations_count=len(demonstrations),
-        versions=_versions(),
-    )
-    return SpectralEdit({resolved.layer: projections[resolved.layer] for resolved in sites}, record)
-
-
-def _layer_record(module: str, projection: Projection, change: float, layer_signature: float) -> LayerRecord:
-    return LayerRecord(
-        module=module,
-        rank_positive=projection.rank_positive,
-        rank_negative=projection.rank_negative,
-        explained_variance_positive=projection.explained_variance_positive,
-        explained_variance_negative=projection.explained_variance_negative,
-        energy_positive=projection.energy_positive,
-        energy_negative=projection.energy_negative,
-        relative_change=change,
-        signature=layer_signature,
-    )
-
-
-def _model_record(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelRecord:
-    base: Any = unwrap_model(model)
-    return ModelRecord(
-        id=getattr(base, "name_or_path", "") or type(base).__name__,
-        revision=getattr(base.config, "_commit_hash", None),
-        fingerprint=model_fingerprint(model),
-        tokenizer_hash=tokenizer_hash(tokenizer),
-        template_hash=template_hash(tokenizer),
-    )
-
-
-def _fit_record(config: FitConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    fit = dataclasses.asdict(config)
-    fit["prompt_format"] = dataclasses.asdict(config.prompt_format.resolve(tokenizer))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fit.items()}
-
-
-def _versions() -> dict[str, str]:
-    names = ("sealign", "torch", "transformers")
-    return {name: version(name) for name in names} | {"python": platform.python_version()}

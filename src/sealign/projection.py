@@ -224,7 +224,8 @@ class Projection:
 
         def draw(factor: Tensor) -> Tensor:
             gaussian = torch.randn(factor.shape, dtype=torch.float64, generator=generator)
-            return torch.linalg.qr(gaussian)[0].to(factor.device, factor.dtype)
+            basis: Tensor = torch.linalg.qr(gaussian)[0]
+            return basis.to(factor.device, factor.dtype)
 
         return dataclasses.replace(self, positive=draw(self.positive), negative=draw(self.negative))
 

@@ -74,7 +74,7 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the path of the list of decoder layers, and the list itself.
 
     It is the outermost ``ModuleList`` whose length is the configuration's number of layers and whose
@@ -91,7 +91,8 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList) and len(module) == depth and _is_layer(module[0]) and not nested:
             found[path] = module
     if len(found) > 1 and hasattr(model, "get_decoder"):
-        inside = {id(module) for module in model.get_decoder().modules()}
+        decoder: nn.Module = model.get_decoder()
+        inside = {id(module) for module in decoder.modules()}
         found = {path: module for path, module in found.items() if id(module) in inside}
     if len(found) != 1:
         lists = [f"{p} ({len(m)})" for p, m in model.named_modules() if isinstance(m, nn.ModuleList)]

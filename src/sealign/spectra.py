@@ -140,6 +140,7 @@ def _exact_rank(values: Tensor, width: int, explained_variance: float | None, ra
                 "rounding; lower the rank or add demonstrations"
             )
         return rank
+    assert explained_variance is not None
     if explained_variance == 1:
         return available
     energies = values.square()
