@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sealign.edit import SpectralEdit
-from sealign.errors import FingerprintError, ModelError, NormalizationError
+from sealign.errors import FingerprintError, ModelError, NormalizationError, SettingError
 from sealign.fingerprint import check_fingerprint
 from sealign.prefix import decoder_of
-from sealign.projection import Projection
+from sealign.projection import Projection, check_strength
 from sealign.sites import unwrap_model
 
 if TYPE_CHECKING:
@@ -37,10 +37,27 @@ class EditHandle:
         self.modules = edit.modules
         self._stack = ExitStack()
 
-    @property
-    def attached(self) -> bool:
-        """Whether the edit is still on the model."""
-        return bool(self._stack._exit_callbacks) if hasattr(self._stack, "_exit_callbacks") else False
+    def set_strength(self, strength: float | str) -> None:
+        """Change the strength from the next call of the model on.
+
+        Raises:
+            SettingError: not a finite number.
+        """
+        try:
+            value = float(strength)
+        except ValueError:
+            raise SettingError(f"strength is '{strength}', but it must be a number; try 0.5") from None
+        check_strength(value)
+        self.strength = value
+
+    @contextmanager
+    def switched(self, enabled: bool) -> Iterator[None]:
+        """Switch the edit on or off inside a ``with`` block."""
+        before, self.enabled = self.enabled, enabled
+        try:
+            yield
+        finally:
+            self.enabled = before
 
     def detach(self) -> None:
         """Take the edit off; the model is then, bit for bit, what it was. A second call does nothing."""

@@ -81,17 +81,18 @@ class Prefix:
     cache: Any
 
     @classmethod
-    def run(cls, runner: nn.Module, ids: Sequence[int], device: torch.device) -> Prefix:
+    def run(cls, runner: nn.Module, ids: Sequence[int], device: torch.device, **kwargs: Any) -> Prefix:
         """Run a prefix once.
 
         Args:
             runner: a model or its decoder.
             ids: tokens; none are run if there are fewer than ``SHORTEST``.
             device: where the tokens go.
+            **kwargs: passed to the runner.
         """
         if len(ids) < SHORTEST:
             return cls([], None)
-        output = runner(input_ids=torch.tensor([list(ids)], device=device), use_cache=True)
+        output = runner(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, **kwargs)
         cache = getattr(output, "past_key_values", None)
         return cls(list(ids), cache) if hasattr(cache, "batch_repeat_interleave") else cls([], None)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sealign.errors import ModelError, SettingError, unknown_name
 
@@ -122,3 +124,21 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     template = getattr(tokenizer, "chat_template", None) or ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def prompt_format_of(
+    fit: Mapping[str, Any], style: str | None = None, preamble: str | Path | None = None
+) -> PromptFormat:
+    """Return the prompt format that an edit was fitted with, unless another is named.
+
+    Args:
+        fit: the settings of the fit in an edit's record.
+        style: a style in place of the fit's.
+        preamble: a file with a preamble in place of the fit's.
+
+    Raises:
+        SettingError: the style is unknown.
+    """
+    recorded: Mapping[str, Any] = fit.get("prompt_format", {}) if style is None else {"style": style}
+    text = recorded.get("preamble") if preamble is None else Path(preamble).read_text(encoding="utf-8").strip()
+    return PromptFormat(recorded.get("style", "auto"), text)

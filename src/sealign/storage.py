@@ -76,6 +76,18 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def check_folder(folder: Path, *, replaces: str | None = None) -> None:
+    """Raise where ``new_folder`` would refuse to write.
+
+    Raises:
+        EditFileError: the folder exists and is neither empty nor one of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EditFileError(f"'{folder}' is a file, but a folder is to be written there; choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
+        raise EditFileError(f"'{folder}' exists and is not ours to replace; choose a new or an empty folder")
+
+
 @contextmanager
 def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside ``folder`` that takes its name when the block ends without an error.
@@ -87,10 +99,7 @@ def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
     Raises:
         EditFileError: the folder exists and is neither empty nor one of ours.
     """
-    if folder.exists() and not folder.is_dir():
-        raise EditFileError(f"'{folder}' is a file, but a folder is to be written there; choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
-        raise EditFileError(f"'{folder}' exists and is not ours to replace; choose a new or an empty folder")
+    check_folder(folder, replaces=replaces)
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

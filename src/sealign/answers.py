@@ -1,0 +1,87 @@
+"""Answers of the base and the edited model to the same prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from sealign.apply import apply_edit
+from sealign.edit import SpectralEdit
+from sealign.generation import evaluating, generate_ids
+from sealign.prompts import PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A prompt with two answers.
+
+    Attributes:
+        prompt: what was asked.
+        base: the answer of the unedited model.
+        edited: the answer of the edited model.
+    """
+
+    prompt: str
+    base: str
+    edited: str
+
+
+@torch.no_grad()
+def compare_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edit: SpectralEdit,
+    prompts: Sequence[str],
+    *,
+    prompt_format: PromptFormat = PromptFormat(),
+    strength: float | None = None,
+    max_new_tokens: int = 64,
+    ignore_mismatch: bool = False,
+) -> list[Answers]:
+    """Answer prompts greedily with and without an edit.
+
+    An edit that is rescaled per feature is run one prompt at a time and without a cache, the only way
+    in which it is defined.
+
+    Args:
+        model: the base model.
+        tokenizer: its own.
+        edit: the edit.
+        prompts: at least 1.
+        prompt_format: how prompts are written.
+        strength: in place of the edit's own.
+        max_new_tokens: length of an answer, at most.
+        ignore_mismatch: as for ``attach``.
+
+    Raises:
+        FingerprintError: the model is not the edit's.
+        SettingError: the strength is not finite.
+    """
+    encoded = [prompt_format.encode_prompt(tokenizer, prompt) for prompt in prompts]
+    with evaluating(model), apply_edit(model, edit, strength=strength, ignore_mismatch=ignore_mismatch) as handle:
+        with handle.switched(False):
+            base = _answer(model, tokenizer, encoded, max_new_tokens)
+        if edit.settings.normalization == "feature":
+            edited = [_answer(model, tokenizer, [ids], max_new_tokens, use_cache=False)[0] for ids in encoded]
+        else:
+            edited = _answer(model, tokenizer, encoded, max_new_tokens)
+    return [Answers(*row) for row in zip(prompts, base, edited, strict=True)]
+
+
+def _answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    *,
+    use_cache: bool = True,
+) -> list[str]:
+    ids = generate_ids(model, tokenizer, prompts, max_new_tokens, use_cache=use_cache)
+    texts = [tokenizer.decode([token for token in row if token >= 0], skip_special_tokens=True) for row in ids.tolist()]
+    return [str(text).strip() for text in texts]

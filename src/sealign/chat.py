@@ -1,0 +1,74 @@
+"""A conversation with a model, remembered from turn to turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sealign.generation import evaluating, generate_ids
+from sealign.prompts import PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Conversation:
+    """Turns between a user and a model, in the model's chat template, or as questions and answers without one.
+
+    Args:
+        model: the model, with whatever edits are on it.
+        tokenizer: its own.
+        system: a system message to begin with.
+        max_new_tokens: length of an answer, at most.
+        use_cache: off for edits that are rescaled per feature.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 128,
+        use_cache: bool = True,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._use_cache = use_cache
+        self._start = [] if system is None else [{"role": "system", "content": system}]
+        self._turns = list(self._start)
+
+    def say(self, text: str) -> str:
+        """Say something, remember it and the answer, and return the answer."""
+        turns = [*self._turns, {"role": "user", "content": text}]
+        answer = self._answer(turns)
+        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
+
+    def answer_once(self, text: str) -> str:
+        """Return the answer to a text without remembering either."""
+        return self._answer([*self._turns, {"role": "user", "content": text}])
+
+    def reset(self) -> None:
+        """Forget all turns but the system message."""
+        self._turns = list(self._start)
+
+    @torch.no_grad()
+    def _answer(self, turns: list[dict[str, str]]) -> str:
+        if getattr(self._tokenizer, "chat_template", None):
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            ids = self._tokenizer.encode(str(text), add_special_tokens=False)
+        else:
+            # Without a template, earlier turns are earlier questions and answers.
+            past = [turn["content"] for turn in turns[:-1]]
+            earlier = [f"{'A' if index % 2 else 'Q'}: {text}" for index, text in enumerate(past)]
+            plain = PromptFormat("few_shot", "\n".join(earlier))
+            ids = plain.encode_prompt(self._tokenizer, turns[-1]["content"])
+        with evaluating(self._model):
+            generated = generate_ids(
+                self._model, self._tokenizer, [ids], self._max_new_tokens, use_cache=self._use_cache
+            )
+        new = generated[0].tolist()
+        return str(self._tokenizer.decode([token for token in new if token >= 0], skip_special_tokens=True)).strip()

@@ -1,0 +1,18 @@
+"""The command line: parse, call, print; nothing else.
+
+Heavy modules are imported inside the commands, so that ``sealign --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sealign.cli.chat
+import sealign.cli.demo
+import sealign.cli.fit
+import sealign.cli.generate
+import sealign.cli.inspect  # noqa: F401
+from sealign.cli.app import app
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

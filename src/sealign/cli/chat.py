@@ -1,0 +1,87 @@
+"""``sealign chat``: talk to an edited model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output
+
+if TYPE_CHECKING:
+    from sealign.apply import EditHandle
+
+_HELP = """[bold]/on[/]             switch the edit on
+[bold]/off[/]            switch it off
+[bold]/strength X[/]     change its strength, for example /strength 0.5
+[bold]/compare TEXT[/]   answer TEXT with and without the edit
+[bold]/reset[/]          forget the conversation
+[bold]/help[/]           show this
+[bold]/quit[/]           leave"""
+
+
+@app.command()
+def chat(
+    edit: options.Edit,
+    model: options.Model = None,
+    strength: options.Strength = None,
+    max_new_tokens: options.MaxNewTokens = 128,
+    system: Annotated[str | None, typer.Option("--system", help="System message to begin with.")] = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    ignore_mismatch: options.IgnoreMismatch = False,
+) -> None:
+    """Talk to an edited model, switching the edit on and off and changing its strength on the way."""
+    from sealign.apply import apply_edit
+    from sealign.chat import Conversation
+    from sealign.edit import SpectralEdit
+    from sealign.models import load_model
+
+    loaded = SpectralEdit.from_pretrained(edit)
+    with messages.status("Loading the model"):
+        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
+    use_cache = loaded.settings.normalization != "feature"
+    conversation = Conversation(base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=use_cache)
+    with apply_edit(base, loaded, strength=strength, ignore_mismatch=ignore_mismatch) as handle:
+        output.print(_HELP)
+        while True:
+            try:
+                line = output.input(_prompt(handle)).strip()
+            except (EOFError, KeyboardInterrupt):
+                break
+            if line == "/quit":
+                break
+            if line:
+                _answer(line, handle, conversation)
+
+
+def _prompt(handle: EditHandle) -> str:
+    state = f"edit on, strength {handle.strength:g}" if handle.enabled else "edit off"
+    return f"[bold cyan]({state})>[/] "
+
+
+def _answer(line: str, handle: EditHandle, conversation: Any) -> None:
+    """Carry out a command, or say the line to the model."""
+    from sealign.errors import SealignError
+
+    command, _, rest = line.partition(" ")
+    rest = rest.strip()
+    try:
+        if not line.startswith("/"):
+            output.print(escape(conversation.say(line)))
+        elif command in ("/on", "/off"):
+            handle.enabled = command == "/on"
+        elif command == "/strength":
+            handle.set_strength(rest)
+        elif command == "/compare" and rest:
+            for enabled, name in ((False, "base"), (True, "edited")):
+                with handle.switched(enabled):
+                    output.print(f"[bold]{name}:[/] {escape(conversation.answer_once(rest))}")
+        elif command == "/reset":
+            conversation.reset()
+        else:
+            output.print(_HELP)
+    except SealignError as error:
+        output.print(f"[bold red]error:[/] {escape(str(error))}")

@@ -1,0 +1,122 @@
+"""``sealign demo``: the whole method on the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output
+
+if TYPE_CHECKING:
+    from sealign.demo import DemoResult
+
+
+@app.command()
+def demo(
+    model: options.Model = None,
+    output_folder: Annotated[Path, typer.Option("--output", help="Folder to write the edit to.")] = Path(
+        "edits/truthfulness"
+    ),
+    strength: options.Strength = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    json: options.Json = False,
+) -> None:
+    """See the method on the embedded model: fit, answers, scores, damage, in under three minutes.
+
+    Nothing is downloaded: model, demonstrations, questions and neutral text come with the packages.
+    """
+    import dataclasses
+
+    from sealign.cli.display import print_json, track
+    from sealign.demo import DEMO_CONFIG, run_demo
+    from sealign.models import EMBEDDED, load_model
+    from sealign.storage import CONFIG_NAME, check_folder
+
+    config = DEMO_CONFIG if strength is None else dataclasses.replace(DEMO_CONFIG, strength=strength)
+    check_folder(output_folder, replaces=CONFIG_NAME)
+    with messages.status(f"Loading {model or EMBEDDED} (the embedded model is converted once, half a minute)"):
+        loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
+    result = run_demo(loaded, tokenizer, config=config, seed=seed, track=track)
+    result.edit.save_pretrained(output_folder)
+    if json:
+        print_json(_as_data(result, output_folder))
+    else:
+        _show(result, output_folder)
+
+
+def _as_data(result: DemoResult, folder: Path) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "edit": dataclasses.asdict(result.edit.record),
+        "answers": [dataclasses.asdict(answer) for answer in result.answers],
+        "scores": {
+            f"{arm} {metric}": dataclasses.asdict(difference) for (arm, metric), difference in result.scores.items()
+        },
+        "damage": {
+            "base_loss": result.damage.base_loss,
+            "edited_loss": result.damage.edited_loss,
+            "random_loss": result.random_damage.edited_loss,
+            "edited_divergence": result.damage.mean_divergence,
+            "random_divergence": result.random_damage.mean_divergence,
+        },
+        "verdict": result.verdict,
+        "saved": str(folder),
+    }
+
+
+def _show(result: DemoResult, folder: Path) -> None:
+    from sealign.cli.display import answers_table, layer_table
+
+    record = result.edit.record
+    output.print(layer_table(record))
+    prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in result.answers), strict=True)
+    output.print(answers_table(prompts, base, edited))
+    output.print(_score_table(result), _damage_table(result))
+    output.print(f"[bold]{result.verdict}[/]\n")
+    output.print(f"Saved to {folder}. Load it with:\n")
+    output.print(
+        "  import sealign\n"
+        f'  model, tokenizer = sealign.load_model("{record.model.id}")\n'
+        f'  edit = sealign.SpectralEdit.from_pretrained("{folder}")\n'
+        "  with sealign.apply_edit(model, edit):\n"
+        "      ...  # model.generate(...)",
+        markup=False,
+    )
+    output.print(f"\nor talk to it: sealign chat --edit {folder}")
+
+
+def _score_table(result: DemoResult) -> Table:
+    title = f"{result.questions} held-out questions: difference from base, with a paired 95 % interval"
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for metric in ("MC1", "MC2"):
+        table.add_column(metric, justify="right")
+        table.add_column("difference", justify="right")
+    first = result.scores
+    table.add_row("base", f"{first['edited', 'MC1'].base:.3f}", "", f"{first['edited', 'MC2'].base:.3f}", "")
+    for arm, name in (("edited", "edited"), ("random", "random directions, mean of 3 draws")):
+        cells = []
+        for metric in ("MC1", "MC2"):
+            d = first[arm, metric]
+            cells += [f"{d.edited:.3f}", f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"]
+        table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
+    return table
+
+
+def _damage_table(result: DemoResult) -> Table:
+    table = Table(title="Damage: mean loss on neutral text, nats a token", title_justify="left")
+    for name in ("model", "loss", "difference", "KL from base"):
+        table.add_column(name, justify="left" if name == "model" else "right")
+    table.add_row("base", f"{result.damage.base_loss:.3f}", "", "")
+    for name, damage in (("edited", result.damage), ("random directions", result.random_damage)):
+        table.add_row(
+            name, f"{damage.edited_loss:.3f}", f"{damage.loss_increase:+.3f}", f"{damage.mean_divergence:.4f}"
+        )
+    return table

@@ -1,0 +1,112 @@
+"""``sealign fit``: demonstrations in, an edit out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output
+
+
+@app.command()
+def fit(
+    output_folder: options.Output,
+    demonstrations: options.Demonstrations,
+    model: options.Model = None,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
+    explained_variance: options.ExplainedVariance = None,
+    rank: options.Rank = None,
+    centered: options.Centered = None,
+    feature_map: options.FeatureMap = None,
+    site: options.Site = None,
+    fit_site: options.FitSite = None,
+    layers: options.Layers = None,
+    module_pattern: options.ModulePattern = None,
+    combine: options.Combine = None,
+    normalization: options.Normalization = None,
+    strength: options.Strength = None,
+    token: options.Token = None,
+    neutral: options.Neutral = None,
+    prompt_format: options.PromptStyle = None,
+    preamble: options.Preamble = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Start from the settings of the paper's released code.")
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """Fit an edit of a model from demonstrations and save it.
+
+    A run that is stopped keeps its finished batches in the user's cache; the same command goes on from there.
+    """
+    import dataclasses
+
+    from sealign.cli.display import layer_table, print_json, settings_table, track
+    from sealign.demonstrations import load_demonstrations
+    from sealign.fit import fit_edit
+    from sealign.fit_config import FitConfig
+    from sealign.models import EMBEDDED, cache_dir, load_model
+    from sealign.prompts import PromptFormat
+    from sealign.storage import CONFIG_NAME, check_folder
+
+    given: dict[str, Any] = {
+        "explained_variance": _pair(explained_variance, float, "--explained-variance"),
+        "rank": _pair(rank, int, "--rank"),
+        "centered": centered,
+        "feature_map": feature_map,
+        "site": site,
+        "fit_site": fit_site,
+        "layers": layers,
+        "module_pattern": module_pattern,
+        "combine": combine,
+        "normalization": normalization,
+        "strength": strength,
+        "token": token,
+        "neutral": neutral,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    if prompt_format is not None or preamble is not None:
+        text = None if preamble is None else preamble.read_text(encoding="utf-8").strip()
+        given["prompt_format"] = PromptFormat(prompt_format or ("auto" if preamble is None else "few_shot"), text)  # type: ignore[arg-type]
+    start = FitConfig.reference() if reference else FitConfig()
+    config = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
+    # What can be wrong is found before anything slow is started.
+    check_folder(output_folder, replaces=CONFIG_NAME)
+    learnt = [
+        item
+        for source in demonstrations
+        for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
+    ]
+    with messages.status("Loading the model"):
+        loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
+    edit = fit_edit(loaded, tokenizer, learnt, config=config, checkpoint_dir=cache_dir() / "fits", track=track)
+    edit.save_pretrained(output_folder)
+    edit = type(edit).from_pretrained(output_folder)
+    if json:
+        print_json(dataclasses.asdict(edit.record))
+        return
+    output.print(settings_table(edit.record), layer_table(edit.record))
+    output.print(f"Saved to {output_folder}. Load it with:")
+    output.print(f'  edit = sealign.SpectralEdit.from_pretrained("{output_folder}")', markup=False)
+
+
+def _pair(text: str | None, kind: type[float] | type[int], option: str) -> Any:
+    """Parse ``0.9`` or ``0.9,0.99``."""
+    from sealign.errors import SettingError
+
+    if text is None:
+        return None
+    try:
+        values = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if len(values) not in (1, 2):
+        raise SettingError(f"{option} is '{text}', but it must be one number, or two with a comma between")
+    return values[0] if len(values) == 1 else values

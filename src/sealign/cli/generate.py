@@ -1,0 +1,61 @@
+"""``sealign generate``: base and edited answers side by side."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output
+
+
+@app.command()
+def generate(
+    edit: options.Edit,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", help="A prompt; give it several times, or lines on standard input.")
+    ] = None,
+    model: options.Model = None,
+    strength: options.Strength = None,
+    max_new_tokens: options.MaxNewTokens = 64,
+    prompt_format: options.PromptStyle = None,
+    preamble: options.Preamble = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Answer prompts greedily with the base and with the edited model, side by side."""
+    from sealign.answers import compare_answers
+    from sealign.cli.display import answers_table, print_json
+    from sealign.edit import SpectralEdit
+    from sealign.errors import SettingError
+    from sealign.models import load_model
+    from sealign.prompts import prompt_format_of
+
+    prompts = list(prompt or [])
+    if not prompts and not sys.stdin.isatty():
+        prompts = [line.strip() for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
+    loaded = SpectralEdit.from_pretrained(edit)
+    written = prompt_format_of(loaded.record.fit, prompt_format, preamble)
+    with messages.status("Loading the model"):
+        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
+    with messages.status("Answering"):
+        answers = compare_answers(
+            base,
+            tokenizer,
+            loaded,
+            prompts,
+            prompt_format=written,
+            strength=strength,
+            max_new_tokens=max_new_tokens,
+            ignore_mismatch=ignore_mismatch,
+        )
+    if json:
+        print_json([{"prompt": a.prompt, "base": a.base, "edited": a.edited} for a in answers])
+        return
+    output.print(answers_table(prompts, [a.base for a in answers], [a.edited for a in answers]))

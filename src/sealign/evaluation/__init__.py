@@ -1,0 +1,1 @@
+"""Effects of an edit: scores, statistics, damage."""

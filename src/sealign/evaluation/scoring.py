@@ -1,0 +1,161 @@
+"""Log-likelihoods of continuations, computing once what they share."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sealign.activations import Track, no_progress
+from sealign.generation import evaluating
+from sealign.prefix import Prefix, common_prefix, input_device
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+PACK_TOKENS = 512
+"""Tokens in one packed row: more cost attention to what is masked, fewer leave the cores idle."""
+
+
+@dataclass(frozen=True)
+class ChoiceRequest:
+    """A context, and the continuations of it whose log-likelihoods are wanted.
+
+    Attributes:
+        context: token ids, at least 1.
+        continuations: token ids of each continuation, each at least 1.
+
+    Example:
+        >>> ChoiceRequest((1, 2), ((3,), (4, 5))).length
+        3
+    """
+
+    context: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+
+    @property
+    def length(self) -> int:
+        """Tokens that must be run: the last of each continuation is only predicted."""
+        return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
+
+
+@torch.no_grad()
+def score_choices(
+    model: PreTrainedModel,
+    requests: Sequence[ChoiceRequest],
+    *,
+    pack_tokens: int = PACK_TOKENS,
+    track: Track = no_progress,
+) -> list[list[float]]:
+    """Return log p(continuation | context) in nats, summed over tokens, for every continuation.
+
+    What contexts share at their beginning is run once for all requests; a context is run once for all its
+    continuations; and several requests are packed into one row, where a token sees the shared
+    beginning, its own context and its own continuation, at the positions that these have on their own. Logits
+    are computed only where a continuation is predicted.
+
+    Args:
+        model: a decoder with position ids and key-value attention; edits on it must be causal.
+        requests: what to score.
+        pack_tokens: length of a packed row; a longer request has a row of its own.
+        track: shows progress.
+
+    Returns:
+        One list a request, one number a continuation.
+    """
+    device = input_device(model)
+    prefix_ids = common_prefix([request.context for request in requests])
+    order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
+    scores: list[list[float]] = [[] for _ in requests]
+    with evaluating(model):
+        prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1)
+        start = len(prefix.ids)
+        rows = list(_pack([(index, requests[index]) for index in order], start, pack_tokens))
+        for row in track(rows, "Scoring", len(rows)):
+            for index, values in _score_row(model, row, prefix, device):
+                scores[index] = values
+    return scores
+
+
+def _pack(
+    requests: Sequence[tuple[int, ChoiceRequest]], start: int, capacity: int
+) -> Iterator[list[tuple[int, ChoiceRequest]]]:
+    """Group requests into rows: the longest first, each filled up with the longest that still fit."""
+    waiting = list(requests)
+    while waiting:
+        row: list[tuple[int, ChoiceRequest]] = []
+        rest: list[tuple[int, ChoiceRequest]] = []
+        room = capacity
+        for item in waiting:
+            length = item[1].length - start
+            if not row or length <= room:
+                row.append(item)
+                room -= length
+            else:
+                rest.append(item)
+        waiting = rest
+        yield row
+
+
+@dataclass
+class _Row:
+    """One packed row under construction; ``request`` and ``branch`` tell which tokens see each other."""
+
+    tokens: list[int]
+    positions: list[int]
+    request: list[int]
+    branch: list[int]
+
+    def add(self, tokens: Sequence[int], first_position: int, request: int, branch: int) -> int:
+        """Append tokens and return the index of the last one."""
+        self.tokens += tokens
+        self.positions += range(first_position, first_position + len(tokens))
+        self.request += [request] * len(tokens)
+        self.branch += [branch] * len(tokens)
+        return len(self.tokens) - 1
+
+    def mask(self, start: int, dtype: torch.dtype) -> Tensor:
+        """Return what each token sees, (1, 1, t, start + t): 0 where it does, the lowest number elsewhere."""
+        request, branch = torch.tensor(self.request), torch.tensor(self.branch)
+        length = len(self.tokens)
+        sees = torch.ones(length, length, dtype=torch.bool).tril()
+        sees &= request[:, None] == request[None, :]
+        sees &= (branch[None, :] < 0) | (branch[:, None] == branch[None, :])
+        sees = torch.cat([torch.ones(length, start, dtype=torch.bool), sees], dim=1)
+        return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+
+
+def _score_row(
+    model: Any, requests: Sequence[tuple[int, ChoiceRequest]], prefix: Prefix, device: torch.device
+) -> Iterator[tuple[int, list[float]]]:
+    start = len(prefix.ids)
+    row = _Row([], [], [], [])
+    predicted: list[int] = []  # indices of tokens whose logits are wanted
+    targets: list[int] = []
+    for number, (_, request) in enumerate(requests):
+        context = request.context[start:]
+        last = row.add(context, start, number, -1)
+        for branch, tokens in enumerate(request.continuations):
+            first = row.add(tokens[:-1], len(request.context), number, branch) - len(tokens) + 2
+            predicted += [last, *range(first, first + len(tokens) - 1)]
+            targets += tokens
+    where = sorted(set(predicted))
+    logits = model(
+        input_ids=torch.tensor([row.tokens], device=device),
+        position_ids=torch.tensor([row.positions], device=device),
+        attention_mask=row.mask(start, model.dtype).to(device),
+        past_key_values=copy.deepcopy(prefix.cache),
+        use_cache=prefix.cache is not None,
+        logits_to_keep=torch.tensor(where, device=device),
+    ).logits[0]
+    logs = torch.log_softmax(logits.float(), dim=-1)
+    place = {index: position for position, index in enumerate(where)}
+    chosen = logs[[place[index] for index in predicted], targets].double().cpu()
+    lengths = [len(tokens) for _, request in requests for tokens in request.continuations]
+    sums = iter([float(part.sum()) for part in torch.split(chosen, lengths)])
+    for index, request in requests:
+        yield index, [next(sums) for _ in request.continuations]
