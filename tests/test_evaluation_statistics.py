@@ -56,9 +56,7 @@ def assert_binomial(share, repeats, lowest, highest):
 # Intervals
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "lowest"), [(0.05, 0.05, 0.94), (0.08, 0.02, 0.92), (0.3, 0.1, 0.94)]
-)
+@pytest.mark.parametrize(("gained", "lost", "lowest"), [(0.05, 0.05, 0.94), (0.08, 0.02, 0.92), (0.3, 0.1, 0.94)])
 def test_interval_of_binary_pairs_covers(gained, lost, lowest):
     rng = np.random.default_rng(11)
     results = [paired_difference(*paired_binary(rng, gained, lost), seed=i, **QUICK) for i in range(500)]
@@ -303,9 +301,7 @@ def test_swaps_without_a_denominator_count_as_extreme():
 # Invariances
 
 arms = st.integers(2, 12).flatmap(
-    lambda items: st.tuples(
-        *[st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=items, max_size=items)] * 2
-    )
+    lambda items: st.tuples(*[st.lists(st.integers(-40, 40).map(lambda n: n / 8), min_size=items, max_size=items)] * 2)
 )
 binary_arms = st.integers(2, 12).flatmap(
     lambda items: st.tuples(*[st.lists(st.integers(0, 1), min_size=items, max_size=items)] * 2)
@@ -333,9 +329,7 @@ def test_swapping_the_arms_mirrors_everything(pair, grouped):
 def test_shift_and_scale_move_the_result_along(pair, shift, scale):
     base, edited = (np.array(arm) + 1 / 64 for arm in pair)  # never 0/1
     plain = paired_difference(base, edited, groups=np.arange(len(base)), resamples=300)
-    moved = paired_difference(
-        scale * base + shift, scale * edited + shift, groups=np.arange(len(base)), resamples=300
-    )
+    moved = paired_difference(scale * base + shift, scale * edited + shift, groups=np.arange(len(base)), resamples=300)
     assert moved.base == pytest.approx(scale * plain.base + shift)
     expected = (scale * plain.difference, scale * plain.low, scale * plain.high, plain.p_value)
     assert (moved.difference, moved.low, moved.high, moved.p_value) == pytest.approx(expected, abs=1e-9)

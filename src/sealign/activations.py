@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,6 +18,7 @@ from sealign.errors import ActivationError, DemonstrationError, SettingError, un
 from sealign.generation import evaluating, generate_ids
 from sealign.prefix import Prefix, common_prefix, decoder_of, input_device, pad_right, pad_token
 from sealign.prompts import PromptFormat
+from sealign.recording import Recorder
 from sealign.sites import ResolvedSite, resolve_sites, text_config, unwrap_model
 
 if TYPE_CHECKING:
@@ -226,7 +226,7 @@ def _collect(
         rows = store.load("activations", number)
         if rows is None:
             if prefix is None:
-                recorder = _Recorder(sites, lambda output: output[0].float())
+                recorder = Recorder(sites, lambda output, _: output[0].float())
                 with recorder:
                     prefix = Prefix.run(runner, prefix_ids, device)
                 past = recorder.recorded if prefix.ids else {}
@@ -263,7 +263,7 @@ def _run_batch(
         before = past[layer].to(hidden.device) if start else hidden.new_zeros(0, hidden.shape[-1])
         return torch.stack([_reduce(hidden[row], before, read, config.token) for row, read in reads])
 
-    recorder = _Recorder(sites, reduce, with_layer=True)
+    recorder = Recorder(sites, reduce)
     with recorder:
         prefix.continue_batch(runner, ids, mask)
     rows = {str(layer): block.cpu() for layer, block in recorder.recorded.items()}
@@ -310,35 +310,6 @@ def _scatter(
                 target = torch.empty(count, block.shape[1])
                 blocks[role] = target
             target[[reads[position].demonstration for position in chosen]] = block[chosen]
-
-
-class _Recorder:
-    """Hooks that reduce each site's output as it comes, so that no whole output is kept."""
-
-    def __init__(self, sites: Sequence[ResolvedSite], reduce: Callable[..., Tensor], *, with_layer: bool = False):
-        self._sites = sites
-        self._reduce = reduce
-        self._with_layer = with_layer
-        self._stack = ExitStack()
-        self.recorded: dict[int, Tensor] = {}
-
-    def __enter__(self) -> _Recorder:
-        with ExitStack() as stack:
-            for resolved in self._sites:
-                handle = resolved.module.register_forward_hook(self._hook(resolved.layer))
-                stack.callback(handle.remove)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            self.recorded[layer] = self._reduce(tensor, layer) if self._with_layer else self._reduce(tensor)
-
-        return hook
 
 
 def _generate_neutrals(

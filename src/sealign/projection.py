@@ -155,7 +155,7 @@ class Projection:
         change = self._change(x, combine)
         if normalization != "none":
             y = x + change
-            change = y.mul_(_ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
+            change = (y * _ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
         return torch.add(x, change, alpha=strength).to(tokens.dtype)
 
     def _change(self, x: Tensor, combine: Combine) -> Tensor:

@@ -276,9 +276,7 @@ class _Plan:
         if not 0 < self.confidence < 1:
             raise SettingError(f"confidence is {self.confidence}, but it must be in (0, 1); try 0.95")
         if self.resamples < MIN_RESAMPLES:
-            raise SettingError(
-                f"resamples is {self.resamples}, but it must be at least {MIN_RESAMPLES}; try 10000"
-            )
+            raise SettingError(f"resamples is {self.resamples}, but it must be at least {MIN_RESAMPLES}; try 10000")
         if self.seed < 0:
             raise SettingError(f"seed is {self.seed}, but it must be at least 0; use 0")
 
@@ -289,9 +287,7 @@ def _columns(**named: npt.ArrayLike) -> list[FloatArray]:
     first, *_ = columns
     for name, column in columns.items():
         if column.ndim != 1:
-            raise SettingError(
-                f"{name} has {column.ndim} dimensions, but it must have 1; pass one score for each item"
-            )
+            raise SettingError(f"{name} has {column.ndim} dimensions, but it must have 1; pass one score for each item")
         if len(column) != len(columns[first]):
             raise SettingError(
                 f"{name} has {len(column)} items, but it must have {len(columns[first])} as {first} has; "
@@ -319,9 +315,7 @@ def _sum_by_unit(columns: list[FloatArray], groups: npt.ArrayLike | None) -> Flo
         rows = np.stack([np.bincount(codes, column, minlength=len(distinct)) for column in columns], axis=1)
     if len(rows) < 2:
         unit = "items" if groups is None else "groups"
-        raise SettingError(
-            f"{len(rows)} {unit} given, but an interval needs at least 2; evaluate more {unit}"
-        )
+        raise SettingError(f"{len(rows)} {unit} given, but an interval needs at least 2; evaluate more {unit}")
     return rows
 
 

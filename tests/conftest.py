@@ -1,0 +1,112 @@
+"""Shared fixtures: shape checks, a small tokenizer, tiny models of every architecture, the embedded model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jaxtyping import install_import_hook
+
+import tests.shapes  # noqa: F401  the hook looks it up by name
+
+# Shapes in annotations are checked in the modules that know tensors only.
+SHAPE_CHECKED = ("covariance", "spectra", "feature_maps", "projection", "prefix", "storage", "edit")
+_hook = install_import_hook([f"sealign.{name}" for name in SHAPE_CHECKED], "tests.shapes.check")
+
+import torch  # noqa: E402
+
+import sealign  # noqa: E402
+from tests.tiny_models import build_model  # noqa: E402
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test may reach a model hub."""
+    old = os.environ.get("HF_HUB_OFFLINE")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    yield
+    if old is None:
+        del os.environ["HF_HUB_OFFLINE"]
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    folder = Path(os.environ.get("SEALIGN_DATA_DIR", SHARED / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"benchmark data not found at {folder}; set SEALIGN_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A byte-level BPE tokenizer trained on the bundled text, with a chat template."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    text = (files("sealign") / "data" / "neutral.txt").read_text(encoding="utf-8")
+    trained = ByteLevelBPETokenizer()
+    special = ["<pad>", "<eos>", "<user>", "<model>"]
+    trained.train_from_iterator(text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = (
+        "{% for m in messages %}<{{ 'user' if m.role == 'user' else 'model' }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<model>{% endif %}"
+    )
+    return fast
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tokenizer: Any) -> Callable[[str], Any]:
+    """A builder of tiny random models; each is built once."""
+    built: dict[str, Any] = {}
+
+    def build(name: str) -> Any:
+        if name not in built:
+            built[name] = build_model(name, vocab_size=len(tokenizer))
+        return built[name]
+
+    return build
+
+
+@pytest.fixture
+def llama(tiny_model: Callable[[str], Any]) -> Any:
+    return tiny_model("llama")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Any:
+    """The embedded model and its tokenizer."""
+    return sealign.load_model("smollm2", dtype="float32", device="cpu")
+
+
+@pytest.fixture
+def demonstrations() -> list[sealign.Demonstration]:
+    """Seven short demonstrations of unequal lengths."""
+    rows = [
+        ("What is ice?", "Frozen water.", "Frozen air, which falls from the clouds in winter."),
+        ("Who bakes bread in the town by the river?", "The baker does.", "The clock."),
+        ("Is fire cold?", "No, fire is hot.", "Yes."),
+        ("What do trains run on?", "On rails made of steel.", "On water."),
+        ("Where do fish live?", "In water.", "In trees, mostly in the tall ones."),
+        ("What does a clock show?", "The time of day.", "The weather."),
+        ("How many legs has a horse?", "A horse has four legs.", "It has six."),
+    ]
+    return [sealign.Demonstration(*row) for row in rows]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def small_edit(llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]) -> sealign.SpectralEdit:
+    """An edit of two layers of the tiny Llama, with unequal ranks."""
+    config = sealign.FitConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
+    return sealign.fit_edit(llama, tokenizer, demonstrations, config=config)

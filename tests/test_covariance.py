@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealign.covariance import CrossCovariance
+from sealign.errors import ActivationError
+
+
+def _direct(x: torch.Tensor, y: torch.Tensor, centered: bool) -> torch.Tensor:
+    x, y = x.double(), y.double()
+    if centered:
+        x, y = x - x.mean(0), y - y.mean(0)
+    return x.T @ y / len(x)
+
+
+def _dense(covariance: CrossCovariance) -> torch.Tensor:
+    return covariance.compute().multiply(torch.eye(covariance.width, dtype=torch.float64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 14),
+    d=st.integers(1, 9),
+    cuts=st.lists(st.integers(0, 14), max_size=4),
+    split=st.integers(0, 14),
+    centered=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_any_batches_and_workers_give_the_covariance_of_all_rows(
+    n: int, d: int, cuts: list[int], split: int, centered: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator) + 3
+    y = torch.randn(n, d, generator=generator) - 1
+    workers = [CrossCovariance(d, centered=centered) for _ in range(2)]
+    bounds = sorted({0, n, *(min(cut, n) for cut in cuts)})
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        workers[start < split].update(x[start:end], y[start:end])
+    workers[0].merge(workers[1])
+    assert workers[0].count == n
+    torch.testing.assert_close(_dense(workers[0]), _direct(x, y, centered), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("n", [4, 40], ids=["factors", "dense"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_products_and_energy(n: int, centered: bool) -> None:
+    x, y, vectors = torch.randn(n, 7), torch.randn(n, 7), torch.randn(7, 3, dtype=torch.float64)
+    covariance = CrossCovariance(7, centered=centered)
+    covariance.update(x, y)
+    omega, direct = covariance.compute(), _direct(x, y, centered)
+    assert (omega.left is None) == (n > 7)
+    torch.testing.assert_close(omega.multiply(vectors), direct @ vectors)
+    torch.testing.assert_close(omega.transpose_multiply(vectors), direct.T @ vectors)
+    assert omega.energy() == pytest.approx(float(torch.linalg.svdvals(direct).square().sum()))
+    assert (omega.rank_bound, omega.width) == (min(n, 7), 7)
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    covariance = CrossCovariance(5)
+    for _ in range(100):
+        covariance.update(torch.randn(3, 5), torch.randn(3, 5))
+    assert covariance._rows == []
+
+
+def test_refusals_name_the_shapes() -> None:
+    covariance = CrossCovariance(4)
+    with pytest.raises(ActivationError, match=r"\(b, 4\), got \(2, 3\) and \(2, 3\)"):
+        covariance.update(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ActivationError, match="at least one row"):
+        covariance.compute()
+    with pytest.raises(ActivationError, match="width 4"):
+        CrossCovariance(5).merge(covariance)
+    with pytest.raises(ActivationError, match="centered=True"):
+        CrossCovariance(4).merge(CrossCovariance(4, centered=True))

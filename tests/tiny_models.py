@@ -1,0 +1,78 @@
+"""Tiny random models built from transformers configurations, one for every architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+_COMMON = {
+    "hidden_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+_GATED = _COMMON | {"intermediate_size": 80, "num_key_value_heads": 2}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 40}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GATED),
+    "mistral": ("MistralConfig", _GATED | {"sliding_window": None}),
+    "mixtral": ("MixtralConfig", _GATED | {"num_local_experts": 3, "num_experts_per_tok": 2}),
+    "qwen2": ("Qwen2Config", _GATED),
+    "qwen3": ("Qwen3Config", _GATED | {"head_dim": 12}),
+    "qwen3_moe": ("Qwen3MoeConfig", _GATED | _EXPERTS | {"num_experts": 3, "head_dim": 12}),
+    "gemma2": ("Gemma2Config", _GATED | {"head_dim": 12, "sliding_window": 16}),
+    "gemma3": ("Gemma3TextConfig", _GATED | {"head_dim": 12, "sliding_window": 16}),
+    "phi3": ("Phi3Config", _GATED | {"pad_token_id": 0}),
+    "olmo2": ("Olmo2Config", _GATED),
+    "gpt2": (
+        "GPT2Config",
+        {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 1},
+    ),
+    "gpt_neox": ("GPTNeoXConfig", _COMMON | {"intermediate_size": 80}),
+    "opt": (
+        "OPTConfig",
+        _COMMON | {"ffn_dim": 80, "word_embed_proj_dim": 48, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1},
+    ),
+    "falcon": ("FalconConfig", _COMMON | {"bos_token_id": 1, "eos_token_id": 1}),
+    "starcoder2": ("Starcoder2Config", _GATED | {"sliding_window": None}),
+    "granite": ("GraniteConfig", _GATED | {"residual_multiplier": 0.5}),
+    "smollm3": ("SmolLM3Config", _GATED | {"pad_token_id": 0}),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        _GATED
+        | _EXPERTS
+        | {
+            "num_key_value_heads": 4,
+            "n_routed_experts": 4,
+            "n_group": 2,
+            "topk_group": 1,
+            "first_k_dense_replace": 1,
+            "kv_lora_rank": 16,
+            "q_lora_rank": 24,
+            "qk_rope_head_dim": 8,
+            "qk_nope_head_dim": 8,
+            "v_head_dim": 12,
+        },
+    ),
+}
+"""Configuration class and settings by architecture; layers, widths and ranks differ from one another."""
+
+
+def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
+    """Return a random model of an architecture, in evaluation mode, float32, without dropout."""
+    import transformers
+
+    class_name, settings = CONFIGS[name]
+    config = getattr(transformers, class_name)(vocab_size=vocab_size, **(settings | changes))
+    torch.manual_seed(1)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # Larger weights than the initial ones, so that an edit is seen in the logits.
+            if parameter.dim() >= 2:
+                parameter.normal_(0, 0.15)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
