@@ -25,6 +25,7 @@ ORDER = (
     "feature_maps",
     "storage",
     "checkpoints",
+    "recording",
     "activations",
     "covariance",
     "spectra",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,7 +39,7 @@ def test_any_batches_and_workers_give_the_covariance_of_all_rows(
     y = torch.randn(n, d, generator=generator) - 1
     workers = [CrossCovariance(d, centered=centered) for _ in range(2)]
     bounds = sorted({0, n, *(min(cut, n) for cut in cuts)})
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in itertools.pairwise(bounds):
         workers[start < split].update(x[start:end], y[start:end])
     workers[0].merge(workers[1])
     assert workers[0].count == n

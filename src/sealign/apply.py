@@ -137,8 +137,10 @@ def attach(
     handle = EditHandle(edit, edit.settings.strength)
     with ExitStack() as stack:
         if edit.settings.normalization == "feature":
-            hook = decoder_of(model).register_forward_pre_hook(_check_feature_call(handle), with_kwargs=True)
-            stack.callback(hook.remove)
+            # Both are entry points: some models call their inner decoder past the outer one.
+            for entry in (base, decoder_of(model)):
+                hook = entry.register_forward_pre_hook(_check_feature_call(handle), with_kwargs=True)
+                stack.callback(hook.remove)
         for layer in edit.layers:
             path = edit.record.layers[str(layer)].module
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ class Demonstration:
         negative: the completion to be made less likely; differs from ``positive``.
 
     Raises:
-        DemonstrationError: a field is empty, or both completions are the same.
+        DemonstrationError: a field is empty or holds half a character, or both completions are the same.
 
     Example:
         >>> Demonstration("What do bees make?", "Honey.", "Milk.").positive
@@ -43,6 +44,10 @@ class Demonstration:
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
                 raise DemonstrationError(f"'{name}' is {value!r}, but it must be a text that is not empty")
+            if any("\ud800" <= character <= "\udfff" for character in value):
+                raise DemonstrationError(
+                    f"'{name}' is {value!r}, which holds half a character (a lone surrogate); write it out or delete it"
+                )
         if self.positive.strip() == self.negative.strip():
             raise DemonstrationError(
                 f"positive and negative are both {self.positive.strip()!r}; they must differ to teach a direction"
@@ -97,7 +102,7 @@ def demonstrations_hash(demonstrations: Sequence[Demonstration]) -> str:
 
     Example:
         >>> demonstrations_hash([Demonstration("a", "b", "c")])[:8]
-        'd80fbd84'
+        'd33b202c'
     """
     digest = hashlib.sha256()
     for item in demonstrations:
@@ -109,20 +114,18 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield (place, row) for each row of a JSONL or CSV file, place being ``file, line N``.
 
     Raises:
-        DemonstrationError: the file is missing, empty, not UTF-8, or a line is not a JSON object.
+        DemonstrationError: the file is missing, empty, not UTF-8, or a line is not a JSON object or a CSV row.
     """
     if not path.is_file():
         raise DemonstrationError(f"there is no file '{path}'; check the path")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         raise DemonstrationError(f"'{path}' is not UTF-8 at byte {error.start}; save it as UTF-8") from error
     if not text.strip():
         raise DemonstrationError(f"'{path}' is empty; it must hold at least 2 demonstrations")
     if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines(keepends=True))
-        for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+        yield from _csv_rows(path, text)
         return
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -135,6 +138,22 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if not isinstance(row, dict):
             raise DemonstrationError(f"{place}: a {type(row).__name__}, but it must be a JSON object")
         yield place, row
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    reader = csv.DictReader(io.StringIO(text), strict=True)
+    last = 0
+    try:
+        for row in reader:
+            last = reader.reader.line_num  # its own forgets blank lines
+            place = f"{path}, line {last}"
+            if None in row:
+                raise DemonstrationError(f"{place}: more fields than columns; put texts with commas in double quotes")
+            yield place, row
+    except csv.Error as error:
+        raise DemonstrationError(
+            f"{path}, from line {last + 1} on: not CSV ({error}); close every quote, and double those inside a text"
+        ) from error
 
 
 def _plain(row: Mapping[str, Any], _: random.Random) -> Demonstration:

@@ -23,6 +23,7 @@ from sealign.projection import (
     check_strength,
 )
 from sealign.record import EditRecord, EditSettings, dump_record, parse_record
+from sealign.sites import SITES
 from sealign.storage import (
     CARD_NAME,
     CONFIG_NAME,
@@ -80,7 +81,8 @@ class SpectralEdit:
         Raises:
             SettingError: an unknown combination or normalization.
         """
-        given = {"combine": combine, "normalization": normalization, "strength": strength}
+        number = None if strength is None else float(strength)  # 1 and 1.0 are one edit, with one hash
+        given = {"combine": combine, "normalization": normalization, "strength": number}
         changed = {name: value for name, value in given.items() if value is not None}
         settings = dataclasses.replace(self.settings, **changed)  # type: ignore[arg-type]
         check_settings(settings)
@@ -90,8 +92,10 @@ class SpectralEdit:
         """Return the edit of some of its layers only.
 
         Raises:
-            SiteError: a layer is not in the edit.
+            SiteError: none is named, or one is not in the edit.
         """
+        if not layers:
+            raise SiteError(f"no layers are named, but an edit needs at least 1; it has layers {self.layers}")
         missing = [layer for layer in layers if layer not in self.projections]
         if missing:
             raise SiteError(f"layers {missing} are not in the edit, which has layers {self.layers}")
@@ -173,6 +177,7 @@ class SpectralEdit:
             raise EditFileError(
                 f"the tensors of '{folder}' do not match their hash in {CONFIG_NAME}; copy or download the edit again"
             )
+        _check_names(tensors, record, str(folder))
         projections = {int(layer): _read_projection(tensors, layer, record, str(folder)) for layer in record.layers}
         return cls(projections, record)
 
@@ -196,6 +201,7 @@ def check_settings(settings: EditSettings) -> None:
     Raises:
         SettingError: names the setting.
     """
+    check_choice("site", settings.site, SITES)
     check_choice("combination", settings.combine, COMBINES)
     check_choice("normalization", settings.normalization, NORMALIZATIONS)
     get_feature_map(settings.feature_map)
@@ -207,32 +213,44 @@ def _check_record(record: EditRecord, place: str) -> None:
         check_settings(record.settings)
     except SettingError as error:
         raise EditFileError(f"'{place}': {error}") from error
+    if not record.layers:
+        raise EditFileError(f"'{place}' has no layers, but an edit needs at least 1; copy or download it again")
     bad = [layer for layer in record.layers if not layer.isdecimal() or str(int(layer)) != layer]
     if bad:
         raise EditFileError(f"'{place}': layer {bad[0]!r} is not a whole number")
 
 
+def _check_names(tensors: Mapping[str, Tensor], record: EditRecord, place: str) -> None:
+    names = ["positive", "negative", "singular_values_positive", "singular_values_negative"]
+    names += ["mean"] if record.settings.centered else []
+    expected = {f"layers.{layer}.{name}" for layer in record.layers for name in names}
+    missing, extra = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+    if missing or extra:
+        raise EditFileError(
+            f"'{place}': tensors that are missing: {missing or 'none'}, that are not in the record: {extra or 'none'}; "
+            "copy or download the edit again"
+        )
+
+
 def _read_projection(tensors: Mapping[str, Tensor], layer: str, record: EditRecord, place: str) -> Projection:
-    """Return one layer's projection after checking names, shapes, types and finiteness."""
+    """Return one layer's projection after checking shapes, types and finiteness."""
     entry = record.layers[layer]
     prefix = f"layers.{layer}."
     found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    expected = {"positive", "negative", "singular_values_positive", "singular_values_negative"}
-    expected |= {"mean"} if record.settings.centered else set()
-    if set(found) != expected:
-        raise EditFileError(
-            f"'{place}': layer {layer} has the tensors {sorted(found)}, but needs {sorted(expected)}; "
-            "copy or download the edit again"
-        )
-    width = found["positive"].shape[0]
+    width = found["positive"].shape[0] if found["positive"].dim() else 0
     shapes = {
         "positive": (width, entry.rank_positive),
         "negative": (width, entry.rank_negative),
         "mean": (width,),
+        # At least the kept ones; more may be known.
+        "singular_values_positive": (max(found["singular_values_positive"].numel(), entry.rank_positive),),
+        "singular_values_negative": (max(found["singular_values_negative"].numel(), entry.rank_negative),),
     }
-    for name, tensor in found.items():
-        wanted = shapes.get(name)
-        if wanted is not None and tuple(tensor.shape) != wanted:
+    for name, wanted in shapes.items():
+        tensor = found.get(name)
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != wanted:
             raise EditFileError(f"'{place}': tensor {prefix}{name} is {tuple(tensor.shape)}, but must be {wanted}")
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise EditFileError(f"'{place}': tensor {prefix}{name} holds NaN, infinity or no floating-point numbers")

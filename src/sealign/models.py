@@ -70,6 +70,7 @@ def load_model(
 
 
 def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     shared = {key: kwargs[key] for key in ("gguf_file", "revision") if kwargs.get(key)}
@@ -77,7 +78,7 @@ def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, A
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs["dtype"], **shared)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"cannot load model '{name}': {reason}") from error
     return model, tokenizer

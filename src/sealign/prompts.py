@@ -126,6 +126,20 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def read_preamble(path: str | Path) -> str:
+    """Return the text of a preamble file, without the space around it.
+
+    Raises:
+        SettingError: there is no such file, or it is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig").strip()
+    except FileNotFoundError as error:
+        raise SettingError(f"there is no preamble file '{path}'; check the path") from error
+    except UnicodeDecodeError as error:
+        raise SettingError(f"preamble file '{path}' is not UTF-8 at byte {error.start}; save it as UTF-8") from error
+
+
 def prompt_format_of(
     fit: Mapping[str, Any], style: str | None = None, preamble: str | Path | None = None
 ) -> PromptFormat:
@@ -137,8 +151,8 @@ def prompt_format_of(
         preamble: a file with a preamble in place of the fit's.
 
     Raises:
-        SettingError: the style is unknown.
+        SettingError: the style is unknown, or the file cannot be read.
     """
     recorded: Mapping[str, Any] = fit.get("prompt_format", {}) if style is None else {"style": style}
-    text = recorded.get("preamble") if preamble is None else Path(preamble).read_text(encoding="utf-8").strip()
+    text = recorded.get("preamble") if preamble is None else read_preamble(preamble)
     return PromptFormat(recorded.get("style", "auto"), text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from sealign.errors import EditFileError
 FORMAT = "sealign.edit"
 FORMAT_VERSION = 1
 
-_STRICT: Any = {"extra": "forbid", "strict": True}
+_STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ def parse_record(text: str, place: str) -> EditRecord:
         place: the file's name, for messages.
 
     Raises:
-        EditFileError: not JSON, of another or a newer format, or a key is missing, unknown or of the
-            wrong type.
+        EditFileError: not JSON, of another or a newer format, or a key is missing, unknown, of the wrong type
+            or not finite.
     """
     from pydantic import ValidationError
 
@@ -146,17 +147,24 @@ def parse_record(text: str, place: str) -> EditRecord:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise EditFileError(f"'{place}' is not an edit: its 'format' is not '{FORMAT}'; check the path")
     version = data.get("format_version")
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and not 1 <= version <= FORMAT_VERSION:
         raise EditFileError(
-            f"'{place}' has format version {version}, but this Sealign reads up to {FORMAT_VERSION}; upgrade sealign"
+            f"'{place}' has format version {version}, but this Sealign reads 1 to {FORMAT_VERSION}; upgrade sealign"
         )
+    # In a file, also what has a default must be there.
+    missing = [field.name for field in dataclasses.fields(EditRecord) if field.name not in data]
+    if missing:
+        raise _invalid(place, missing[0], "missing")
     try:
         record: EditRecord = _adapter().validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise EditFileError(
-            f"'{place}' is not valid at '{where}': {first['msg'].lower()}; it was changed by hand or by another "
-            "program, copy or download it again"
-        ) from error
+        raise _invalid(place, ".".join(str(part) for part in first["loc"]), first["msg"].lower()) from error
     return record
+
+
+def _invalid(place: str, where: str, reason: str) -> EditFileError:
+    return EditFileError(
+        f"'{place}' is not valid at '{where}': {reason}; it was changed by hand or by another program, copy or "
+        "download it again"
+    )
