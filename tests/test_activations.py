@@ -11,8 +11,10 @@ import pytest
 import torch
 
 import sealign
-from sealign.activations import ROLES, Activations, CollectConfig
+from sealign.activations import Activations
+from sealign.collect_config import CollectConfig
 from sealign.errors import ActivationError, DemonstrationError, SettingError
+from sealign.sequences import ROLES
 from tests.tiny_models import build_model
 
 

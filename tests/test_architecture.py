@@ -16,8 +16,10 @@ PACKAGE = Path(sealign.__file__).parent
 
 ORDER = (
     "errors",
+    "progress",
     "demonstrations",
     "prompts",
+    "collect_config",
     "sites",
     "fingerprint",
     "prefix",
@@ -26,6 +28,7 @@ ORDER = (
     "storage",
     "checkpoints",
     "recording",
+    "sequences",
     "activations",
     "covariance",
     "spectra",
@@ -40,6 +43,7 @@ ORDER = (
     "answers",
     "chat",
     "models",
+    "evaluation.resampling",
     "evaluation.statistics",
     "evaluation.scoring",
     "evaluation.multiple_choice",
@@ -106,7 +110,7 @@ def test_no_module_is_called_utils_and_none_unpickles() -> None:
 
 @pytest.mark.parametrize("name", ORDER)
 def test_files_stay_small(name: str) -> None:
-    assert len(_modules()[name].read_text().splitlines()) <= 330
+    assert len(_modules()[name].read_text().splitlines()) <= 320
 
 
 def _run(code: str) -> str:

@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 import pytest
-from huggingface_hub import ModelCard
 
 import sealign
 from sealign.card import model_card
@@ -15,6 +14,13 @@ from tests.test_record import make_record
 
 def with_model(record: EditRecord, **changes: Any) -> EditRecord:
     return dataclasses.replace(record, model=dataclasses.replace(record.model, **changes))
+
+
+def metadata(card: str) -> Any:
+    """The front matter as the Hub reads it."""
+    from huggingface_hub import ModelCard  # not before the tests are offline
+
+    return ModelCard(card).data
 
 
 def table(card: str, heading: str) -> list[list[str]]:
@@ -28,7 +34,7 @@ def table(card: str, heading: str) -> list[list[str]]:
 
 
 def test_the_hub_reads_its_metadata() -> None:
-    data = ModelCard(model_card(make_record())).data
+    data = metadata(model_card(make_record()))
     assert data.library_name == "sealign"
     assert data.base_model == "owner/tiny-llama"
     assert data.tags == ["sealign", "spectral-editing", "activation-editing"]
@@ -37,7 +43,7 @@ def test_the_hub_reads_its_metadata() -> None:
 @pytest.mark.parametrize("name", ["smollm2", "/models/llama", "./models", "../x", "C:\\models", "a/b/c", "Llama"])
 def test_only_a_repository_is_named_as_base_model(name: str) -> None:
     card = model_card(with_model(make_record(), id=name))
-    assert ModelCard(card).data.base_model is None
+    assert metadata(card).base_model is None
     assert f"# Spectral edit of {name}\n" in card
 
 

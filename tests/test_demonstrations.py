@@ -341,8 +341,11 @@ def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
         load_demonstrations("bbq")
 
 
-def test_the_hub_offline() -> None:
-    pytest.importorskip("datasets")
+def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    # Both read the environment only when they are imported, which may be before the tests set it.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DemonstrationError, match=r"cannot load dataset 'nobody/nothing-at-all' from the Hub .*network"):
         load_demonstrations("nobody/nothing-at-all")
 

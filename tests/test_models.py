@@ -163,4 +163,6 @@ def test_another_real_model_with_a_norm_after_the_mlp(tmp_path: Path) -> None:
             torch.testing.assert_close(model(ids[:, :3]).logits, edited[:, :3], rtol=1e-3, atol=1e-2)
         assert torch.equal(model(ids).logits, base)
     assert not torch.allclose(edited, base)
-    assert tokenizer.decode(base[0, -1].argmax()).strip() == "Paris"
+    question = torch.tensor([tokenizer.encode("Question: What is the capital of France?\nAnswer:")])
+    with torch.no_grad():
+        assert tokenizer.decode(model(question).logits[0, -1].argmax()).strip() == "Paris"

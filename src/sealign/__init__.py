@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sealign.activations import Activations as Activations
-    from sealign.activations import CollectConfig as CollectConfig
     from sealign.activations import collect_activations as collect_activations
     from sealign.apply import EditHandle as EditHandle
     from sealign.apply import apply_edit as apply_edit
     from sealign.apply import attach as attach
+    from sealign.collect_config import CollectConfig as CollectConfig
     from sealign.demonstrations import Demonstration as Demonstration
     from sealign.demonstrations import load_demonstrations as load_demonstrations
     from sealign.edit import SpectralEdit as SpectralEdit
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Activations": "activations",
-    "CollectConfig": "activations",
+    "CollectConfig": "collect_config",
     "Demonstration": "demonstrations",
     "EditHandle": "apply",
     "FitConfig": "fit_config",

@@ -2,80 +2,28 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.checkpoints import BatchStore
+from sealign.collect_config import CollectConfig, TokenChoice
 from sealign.demonstrations import Demonstration
-from sealign.errors import ActivationError, DemonstrationError, SettingError, unknown_name
+from sealign.errors import ActivationError, DemonstrationError
 from sealign.generation import evaluating, generate_ids
 from sealign.prefix import Prefix, common_prefix, decoder_of, input_device, pad_right, pad_token
-from sealign.prompts import PromptFormat
+from sealign.progress import Track, no_progress
 from sealign.recording import Recorder
-from sealign.sites import ResolvedSite, resolve_sites, text_config, unwrap_model
+from sealign.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
+from sealign.sites import ResolvedSite, resolve_sites
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-TokenChoice = Literal["last", "mean", "random"]
-"""Which token of a sequence gives its activation: the last, the mean over all, or one at random (seeded)."""
-
-NeutralChoice = Literal["prompt", "generated"]
-"""What the neutral sequence is: the prompt, or the prompt and the model's own greedy completion."""
-
-ROLES = ("neutral", "positive", "negative")
-
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Called as ``track(items, what, how_many)``; returns the items, showing progress as they are taken."""
-
-
-def no_progress(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
-    """Return the items without showing anything."""
-    return items
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """How activations are collected.
-
-    Attributes:
-        token: which token gives a sequence's activation: ``last``, ``mean`` or ``random``.
-        neutral: the neutral sequence: ``prompt``, or ``generated`` by the model after the prompt.
-        max_new_tokens: at most this many generated tokens, at least 1.
-        prompt_format: how prompts are written.
-        batch_size: sequences run together, at least 1.
-        seed: of the random token.
-
-    Raises:
-        SettingError: a value is unknown or out of range.
-
-    Example:
-        >>> CollectConfig(token="mean").token
-        'mean'
-    """
-
-    token: TokenChoice = "last"
-    neutral: NeutralChoice = "prompt"
-    max_new_tokens: int = 32
-    prompt_format: PromptFormat = PromptFormat()
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.token not in get_args(TokenChoice):
-            raise SettingError(unknown_name("token choice", self.token, get_args(TokenChoice)))
-        if self.neutral not in get_args(NeutralChoice):
-            raise SettingError(unknown_name("neutral choice", self.neutral, get_args(NeutralChoice)))
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise SettingError(f"{name} is {getattr(self, name)}, but it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -91,22 +39,6 @@ class Activations:
     neutral: Mapping[int, Float[Tensor, "n d"]]
     positive: Mapping[int, Float[Tensor, "n d"]]
     negative: Mapping[int, Float[Tensor, "n d"]]
-
-
-@dataclass(frozen=True)
-class _Read:
-    """One activation to take from a sequence: over its first ``length`` tokens."""
-
-    role: int
-    demonstration: int
-    length: int
-    random_index: int
-
-
-@dataclass(frozen=True)
-class _Sequence:
-    ids: list[int]
-    reads: list[_Read]
 
 
 @torch.no_grad()
@@ -155,59 +87,16 @@ def collect_activations(
         generated = None
         if config.neutral == "generated":
             generated = _generate_neutrals(model, tokenizer, demonstrations, config, store, track)
-        sequences = _plan(tokenizer, demonstrations, config, generated)
-        _check_context(model, sequences)
+        sequences = plan_sequences(tokenizer, demonstrations, config, generated)
+        check_context(model, sequences)
         return _collect(model, tokenizer, sites, sequences, len(demonstrations), site, config, store, track)
-
-
-def _plan(
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    config: CollectConfig,
-    generated: list[list[int]] | None,
-) -> list[_Sequence]:
-    """Lay out which sequences are run and what is read from each."""
-    prompt_format = config.prompt_format.resolve(tokenizer)
-    sequences = []
-    for index, item in enumerate(demonstrations):
-        # One generator a demonstration, so that the choice depends on nothing but seed and index.
-        generator = random.Random(f"{config.seed}:{index}")
-
-        def read(role: int, length: int, index: int = index, generator: random.Random = generator) -> _Read:
-            return _Read(role, index, length, generator.randrange(length))
-
-        prompt = prompt_format.encode_prompt(tokenizer, item.prompt)
-        neutral = prompt if generated is None else prompt + generated[index]
-        positive = prompt_format.encode(tokenizer, item.prompt, item.positive)
-        negative = prompt_format.encode(tokenizer, item.prompt, item.negative)
-        neutral_read = read(0, len(neutral))
-        reads = [read(1, len(positive))]
-        if generated is None:
-            # Causal attention: the prompt's activations are the same with a completion behind it.
-            reads.append(neutral_read)
-        else:
-            sequences.append(_Sequence(neutral, [neutral_read]))
-        sequences.append(_Sequence(positive, reads))
-        sequences.append(_Sequence(negative, [read(2, len(negative))]))
-    return sequences
-
-
-def _check_context(model: PreTrainedModel, sequences: Sequence[_Sequence]) -> None:
-    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
-    longest = max(sequences, key=lambda sequence: len(sequence.ids))
-    if isinstance(limit, int) and len(longest.ids) > limit:
-        read = longest.reads[0]
-        raise DemonstrationError(
-            f"demonstration {read.demonstration} ({ROLES[read.role]}) is {len(longest.ids)} tokens long, but the "
-            f"model's context is {limit}; shorten it or leave it out"
-        )
 
 
 def _collect(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     sites: Sequence[ResolvedSite],
-    sequences: list[_Sequence],
+    sequences: list[TokenSequence],
     count: int,
     site: str,
     config: CollectConfig,
@@ -246,7 +135,7 @@ def _filled(block: Tensor | None) -> Tensor:
 def _run_batch(
     runner: nn.Module,
     sites: Sequence[ResolvedSite],
-    batch: Sequence[_Sequence],
+    batch: Sequence[TokenSequence],
     prefix: Prefix,
     past: Mapping[int, Tensor],
     config: CollectConfig,
@@ -279,7 +168,7 @@ def _run_batch(
 
 
 def _reduce(
-    hidden: Float[Tensor, "t d"], before: Float[Tensor, "p d"], read: _Read, token: TokenChoice
+    hidden: Float[Tensor, "t d"], before: Float[Tensor, "p d"], read: Read, token: TokenChoice
 ) -> Float[Tensor, " d"]:
     """The activation of one read, given its row of the batch and the prefix's activations."""
     start = before.shape[0]
@@ -294,7 +183,7 @@ def _reduce(
 
 def _scatter(
     rows: Mapping[str, Tensor],
-    batch: Sequence[_Sequence],
+    batch: Sequence[TokenSequence],
     result: dict[int, list[Tensor | None]],
     count: int,
 ) -> None:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sealign.activations import Track, no_progress
 from sealign.answers import Answers, compare_answers
 from sealign.apply import apply_edit
 from sealign.demonstrations import load_demonstrations
@@ -18,6 +17,7 @@ from sealign.evaluation.multiple_choice import MultipleChoiceScores, bundled_que
 from sealign.evaluation.statistics import Difference, paired_difference
 from sealign.fit import fit_edit
 from sealign.fit_config import FitConfig
+from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

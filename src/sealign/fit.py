@@ -10,13 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.activations import Activations, Track, collect_activations, no_progress
+from sealign.activations import Activations, collect_activations
 from sealign.covariance import CrossCovariance
 from sealign.demonstrations import Demonstration
 from sealign.edit import SpectralEdit
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError
 from sealign.feature_maps import get_feature_map
 from sealign.fit_config import FitConfig, Pair, select_layers
+from sealign.progress import Track, no_progress
 from sealign.projection import Projection
 from sealign.provenance import build_edit
 from sealign.sites import resolve_sites, text_config, unwrap_model
@@ -139,7 +140,7 @@ def fit_edit(
         demonstrations: at least 2.
         config: settings of the fit.
         checkpoint_dir: where finished batches are kept, so that a killed run continues where it stopped.
-        track: shows progress; see ``sealign.activations.Track``.
+        track: shows progress; see ``sealign.progress.Track``.
 
     Raises:
         DemonstrationError: fewer than 2, or longer than the model's context.

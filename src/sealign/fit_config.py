@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from sealign.activations import CollectConfig, NeutralChoice, TokenChoice
+from sealign.collect_config import CollectConfig, NeutralChoice, TokenChoice
 from sealign.edit import check_settings
 from sealign.errors import SettingError, SiteError, unknown_name
 from sealign.projection import Combine, Normalization
@@ -137,6 +137,11 @@ class FitConfig:
         for site in (self.site, self.fit_site or self.site):
             if site not in SITES:
                 raise SiteError(unknown_name("site", site, SITES))
+        for name in ("explained_variance", "rank"):
+            if len(self.targets(name)) != 2:
+                raise SettingError(
+                    f"{name} is {getattr(self, name)}, but it must be one value or a pair (positive, negative)"
+                )
         for share in self.targets("explained_variance"):
             if not 0 < share <= 1:
                 raise SettingError(f"explained_variance is {share}, but it must be in (0, 1]; try 0.9 or 0.998")

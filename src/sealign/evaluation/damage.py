@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sealign.activations import Track, no_progress
 from sealign.apply import apply_edit
 from sealign.edit import SpectralEdit
 from sealign.generation import evaluating
 from sealign.prefix import input_device, pad_right, pad_token
+from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sealign.activations import Track, no_progress
 from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.progress import Track, no_progress
 from sealign.prompts import PromptFormat
 
 if TYPE_CHECKING:

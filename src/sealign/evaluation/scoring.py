@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sealign.activations import Track, no_progress
 from sealign.generation import evaluating
 from sealign.prefix import Prefix, common_prefix, input_device
+from sealign.progress import Track, no_progress
+from sealign.sites import text_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,12 +68,15 @@ def score_choices(
     Returns:
         One list a request, one number a continuation.
     """
+    from transformers import DynamicCache
+
     device = input_device(model)
     prefix_ids = common_prefix([request.context for request in requests])
     order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
     scores: list[list[float]] = [[] for _ in requests]
     with evaluating(model):
-        prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1)
+        # A cache without the model's configuration keeps the whole prefix in layers with a sliding window too.
+        prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1, past_key_values=DynamicCache())
         start = len(prefix.ids)
         rows = list(_pack([(index, requests[index]) for index in order], start, pack_tokens))
         for row in track(rows, "Scoring", len(rows)):
@@ -118,7 +122,7 @@ class _Row:
         self.branch += [branch] * len(tokens)
         return len(self.tokens) - 1
 
-    def mask(self, start: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, start: int, dtype: torch.dtype, window: int | None) -> Tensor:
         """Return what each token sees, (1, 1, t, start + t): 0 where it does, the lowest number elsewhere."""
         request, branch = torch.tensor(self.request), torch.tensor(self.branch)
         length = len(self.tokens)
@@ -126,7 +130,23 @@ class _Row:
         sees &= request[:, None] == request[None, :]
         sees &= (branch[None, :] < 0) | (branch[:, None] == branch[None, :])
         sees = torch.cat([torch.ones(length, start, dtype=torch.bool), sees], dim=1)
+        if window is not None:
+            positions = torch.tensor(self.positions)
+            sees &= positions[:, None] - torch.cat([torch.arange(start), positions])[None, :] < window
         return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+
+    def masks(self, start: int, model: Any, device: torch.device) -> Tensor | dict[str, Tensor]:
+        """Return the mask of a model's layers, by their kind where some see a sliding window only."""
+        config = text_config(model)
+        window = getattr(config, "sliding_window", None)
+        kinds = set(
+            getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+        )
+        found = {
+            kind: self.mask(start, model.dtype, window if kind == "sliding_attention" else None).to(device)
+            for kind in kinds
+        }
+        return found if len(found) > 1 else next(iter(found.values()))
 
 
 def _score_row(
@@ -147,7 +167,7 @@ def _score_row(
     logits = model(
         input_ids=torch.tensor([row.tokens], device=device),
         position_ids=torch.tensor([row.positions], device=device),
-        attention_mask=row.mask(start, model.dtype).to(device),
+        attention_mask=row.masks(start, model, device),
         past_key_values=copy.deepcopy(prefix.cache),
         use_cache=prefix.cache is not None,
         logits_to_keep=torch.tensor(where, device=device),

@@ -32,29 +32,27 @@ and edited are exchangeable; on skewed differences it rejects too often (25 skew
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
+from scipy import special
 
 from sealign.errors import SettingError
-
-FloatArray = npt.NDArray[np.float64]
-
-MIN_RESAMPLES = 100
-"""Below this the 95 % quantiles of the resamples are little more than their extremes."""
-
-MIN_DENOMINATORS = 5
-"""Units of an arm that need a denominator above 0; then fewer than exp(-5) = 0.7 % of resamples have none."""
-
-BLOCK_CELLS = 200_000
-"""Resamples times units that are held at once; small enough to stay in the processor's cache."""
-
-ROUNDING = 1e-10
-"""Differences below this share of the size of the scores are taken for rounding."""
+from sealign.evaluation.resampling import (
+    FloatArray,
+    Plan,
+    bootstrap_interval,
+    check_denominators,
+    is_binary,
+    mcnemar_p_value,
+    ratio_gap,
+    score_columns,
+    standard_error,
+    sum_by_unit,
+    swap_p_value,
+)
 
 
 @dataclass(frozen=True)
@@ -133,15 +131,15 @@ def paired_difference(
         >>> result.difference, result.p_value, result.test
         (0.625, 0.125, 'mcnemar')
     """
-    plan = _Plan(confidence, resamples, seed)
-    before, after = _columns(base=base, edited=edited)
+    plan = Plan(confidence, resamples, seed)
+    before, after = score_columns(base=base, edited=edited)
     change, ones = after - before, np.ones_like(before)
-    rows = _sum_by_unit([np.zeros_like(ones), ones, change, ones], groups)
-    binary = _is_binary(before) and _is_binary(after)
+    rows = sum_by_unit([np.zeros_like(ones), ones, change, ones], groups)
+    binary = is_binary(before) and is_binary(after)
     result = _compare(rows, plan, len(ones), groups is not None, reach=(-1.0, 1.0) if binary else None)
     result = replace(result, base=float(before.mean()), edited=float(after.mean()))
     if groups is None and binary:
-        return replace(result, p_value=_mcnemar(change), test="mcnemar")
+        return replace(result, p_value=mcnemar_p_value(change), test="mcnemar")
     return result
 
 
@@ -183,21 +181,21 @@ def ratio_difference(
         >>> round(result.base, 3), round(result.edited, 3), result.p_value
         (0.857, 0.429, 0.25)
     """
-    plan = _Plan(confidence, resamples, seed)
+    plan = Plan(confidence, resamples, seed)
     if not (np.isfinite(scale) and np.isfinite(offset) and scale != 0):
         raise SettingError(
             f"scale is {scale} and offset is {offset}, but both must be finite and scale not 0; "
             "leave them at 1 and 0 for the plain ratio"
         )
-    columns = _columns(
+    columns = score_columns(
         base_numerator=base[0],
         base_denominator=base[1],
         edited_numerator=edited[0],
         edited_denominator=edited[1],
     )
     columns[0], columns[2] = scale * columns[0], scale * columns[2]
-    rows = _sum_by_unit(columns, groups)
-    _check_denominators(columns, rows)
+    rows = sum_by_unit(columns, groups)
+    check_denominators(columns, rows)
     result = _compare(rows, plan, len(columns[0]), groups is not None)
     return replace(result, base=result.base + offset, edited=result.edited + offset)
 
@@ -226,11 +224,11 @@ def mean_interval(
         >>> mean_interval([1.0, 1.0, 1.0, 1.0])
         MeanInterval(mean=1.0, low=0.397..., high=1.0, items=4, groups=None)
     """
-    plan = _Plan(confidence, resamples, seed)
-    (scores,) = _columns(values=values)
+    plan = Plan(confidence, resamples, seed)
+    (scores,) = score_columns(values=values)
     ones = np.ones_like(scores)
-    rows = _sum_by_unit([np.zeros_like(ones), ones, scores, ones], groups)
-    low, high = _interval(rows, plan, reach=(0.0, 1.0) if _is_binary(scores) else None)
+    rows = sum_by_unit([np.zeros_like(ones), ones, scores, ones], groups)
+    low, high = bootstrap_interval(rows, plan, reach=(0.0, 1.0) if is_binary(scores) else None)
     units = None if groups is None else len(rows)
     return MeanInterval(float(scores.mean()), low, high, items=len(scores), groups=units)
 
@@ -264,188 +262,22 @@ def holm(p_values: npt.ArrayLike) -> FloatArray:
     return adjusted
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The shared settings, checked."""
-
-    confidence: float
-    resamples: int
-    seed: int
-
-    def __post_init__(self) -> None:
-        if not 0 < self.confidence < 1:
-            raise SettingError(f"confidence is {self.confidence}, but it must be in (0, 1); try 0.95")
-        if self.resamples < MIN_RESAMPLES:
-            raise SettingError(f"resamples is {self.resamples}, but it must be at least {MIN_RESAMPLES}; try 10000")
-        if self.seed < 0:
-            raise SettingError(f"seed is {self.seed}, but it must be at least 0; use 0")
-
-
-def _columns(**named: npt.ArrayLike) -> list[FloatArray]:
-    """Return the arrays as float64, all (items,), of one length and finite."""
-    columns = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
-    first, *_ = columns
-    for name, column in columns.items():
-        if column.ndim != 1:
-            raise SettingError(f"{name} has {column.ndim} dimensions, but it must have 1; pass one score for each item")
-        if len(column) != len(columns[first]):
-            raise SettingError(
-                f"{name} has {len(column)} items, but it must have {len(columns[first])} as {first} has; "
-                "score both models on the same items"
-            )
-        bad = np.flatnonzero(~np.isfinite(column))
-        if bad.size:
-            raise SettingError(
-                f"{name} is {column[bad[0]]} at item {bad[0]}, but every score must be finite; "
-                "leave that item out of both arms"
-            )
-    return list(columns.values())
-
-
-def _sum_by_unit(columns: list[FloatArray], groups: npt.ArrayLike | None) -> FloatArray:
-    """Return the sums of the columns over each unit, (units, columns)."""
-    rows = np.stack(columns, axis=1)
-    if groups is not None:
-        labels = np.asarray(groups)
-        if labels.shape != (len(rows),):
-            raise SettingError(
-                f"groups has shape {labels.shape}, but it must be ({len(rows)},); give a label for each item"
-            )
-        distinct, codes = np.unique(labels, return_inverse=True)
-        rows = np.stack([np.bincount(codes, column, minlength=len(distinct)) for column in columns], axis=1)
-    if len(rows) < 2:
-        unit = "items" if groups is None else "groups"
-        raise SettingError(f"{len(rows)} {unit} given, but an interval needs at least 2; evaluate more {unit}")
-    return rows
-
-
-def _check_denominators(columns: list[FloatArray], rows: FloatArray) -> None:
-    for arm, index in (("base", 1), ("edited", 3)):
-        lowest = columns[index].min()
-        if lowest < 0:
-            raise SettingError(
-                f"a denominator of the {arm} arm is {lowest}, but it must be at least 0; negate the numerator"
-            )
-        used = int((rows[:, index] > 0).sum())
-        if used < MIN_DENOMINATORS:
-            raise SettingError(
-                f"the {arm} arm has a denominator above 0 in {used} units, but the ratio needs at least "
-                f"{MIN_DENOMINATORS}; evaluate more items, or compare the numerators with paired_difference"
-            )
-
-
-def _is_binary(scores: FloatArray) -> bool:
-    return bool(np.isin(scores, (0.0, 1.0)).all())
-
-
 def _compare(
-    rows: FloatArray, plan: _Plan, items: int, grouped: bool, reach: tuple[float, float] | None = None
+    rows: FloatArray, plan: Plan, items: int, grouped: bool, reach: tuple[float, float] | None = None
 ) -> Difference:
     """Return the comparison of the two ratios of (units, 4) sums, with the permutation test."""
     total = rows.sum(axis=0)
-    low, high = _interval(rows, plan, reach)
-    error = _standard_error(rows)
+    low, high = bootstrap_interval(rows, plan, reach)
+    error = standard_error(rows)
     return Difference(
         base=float(total[0] / total[1]),
         edited=float(total[2] / total[3]),
-        difference=float(_metric(total)),
+        difference=float(ratio_gap(total)),
         low=low,
         high=high,
         items=items,
         groups=len(rows) if grouped else None,
-        p_value=_swap_p_value(rows, plan),
+        p_value=swap_p_value(rows, plan),
         test="permutation",
         smallest_detectable=float((special.ndtri(0.975) + special.ndtri(0.8)) * error) if error else None,
     )
-
-
-def _metric(sums: FloatArray) -> FloatArray:
-    """Return the difference of the two ratios of (..., 4) sums, NaN where a denominator is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratios = np.where(sums[..., 1::2] > 0, sums[..., 0::2] / sums[..., 1::2], np.nan)
-    return np.asarray(ratios[..., 1] - ratios[..., 0])
-
-
-def _size(rows: FloatArray) -> float:
-    """Return the size of the scores, to which rounding is relative."""
-    total = np.abs(rows).sum(axis=0)
-    return float(total[0] / total[1] + total[2] / total[3])
-
-
-def _standard_error(rows: FloatArray) -> float:
-    """Return sqrt(G / (G - 1) sum_g v_g^2), v_g the influence of unit g on the linearised metric.
-
-    For means of single items this is the standard deviation of the differences over sqrt(items).
-    """
-    base_sum, base_weight, edited_sum, edited_weight = rows.sum(axis=0)
-    influence = (rows[:, 2] - rows[:, 3] * (edited_sum / edited_weight)) / edited_weight
-    influence -= (rows[:, 0] - rows[:, 1] * (base_sum / base_weight)) / base_weight
-    units = len(rows)
-    error = float(np.sqrt(units / (units - 1) * np.square(influence).sum()))
-    return error if error > ROUNDING * _size(rows) else 0.0
-
-
-def _interval(rows: FloatArray, plan: _Plan, reach: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Return the expanded percentile interval; ``reach`` is the range of a 0/1 metric, None if unknown."""
-    tail = (1 - plan.confidence) / 2
-    if _standard_error(rows) == 0:
-        middle = float(_metric(rows.sum(axis=0)))
-        unseen = 0.0 if reach is None else 1 - tail ** (1 / len(rows))
-        lowest, highest = (middle, middle) if reach is None else reach
-        return middle - unseen * (middle - lowest), middle + unseen * (highest - middle)
-    draws = _metric(np.concatenate(list(_resampled_sums(rows, plan))))
-    units = min(int((rows[:, 1] > 0).sum()), int((rows[:, 3] > 0).sum()))
-    quantile = np.sqrt(units / (units - 1)) * special.stdtrit(units - 1, tail)
-    expanded = float(special.ndtr(quantile))
-    low, high = np.quantile(draws[np.isfinite(draws)], [expanded, 1 - expanded])
-    return float(low), float(high)
-
-
-def _resampled_sums(rows: FloatArray, plan: _Plan) -> Iterator[FloatArray]:
-    """Yield blocks (block, columns) of sums over units drawn with replacement."""
-    rng = np.random.default_rng([plan.seed, 0])
-    units = len(rows)
-    block = max(1, BLOCK_CELLS // units)
-    for start in range(0, plan.resamples, block):
-        size = min(block, plan.resamples - start)
-        drawn = rng.integers(units, size=(size, units)) + np.arange(size)[:, None] * units
-        counts = np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units)
-        yield counts @ rows
-
-
-def _swap_p_value(rows: FloatArray, plan: _Plan) -> float:
-    """Return the two-sided p-value of swapping the arms within units, exact where all swaps are few."""
-    total, gap = rows.sum(axis=0), rows[:, 2:] - rows[:, :2]
-    gap = gap[(gap != 0).any(axis=1)]  # swapping equal arms changes nothing
-    moves = np.concatenate([gap, -gap], axis=1)
-    exact = 2 ** len(gap) <= plan.resamples
-    threshold = abs(float(_metric(total))) - ROUNDING * _size(rows)
-    patterns = _all_swaps(len(gap)) if exact else _random_swaps(len(gap), plan)
-    extreme, tried = 0, 0
-    for swaps in patterns:
-        swapped = np.abs(_metric(total + swaps @ moves))
-        extreme += int((np.isnan(swapped) | (swapped >= threshold)).sum())
-        tried += len(swapped)
-    return extreme / tried if exact else (1 + extreme) / (1 + tried)
-
-
-def _all_swaps(units: int) -> Iterator[FloatArray]:
-    block = max(1, BLOCK_CELLS // max(1, units))
-    for start in range(0, 2**units, block):
-        numbers = np.arange(start, min(start + block, 2**units))
-        yield ((numbers[:, None] >> np.arange(units)) & 1).astype(np.float64)
-
-
-def _random_swaps(units: int, plan: _Plan) -> Iterator[FloatArray]:
-    rng = np.random.default_rng([plan.seed, 1])
-    block = max(1, BLOCK_CELLS // units)
-    for start in range(0, plan.resamples, block):
-        size = min(block, plan.resamples - start)
-        octets = rng.integers(256, size=(size, -(-units // 8)), dtype=np.uint8)
-        yield np.unpackbits(octets, axis=1, count=units).astype(np.float64)
-
-
-def _mcnemar(change: FloatArray) -> float:
-    """Return the exact two-sided p-value of gains against losses, 1 where nothing changed."""
-    gained, lost = int((change > 0).sum()), int((change < 0).sum())
-    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
