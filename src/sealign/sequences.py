@@ -30,6 +30,8 @@ class Read:
 
 @dataclass(frozen=True)
 class TokenSequence:
+    """Token ids that are run together, and the activations to take from them."""
+
     ids: list[int]
     reads: list[Read]
 
@@ -67,6 +69,11 @@ def plan_sequences(
 
 
 def check_context(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
+    """Raise where a sequence is longer than the model's context.
+
+    Raises:
+        DemonstrationError: names the demonstration, its length and the context.
+    """
     limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
     longest = max(sequences, key=lambda sequence: len(sequence.ids))
     if isinstance(limit, int) and len(longest.ids) > limit:

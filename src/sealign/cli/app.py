@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from typer.core import TyperGroup
 
 from sealign import __version__
@@ -21,6 +22,9 @@ messages = Console(stderr=True, highlight=False)
 """Where progress and errors go."""
 
 
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 class _Group(TyperGroup):
     """Turns the errors that a user can cause into one sentence and exit code 2."""
 
@@ -30,29 +34,40 @@ class _Group(TyperGroup):
         except SealignError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            _fail("interrupted; nothing was written, and finished batches are kept: run the same command to go on")
-        except MemoryError:
-            _fail("out of memory; lower --batch-size, or use --dtype bfloat16")
+            kept = "; run the same command again to go on from the finished batches"
+            _fail(f"interrupted; nothing was written{kept if ctx.invoked_subcommand == 'fit' else ''}")
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            _fail("out of memory; use --dtype bfloat16 or a smaller --batch-size, or fewer or shorter texts")
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            reason = error.strerror or str(error)
-            place = f" '{error.filename}'" if error.filename else ""
-            _fail(f"cannot read or write{place}: {reason.lower()}; nothing was half-written")
+            _fail(_describe(error))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, or torch on a CPU or an accelerator, ran out of memory; torch has no type for the CPU's."""
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
+
+
+def _describe(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    place = f" '{error.filename}'" if error.filename else ""
+    if error.errno in _FULL_DISK:
+        remedy = "free some space, or choose another --output or, for the cache, another folder with SEALIGN_CACHE"
+        return f"cannot write{place}: {reason}; nothing was half-written; {remedy}"
+    return f"cannot read or write{place}: {reason}; nothing was half-written; check the path and its permissions"
 
 
 def _fail(sentence: str) -> None:
-    messages.print(f"[bold red]error:[/] {_escape(sentence)}", soft_wrap=True)
+    messages.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
     raise typer.Exit(ERROR_EXIT_CODE)
 
 
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
 app = typer.Typer(
+    name="sealign",
     cls=_Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
