@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sealign
-from sealign.evaluation.scoring import ChoiceRequest, _pack, score_choices
-from tests.tiny_models import CONFIGS
+from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, _pack, score_choices, supports_packing
+from tests.tiny_models import CONFIGS, build_model
 
 
 @torch.no_grad()
-def plain_scores(model: Any, requests: list[ChoiceRequest]) -> list[list[float]]:
+def plain_scores(model: Any, requests: list[ChoiceRequest]) -> list[list[tuple[float, bool]]]:
     """Each continuation in a sequence of its own, without cache, batch, packing or logits_to_keep."""
     scores = []
     for request in requests:
@@ -26,9 +26,16 @@ def plain_scores(model: Any, requests: list[ChoiceRequest]) -> list[list[float]]
             ids = torch.tensor([[*request.context, *tokens]])
             logs = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0].double(), dim=-1)
             start = len(request.context)
-            row.append(float(sum(logs[start + i - 1, token] for i, token in enumerate(tokens))))
+            value = float(sum(logs[start + i - 1, token] for i, token in enumerate(tokens)))
+            row.append((value, all(int(logs[start + i - 1].argmax()) == token for i, token in enumerate(tokens))))
         scores.append(row)
     return scores
+
+
+def _agree(found: list[list[ChoiceScore]], expected: list[list[tuple[float, bool]]]) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert [score.log_probability for score in ours] == pytest.approx([value for value, _ in theirs], abs=1e-3)
+        assert [score.greedy for score in ours] == [greedy for _, greedy in theirs]
 
 
 def make_requests(shared: int, *, count: int = 7, vocabulary: int = 90, seed: int = 0) -> list[ChoiceRequest]:
@@ -53,8 +60,7 @@ def make_requests(shared: int, *, count: int = 7, vocabulary: int = 90, seed: in
 def test_against_plain_passes(name: str, shared: int, tiny_model: Callable[[str], Any]) -> None:
     model, requests = tiny_model(name), make_requests(shared)
     found = score_choices(model, requests, pack_tokens=24)
-    for ours, theirs in zip(found, plain_scores(model, requests), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-3)
+    _agree(found, plain_scores(model, requests))
 
 
 def test_with_an_edit_on_the_model(llama: Any, small_edit: sealign.SpectralEdit) -> None:
@@ -63,8 +69,28 @@ def test_with_an_edit_on_the_model(llama: Any, small_edit: sealign.SpectralEdit)
     with sealign.apply_edit(llama, small_edit):
         edited = score_choices(llama, requests)
         expected = plain_scores(llama, requests)
-    assert [v for row in edited for v in row] == pytest.approx([v for row in expected for v in row], abs=1e-3)
-    assert max(abs(a - b) for x, y in zip(base, edited, strict=True) for a, b in zip(x, y, strict=True)) > 0.05
+    _agree(edited, expected)
+    changes = [abs(a[0] - b[0]) for x, y in zip(base, edited, strict=True) for a, b in zip(x, y, strict=True)]
+    assert max(changes) > 0.05
+
+
+def test_greedy_continuations_are_told(llama: Any) -> None:
+    ids = torch.tensor([[9, 17, 33]])
+    out = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)[0, 3:].tolist()
+    other = [out[0], (out[1] + 1) % 90, out[2]]
+    (scores,) = score_choices(llama, [ChoiceRequest((9, 17, 33), (tuple(out), tuple(other), tuple(out[:1])))])
+    assert [score.greedy for score in scores] == [True, False, True]
+
+
+def test_what_cannot_be_packed_is_told(tokenizer: Any, tiny_model: Callable[[str], Any]) -> None:
+    assert all(supports_packing(tiny_model(name)) for name in CONFIGS)
+    assert not supports_packing(build_model("falcon", vocab_size=len(tokenizer), alibi=True))
+
+
+def test_every_row_is_reported_as_it_is_scored(llama: Any) -> None:
+    requests, reported = make_requests(0), {}
+    found = score_choices(llama, requests, pack_tokens=16, on_scored=reported.update)
+    assert [reported[index] for index in range(len(requests))] == found
 
 
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20), capacity=st.integers(1, 40))
@@ -92,5 +118,4 @@ def test_real_model_within_a_thousandth(smollm2: Any) -> None:
     model, _ = smollm2
     requests = make_requests(30, count=5, vocabulary=40_000)
     found = score_choices(model, requests)
-    for ours, theirs in zip(found, plain_scores(model, requests), strict=True):
-        assert ours == pytest.approx(theirs, abs=1e-3)
+    _agree(found, plain_scores(model, requests))

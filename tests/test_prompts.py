@@ -149,10 +149,23 @@ def test_tokens_across_the_boundary_are_taken_apart(tokenizer: Any) -> None:
     assert plain.encode(tokenizer, prompt, completion) == before + tokenizer.encode(completion)
 
 
+def test_a_completion_taken_apart_gets_no_start_token(with_start: Any) -> None:
+    prompt, completion = "What is ice? ", "the water"
+    before, joint = with_start.encode(prompt), with_start.encode(prompt + completion)
+    assert joint[: len(before)] != before
+    ids = PromptFormat("plain").encode(with_start, prompt, completion)
+    assert ids == before + with_start.encode(completion)[1:]
+
+
 def test_tokens_are_encoded_jointly_where_they_can_be(tokenizer: Any) -> None:
-    # Apart, "water" would be encoded without the space before it.
-    ids = PromptFormat("plain").encode(tokenizer, "What is ice?", "the water")
-    assert ids == tokenizer.encode("What is ice? the water")
+    from tokenizers.normalizers import Prepend
+
+    # As Llama's: each text that is encoded by itself gets a space before it.
+    spacing = copy.deepcopy(tokenizer)
+    spacing.backend_tokenizer.normalizer = Prepend(" ")
+    joint = spacing.encode("What is ice? the water")
+    assert spacing.encode("What is ice?") + spacing.encode(" the water") != joint
+    assert PromptFormat("plain").encode(spacing, "What is ice?", "the water") == joint
 
 
 def test_spaces_around_a_completion_do_not_count(tokenizer: Any) -> None:

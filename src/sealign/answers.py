@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +11,10 @@ import torch
 
 from sealign.apply import apply_edit
 from sealign.edit import SpectralEdit
+from sealign.errors import SettingError
 from sealign.generation import evaluating, generate_ids
 from sealign.prompts import PromptFormat
+from sealign.sites import text_config, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -61,9 +64,16 @@ def compare_answers(
 
     Raises:
         FingerprintError: the model is not the edit's.
-        SettingError: the strength is not finite.
+        SettingError: the strength is not finite, or a prompt is empty or longer than the model's context.
     """
+    for number, prompt in enumerate(prompts, start=1):
+        if not prompt.strip():
+            raise SettingError(f"prompt {number} of {len(prompts)} is empty; write something to be answered")
     encoded = [prompt_format.encode_prompt(tokenizer, prompt) for prompt in prompts]
+    room = []
+    for number, ids in enumerate(encoded, start=1):
+        room.append(room_for_answer(model, len(ids), f"prompt {number} of {len(prompts)}", "shorten it"))
+    max_new_tokens = min([max_new_tokens, *room])
     with evaluating(model), apply_edit(model, edit, strength=strength, ignore_mismatch=ignore_mismatch) as handle:
         with handle.switched(False):
             base = _answer(model, tokenizer, encoded, max_new_tokens)
@@ -72,6 +82,28 @@ def compare_answers(
         else:
             edited = _answer(model, tokenizer, encoded, max_new_tokens)
     return [Answers(*row) for row in zip(prompts, base, edited, strict=True)]
+
+
+def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str) -> int:
+    """Return how many tokens the model's context still holds behind a text of some length.
+
+    Args:
+        model: the model.
+        length: of the text, in tokens.
+        what: what the text is, for the message.
+        remedy: what helps, for the message.
+
+    Raises:
+        SettingError: none.
+    """
+    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
+    if not isinstance(limit, int):
+        return sys.maxsize
+    if length >= limit:
+        raise SettingError(
+            f"{what} is {length} tokens long, but the model's context is {limit}, with its answer; {remedy}"
+        )
+    return limit - length
 
 
 def _answer(

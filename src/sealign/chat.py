@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sealign.answers import room_for_answer
+from sealign.errors import ModelError
 from sealign.generation import evaluating, generate_ids
 from sealign.prompts import PromptFormat
 
@@ -22,6 +24,10 @@ class Conversation:
         system: a system message to begin with.
         max_new_tokens: length of an answer, at most.
         use_cache: off for edits that are rescaled per feature.
+
+    Raises:
+        ModelError: the chat template refuses the turns, as some do a system message.
+        SettingError: the conversation is longer than the model's context.
     """
 
     def __init__(
@@ -57,18 +63,26 @@ class Conversation:
 
     @torch.no_grad()
     def _answer(self, turns: list[dict[str, str]]) -> str:
-        if getattr(self._tokenizer, "chat_template", None):
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            ids = self._tokenizer.encode(str(text), add_special_tokens=False)
-        else:
-            # Without a template, earlier turns are earlier questions and answers.
-            past = [turn["content"] for turn in turns[:-1]]
-            earlier = [f"{'A' if index % 2 else 'Q'}: {text}" for index, text in enumerate(past)]
-            plain = PromptFormat("few_shot", "\n".join(earlier))
-            ids = plain.encode_prompt(self._tokenizer, turns[-1]["content"])
+        ids = self._encode(turns)
+        room = room_for_answer(self._model, len(ids), "the conversation", "reset it (/reset) or say less")
+        length = min(self._max_new_tokens, room)
         with evaluating(self._model):
-            generated = generate_ids(
-                self._model, self._tokenizer, [ids], self._max_new_tokens, use_cache=self._use_cache
-            )
+            generated = generate_ids(self._model, self._tokenizer, [ids], length, use_cache=self._use_cache)
         new = generated[0].tolist()
         return str(self._tokenizer.decode([token for token in new if token >= 0], skip_special_tokens=True)).strip()
+
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        if not getattr(self._tokenizer, "chat_template", None):
+            # Without a template, earlier turns are earlier questions and answers.
+            marks = {"system": "", "user": "Q: ", "assistant": "A: "}
+            earlier = "\n".join(marks[turn["role"]] + turn["content"] for turn in turns[:-1])
+            return PromptFormat("few_shot", earlier).encode_prompt(self._tokenizer, turns[-1]["content"])
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(
+                f"the model's chat template refuses the conversation ({error}); leave out --system"
+            ) from error
+        return list(self._tokenizer.encode(str(text), add_special_tokens=False))

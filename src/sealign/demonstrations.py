@@ -145,7 +145,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     last = 0
     try:
         for row in reader:
-            last = reader.reader.line_num  # its own forgets blank lines
+            last = reader.line_num
             place = f"{path}, line {last}"
             if None in row:
                 raise DemonstrationError(f"{place}: more fields than columns; put texts with commas in double quotes")

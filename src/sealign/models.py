@@ -24,6 +24,8 @@ EMBEDDED = "smollm2"
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
+_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
+
 
 def load_model(
     name: str = EMBEDDED, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
@@ -70,18 +72,35 @@ def load_model(
 
 
 def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     shared = {key: kwargs[key] for key in ("gguf_file", "revision") if kwargs.get(key)}
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=kwargs["dtype"], **shared)
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot load model '{name}': {reason}") from error
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=kwargs["dtype"], output_loading_info=True, ignore_mismatched_sizes=True, **shared
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and the readers of files raise many unrelated types
+        where = "files, or download them again" if isinstance(folder, Path) else "name and the network"
+        raise ModelError(f"cannot load model '{name}': {_reason(error)}; check the {where}") from error
+    model, report = loaded
+    # transformers fills what it does not find with random numbers.
+    broken = sorted(report["missing_keys"]) + [name for name, *_ in sorted(report["mismatched_keys"])]
+    if broken:
+        raise ModelError(
+            f"cannot load model '{name}': {len(broken)} of its weights are missing or of another shape than "
+            f"config.json says, such as '{broken[0]}'; it is not complete, or not a language model"
+        )
     return model, tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an error of another library, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.partition(". ")[0].rstrip(".: ")[:300]
 
 
 def _dtype(name: str) -> str | torch.dtype:
@@ -94,10 +113,15 @@ def _dtype(name: str) -> str | torch.dtype:
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind = name.partition(":")[0]
     try:
-        return torch.zeros(0, device=name).device
+        device = torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device '{name}' cannot be used here ({str(error).splitlines()[0]}); try cpu") from error
+        reason = f" ({_reason(error)})" if kind in _DEVICES else suggestion(kind, _DEVICES)
+        raise ModelError(f"device '{name}' cannot be used here{reason}; try cpu, or auto") from error
+    if device.type == "meta":
+        raise ModelError("device 'meta' cannot be used here (it holds no numbers); try cpu, or auto")
+    return device
 
 
 def cache_dir() -> Path:
@@ -134,8 +158,10 @@ def convert_gguf(source: Path, parent: Path) -> Path:
         parent: where the folder goes; its name carries a digest of the file.
 
     Raises:
-        ModelError: the file cannot be read by transformers, or the gguf package is missing.
+        ModelError: the file cannot be read by transformers, the disk is full, or the gguf package is missing.
     """
+    from safetensors import SafetensorError
+
     digest = hashlib.sha256()
     with source.open("rb") as file:
         while block := file.read(1 << 24):
@@ -150,9 +176,15 @@ def convert_gguf(source: Path, parent: Path) -> Path:
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    with _quiet(), new_folder(folder, replaces="config.json") as temporary:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+    try:
+        with _quiet(), new_folder(folder, replaces="config.json") as temporary:
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+    except SafetensorError as error:
+        raise ModelError(
+            f"cannot write the converted model to '{parent}': {_reason(error)}; nothing was half-written; free some "
+            "space, or choose another folder with SEALIGN_CACHE"
+        ) from error
     return folder
 
 

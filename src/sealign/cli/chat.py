@@ -13,6 +13,8 @@ from sealign.cli.app import app, messages, output
 if TYPE_CHECKING:
     from sealign.apply import EditHandle
 
+_COMMANDS = ("/on", "/off", "/strength", "/compare", "/reset", "/help", "/quit")
+
 _HELP = """[bold]/on[/]             switch the edit on
 [bold]/off[/]            switch it off
 [bold]/strength X[/]     change its strength, for example /strength 0.5
@@ -25,10 +27,12 @@ _HELP = """[bold]/on[/]             switch the edit on
 @app.command()
 def chat(
     edit: options.Edit,
-    model: options.Model = None,
+    model: options.EditedModel = None,
     strength: options.Strength = None,
     max_new_tokens: options.MaxNewTokens = 128,
-    system: Annotated[str | None, typer.Option("--system", help="System message to begin with.")] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="System message to begin with.")
+    ] = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
@@ -64,11 +68,13 @@ def _prompt(handle: EditHandle) -> str:
 
 def _answer(line: str, handle: EditHandle, conversation: Any) -> None:
     """Carry out a command, or say the line to the model."""
-    from sealign.errors import SealignError
+    from sealign.errors import SealignError, SettingError, unknown_name
 
     command, _, rest = line.partition(" ")
     rest = rest.strip()
     try:
+        if line.startswith("/") and command not in _COMMANDS:
+            raise SettingError(unknown_name("command", command, _COMMANDS))
         if not line.startswith("/"):
             output.print(escape(conversation.say(line)))
         elif command in ("/on", "/off"):
@@ -85,3 +91,5 @@ def _answer(line: str, handle: EditHandle, conversation: Any) -> None:
             output.print(_HELP)
     except SealignError as error:
         output.print(f"[bold red]error:[/] {escape(str(error))}")
+    except KeyboardInterrupt:
+        output.print("[dim]stopped[/]")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from sealign.cli import options
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
 @app.command()
 def demo(
     model: options.Model = None,
-    output_folder: Annotated[Path, typer.Option("--output", help="Folder to write the edit to.")] = Path(
-        "edits/truthfulness"
-    ),
-    strength: options.Strength = None,
+    output_folder: options.Output = Path("edits/truthfulness"),
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            "--strength", metavar="X", help=r"How far the edit goes: 0 is none, 1 the whole. \[default: 0.25]"
+        ),
+    ] = None,
     seed: options.Seed = 0,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -72,7 +76,7 @@ def _as_data(result: DemoResult, folder: Path) -> dict[str, Any]:
 
 
 def _show(result: DemoResult, folder: Path) -> None:
-    from sealign.cli.display import answers_table, layer_table
+    from sealign.cli.display import answers_table, layer_table, print_saved
 
     record = result.edit.record
     output.print(layer_table(record))
@@ -80,33 +84,20 @@ def _show(result: DemoResult, folder: Path) -> None:
     output.print(answers_table(prompts, base, edited))
     output.print(_score_table(result), _damage_table(result))
     output.print(f"[bold]{result.verdict}[/]\n")
-    output.print(f"Saved to {folder}. Load it with:\n")
-    output.print(
-        "  import sealign\n"
-        f'  model, tokenizer = sealign.load_model("{record.model.id}")\n'
-        f'  edit = sealign.SpectralEdit.from_pretrained("{folder}")\n'
-        "  with sealign.apply_edit(model, edit):\n"
-        "      ...  # model.generate(...)",
-        markup=False,
-    )
-    output.print(f"\nor talk to it: sealign chat --edit {folder}")
+    print_saved(record, folder)
 
 
 def _score_table(result: DemoResult) -> Table:
     title = f"{result.questions} held-out questions: difference from base, with a paired 95 % interval"
     table = Table(title=title, title_justify="left")
-    table.add_column("model")
+    for name in ("metric", "model", "score", "difference", "95 % interval"):
+        table.add_column(name, justify="left" if name in ("metric", "model") else "right")
     for metric in ("MC1", "MC2"):
-        table.add_column(metric, justify="right")
-        table.add_column("difference", justify="right")
-    first = result.scores
-    table.add_row("base", f"{first['edited', 'MC1'].base:.3f}", "", f"{first['edited', 'MC2'].base:.3f}", "")
-    for arm, name in (("edited", "edited"), ("random", "random directions, mean of 3 draws")):
-        cells = []
-        for metric in ("MC1", "MC2"):
-            d = first[arm, metric]
-            cells += [f"{d.edited:.3f}", f"{d.difference:+.3f} [{d.low:+.3f}, {d.high:+.3f}]"]
-        table.add_row(name, *(cell.replace("[", r"\[") for cell in cells))
+        table.add_row(metric, "base", f"{result.scores['edited', metric].base:.3f}", "", "")
+        for arm, name in (("edited", "edited"), ("random", "random, mean of 3 draws")):
+            d = result.scores[arm, metric]
+            interval = escape(f"[{d.low:+.3f}, {d.high:+.3f}]")
+            table.add_row("", name, f"{d.edited:.3f}", f"{d.difference:+.3f}", interval, end_section=arm == "random")
     return table
 
 

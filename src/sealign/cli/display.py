@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
-    """Return the items, showing a progress bar on standard error while they are taken."""
+    """Return the items, showing a progress bar on standard error, if that is a terminal, while they are taken."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=messages, transient=True) as progress:
+    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         yield from progress.track(items, total=how_many, description=what)
 
 
@@ -29,17 +30,44 @@ def print_json(data: Any) -> None:
     output.out(json.dumps(data, indent=2, allow_nan=False), highlight=False)
 
 
+def print_saved(record: EditRecord, folder: Path) -> None:
+    """Print where an edit was saved, and lines of Python and of the shell that use it, ready to be copied."""
+    import json
+    import shlex
+
+    model, edit = (json.dumps(str(text), ensure_ascii=False) for text in (record.model.id, folder))
+    lines = f"""Saved to {folder}. Load it with:
+
+import sealign
+model, tokenizer = sealign.load_model({model})
+edit = sealign.SpectralEdit.from_pretrained({edit})
+with sealign.apply_edit(model, edit):
+    ...  # model.generate(...)
+
+or talk to it:
+
+sealign chat --edit {shlex.quote(str(folder))}"""
+    output.print(lines, markup=False, soft_wrap=True)
+
+
 def layer_table(record: EditRecord) -> Table:
-    """Return the table of an edit's layers: ranks, explained variance, relative change, signature."""
-    table = Table(title="Edited layers", title_justify="left")
+    """Return the table of an edit's layers: ranks, explained variance, relative change, signature.
+
+    Modules that follow one pattern are named once, in the title.
+    """
+    patterns = {_pattern(layer, entry.module) for layer, entry in record.layers.items()}
+    common = len(patterns) == 1
+    title = f"Edited layers: {patterns.pop()}" if common else "Edited layers"
+    table = Table(title=escape(title), title_justify="left")
     table.add_column("layer", justify="right")
-    table.add_column("module")
-    for name in ("rank +", "rank -", "variance +", "variance -", "relative change", "signature"):
+    if not common:
+        table.add_column("module", overflow="fold")
+    for name in ("rank +", "rank -", "variance +", "variance -", "change", "signature"):
         table.add_column(name, justify="right")
     for layer, entry in record.layers.items():
         table.add_row(
             layer,
-            entry.module,
+            *([] if common else [escape(entry.module)]),
             str(entry.rank_positive),
             str(entry.rank_negative),
             f"{entry.explained_variance_positive:.4f}",
@@ -48,6 +76,11 @@ def layer_table(record: EditRecord) -> Table:
             f"{entry.signature:.3f}",
         )
     return table
+
+
+def _pattern(layer: str, module: str) -> str:
+    """Return a module's path with ``{layer}`` in place of the layer's index."""
+    return ".".join("{layer}" if part == layer else part for part in module.split("."))
 
 
 def settings_table(record: EditRecord) -> Table:
@@ -75,9 +108,9 @@ def settings_table(record: EditRecord) -> Table:
 def answers_table(prompts: Sequence[str], base: Sequence[str], edited: Sequence[str]) -> Table:
     """Return prompts with the base and the edited answer side by side."""
     table = Table(title="Answers", title_justify="left", show_lines=True)
-    table.add_column("prompt", ratio=2)
-    table.add_column("base", ratio=3)
-    table.add_column("edited", ratio=3)
+    table.add_column("prompt", ratio=2, overflow="fold")
+    table.add_column("base", ratio=3, overflow="fold")
+    table.add_column("edited", ratio=3, overflow="fold")
     for row in zip(prompts, base, edited, strict=True):
         table.add_row(*(escape(cell) for cell in row))
     return table

@@ -27,7 +27,7 @@ def fit(
     module_pattern: options.ModulePattern = None,
     combine: options.Combine = None,
     normalization: options.Normalization = None,
-    strength: options.Strength = None,
+    strength: options.FitStrength = None,
     token: options.Token = None,
     neutral: options.Neutral = None,
     prompt_format: options.PromptStyle = None,
@@ -47,12 +47,12 @@ def fit(
     """
     import dataclasses
 
-    from sealign.cli.display import layer_table, print_json, settings_table, track
+    from sealign.cli.display import layer_table, print_json, print_saved, settings_table, track
     from sealign.demonstrations import load_demonstrations
     from sealign.fit import fit_edit
     from sealign.fit_config import FitConfig
     from sealign.models import EMBEDDED, cache_dir, load_model
-    from sealign.prompts import PromptFormat
+    from sealign.prompts import PromptFormat, read_preamble
     from sealign.storage import CONFIG_NAME, check_folder
 
     given: dict[str, Any] = {
@@ -73,7 +73,7 @@ def fit(
         "seed": seed,
     }
     if prompt_format is not None or preamble is not None:
-        text = None if preamble is None else preamble.read_text(encoding="utf-8").strip()
+        text = None if preamble is None else read_preamble(preamble)
         given["prompt_format"] = PromptFormat(prompt_format or ("auto" if preamble is None else "few_shot"), text)  # type: ignore[arg-type]
     start = FitConfig.reference() if reference else FitConfig()
     config = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
@@ -93,8 +93,7 @@ def fit(
         print_json(dataclasses.asdict(edit.record))
         return
     output.print(settings_table(edit.record), layer_table(edit.record))
-    output.print(f"Saved to {output_folder}. Load it with:")
-    output.print(f'  edit = sealign.SpectralEdit.from_pretrained("{output_folder}")', markup=False)
+    print_saved(edit.record, output_folder)
 
 
 def _pair(text: str | None, kind: type[float] | type[int], option: str) -> Any:

@@ -15,12 +15,13 @@ from sealign.cli.app import app, messages, output
 def generate(
     edit: options.Edit,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", help="A prompt; give it several times, or lines on standard input.")
+        list[str] | None,
+        typer.Option("--prompt", metavar="TEXT", help="A prompt; give it several times, or lines on standard input."),
     ] = None,
-    model: options.Model = None,
+    model: options.EditedModel = None,
     strength: options.Strength = None,
     max_new_tokens: options.MaxNewTokens = 64,
-    prompt_format: options.PromptStyle = None,
+    prompt_format: options.FittedPromptStyle = None,
     preamble: options.Preamble = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -35,9 +36,7 @@ def generate(
     from sealign.models import load_model
     from sealign.prompts import prompt_format_of
 
-    prompts = list(prompt or [])
-    if not prompts and not sys.stdin.isatty():
-        prompts = [line.strip() for line in sys.stdin if line.strip()]
+    prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
     loaded = SpectralEdit.from_pretrained(edit)
@@ -59,3 +58,15 @@ def generate(
         print_json([{"prompt": a.prompt, "base": a.base, "edited": a.edited} for a in answers])
         return
     output.print(answers_table(prompts, [a.base for a in answers], [a.edited for a in answers]))
+
+
+def _read_lines() -> list[str]:
+    """Return the lines on standard input that are not empty; none from a terminal."""
+    from sealign.errors import SettingError
+
+    if sys.stdin.isatty():
+        return []
+    try:
+        return [line.strip() for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise SettingError(f"standard input is not {error.encoding.upper()}; save the prompts in that form") from error

@@ -91,7 +91,7 @@ def score_questions(
         requests.append(ChoiceRequest(tuple(context), tuple(map(tuple, encoded))))
     mc1, mc2 = [], []
     for item, values in zip(questions, score_choices(model, requests, track=track), strict=True):
-        logs, true = np.array(values), len(item.correct)
+        logs, true = np.array([value.log_probability for value in values]), len(item.correct)
         mc1.append(float(logs[0] > logs[true:].max()))
         shares = np.exp(logs - logs.max())
         mc2.append(float(shares[:true].sum() / shares.sum()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from sealign.generation import evaluating
 from sealign.prefix import Prefix, common_prefix, input_device
 from sealign.progress import Track, no_progress
-from sealign.sites import text_config
+from sealign.sites import text_config, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,6 +45,35 @@ class ChoiceRequest:
         return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
 
 
+class ChoiceScore(NamedTuple):
+    """What a model makes of one continuation.
+
+    Attributes:
+        log_probability: log p(continuation | context) in nats, summed over its tokens.
+        greedy: whether each token is the most probable one, so that greedy decoding would give it.
+    """
+
+    log_probability: float
+    greedy: bool
+
+
+def supports_packing(model: Any) -> bool:
+    """Return whether a model's tokens can be packed: attention alone, told apart by mask and position ids.
+
+    Models with linear attention or recurrent state mix what the mask keeps apart, and ALiBi takes distances from the
+    row rather than from position ids.
+    """
+    base = unwrap_model(model)
+    config = text_config(base)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    parameters = inspect.signature(base.forward).parameters
+    return (
+        kinds <= {"full_attention", "sliding_attention"}
+        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(parameters)
+        and not getattr(config, "alibi", False)
+    )
+
+
 @torch.no_grad()
 def score_choices(
     model: PreTrainedModel,
@@ -51,8 +81,9 @@ def score_choices(
     *,
     pack_tokens: int = PACK_TOKENS,
     track: Track = no_progress,
-) -> list[list[float]]:
-    """Return log p(continuation | context) in nats, summed over tokens, for every continuation.
+    on_scored: Callable[[Sequence[tuple[int, list[ChoiceScore]]]], None] | None = None,
+) -> list[list[ChoiceScore]]:
+    """Return log p(continuation | context) of every continuation.
 
     What contexts share at their beginning is run once for all requests; a context is run once for all its
     continuations; and several requests are packed into one row, where a token sees the shared
@@ -60,28 +91,32 @@ def score_choices(
     are computed only where a continuation is predicted.
 
     Args:
-        model: a decoder with position ids and key-value attention; edits on it must be causal.
+        model: a decoder that ``supports_packing``; edits on it must be causal.
         requests: what to score.
         pack_tokens: length of a packed row; a longer request has a row of its own.
         track: shows progress.
+        on_scored: called after each row with (index of the request, its scores), for example to keep them.
 
     Returns:
-        One list a request, one number a continuation.
+        One list a request, one score a continuation.
     """
     from transformers import DynamicCache
 
     device = input_device(model)
     prefix_ids = common_prefix([request.context for request in requests])
     order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
-    scores: list[list[float]] = [[] for _ in requests]
+    scores: list[list[ChoiceScore]] = [[] for _ in requests]
     with evaluating(model):
         # A cache without the model's configuration keeps the whole prefix in layers with a sliding window too.
         prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1, past_key_values=DynamicCache())
         start = len(prefix.ids)
         rows = list(_pack([(index, requests[index]) for index in order], start, pack_tokens))
         for row in track(rows, "Scoring", len(rows)):
-            for index, values in _score_row(model, row, prefix, device):
+            scored = _score_row(model, row, prefix, device)
+            for index, values in scored:
                 scores[index] = values
+            if on_scored is not None:
+                on_scored(scored)
     return scores
 
 
@@ -151,7 +186,7 @@ class _Row:
 
 def _score_row(
     model: Any, requests: Sequence[tuple[int, ChoiceRequest]], prefix: Prefix, device: torch.device
-) -> Iterator[tuple[int, list[float]]]:
+) -> list[tuple[int, list[ChoiceScore]]]:
     start = len(prefix.ids)
     row = _Row([], [], [], [])
     predicted: list[int] = []  # indices of tokens whose logits are wanted
@@ -174,8 +209,10 @@ def _score_row(
     ).logits[0]
     logs = torch.log_softmax(logits.float(), dim=-1)
     place = {index: position for position, index in enumerate(where)}
-    chosen = logs[[place[index] for index in predicted], targets].double().cpu()
+    rows = [place[index] for index in predicted]
+    chosen = logs[rows, targets].double().cpu()
+    greedy = (logs.argmax(-1)[rows].cpu() == torch.tensor(targets)).cpu()
     lengths = [len(tokens) for _, request in requests for tokens in request.continuations]
-    sums = iter([float(part.sum()) for part in torch.split(chosen, lengths)])
-    for index, request in requests:
-        yield index, [next(sums) for _ in request.continuations]
+    parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
+    scores = iter([ChoiceScore(float(logs.sum()), bool(hits.all())) for logs, hits in parts])
+    return [(index, [next(scores) for _ in request.continuations]) for index, request in requests]

@@ -1,0 +1,75 @@
+"""Scores kept as they come, so that a killed evaluation loses at most one batch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """A file of results by key, one JSON line each, appended and synchronised batch by batch.
+
+    A line that was cut off by a crash is ignored when the file is opened again, and its key computed anew.
+
+    Args:
+        path: the file, made with its folder when the first result comes; None keeps results in memory only.
+
+    Example:
+        >>> journal = Journal(None)
+        >>> journal.put({journal.key("prompt", [1, 2]): 0.5})
+        >>> journal.get(journal.key("prompt", [1, 2]))
+        0.5
+    """
+
+    def __init__(self, path: str | Path | None) -> None:
+        self._path = None if path is None else Path(path)
+        self._results: dict[str, Any] = {}
+        if self._path is not None and self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8").split("\n"):
+                try:
+                    key, value = json.loads(line)
+                except (json.JSONDecodeError, ValueError, TypeError):
+                    continue
+                self._results[key] = value
+
+    @staticmethod
+    def key(*parts: Any) -> str:
+        """Return the key of what a result depends on, any JSON values."""
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._results
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def get(self, key: str) -> Any:
+        """Return the result of a key.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return self._results[key]
+
+    def put(self, results: Mapping[str, Any]) -> None:
+        """Keep results, on disk before this returns."""
+        self._results |= results
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # A torn last line of an earlier run must not swallow the first of this one.
+        torn = self._path.is_file() and self._path.stat().st_size > 0 and not self._ends_with_newline()
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(("\n" if torn else "") + "".join(f"{json.dumps(item)}\n" for item in results.items()))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _ends_with_newline(self) -> bool:
+        assert self._path is not None
+        with self._path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
