@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+# No test may reach a model hub; the Hub's client reads this when it is imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 from jaxtyping import install_import_hook
@@ -23,16 +26,6 @@ import sealign  # noqa: E402
 from tests.tiny_models import build_model  # noqa: E402
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test may reach a model hub."""
-    old = os.environ.get("HF_HUB_OFFLINE")
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    yield
-    if old is None:
-        del os.environ["HF_HUB_OFFLINE"]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -112,7 +113,8 @@ def test_strength_zero_and_an_empty_edit_are_bit_identical(llama: Any, small_edi
     base = _logits(llama, IDS)
     with sealign.apply_edit(llama, small_edit, strength=0):
         assert torch.equal(_logits(llama, IDS), base)
-    with sealign.apply_edit(llama, small_edit.with_layers([])) as handle:
+    record = dataclasses.replace(small_edit.record, layers={})
+    with sealign.apply_edit(llama, sealign.SpectralEdit({}, record)) as handle:
         assert handle.modules == []
         assert torch.equal(_logits(llama, IDS), base)
 
@@ -126,8 +128,6 @@ def test_an_exception_leaves_nothing_behind(llama: Any, small_edit: sealign.Spec
 
 
 def test_an_error_while_attaching_leaves_nothing_behind(llama: Any, small_edit: sealign.SpectralEdit) -> None:
-    import dataclasses
-
     layers = dict(small_edit.record.layers)
     layers["3"] = dataclasses.replace(layers["3"], module="model.layers.3.nothing")
     broken = sealign.SpectralEdit(small_edit.projections, dataclasses.replace(small_edit.record, layers=layers))

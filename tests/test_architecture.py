@@ -48,6 +48,8 @@ ORDER = (
     "evaluation.scoring",
     "evaluation.multiple_choice",
     "evaluation.damage",
+    "evaluation.journal",
+    "evaluation.harness",
     "demo",
     "cli.app",
     "cli.options",
@@ -57,6 +59,7 @@ ORDER = (
     "cli.generate",
     "cli.chat",
     "cli.demo",
+    "__main__",
 )
 """Data order is import order: a module imports only from those before it."""
 

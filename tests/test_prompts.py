@@ -60,20 +60,36 @@ TEXTS = {
 }
 
 
+def format_of(style: str) -> PromptFormat:
+    """A format of a style, with the preamble where the style has one."""
+    return PromptFormat(style, PREAMBLE if style.startswith("few_shot") else None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+def test_a_preamble_that_would_not_be_used_is_refused(style: str) -> None:
+    with pytest.raises(SettingError, match=f"prompt style '{style}' has no preamble; use few_shot"):
+        PromptFormat(style, PREAMBLE)  # type: ignore[arg-type]
+
+
+def test_a_preamble_decides_an_open_style(tokenizer: Any) -> None:
+    assert PromptFormat("auto", PREAMBLE).resolve(tokenizer).style == "few_shot"
+    assert PromptFormat("auto").resolve(tokenizer).style == "chat"
+
+
 def test_every_style_is_tested() -> None:
     assert set(PROMPT_STYLES) == {*TEXTS, "auto"}
 
 
 @pytest.mark.parametrize("style", TEXTS)
 def test_the_text_of_each_style(tokenizer: Any, style: Any) -> None:
-    prompt_format = PromptFormat(style, PREAMBLE)
+    prompt_format = format_of(style)
     assert prompt_format.prompt_text(tokenizer, "Why?") == TEXTS[style]
     assert decode(tokenizer, prompt_format.encode_prompt(tokenizer, "Why?")) == TEXTS[style]
 
 
 @pytest.mark.parametrize("style", ["plain", "few_shot"])
 def test_styles_without_a_chat_template(without_template: Any, style: Any) -> None:
-    assert PromptFormat(style, PREAMBLE).prompt_text(without_template, "Why?") == TEXTS[style]
+    assert format_of(style).prompt_text(without_template, "Why?") == TEXTS[style]
 
 
 @pytest.mark.parametrize("style", ["chat", "few_shot_chat"])
@@ -120,7 +136,7 @@ def test_an_empty_preamble_leaves_the_question(without_template: Any) -> None:
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(prompt=texts, completion=completions, style=st.sampled_from(sorted(TEXTS)))
 def test_a_completion_follows_the_prompts_own_tokens(tokenizer: Any, prompt: str, completion: str, style: Any) -> None:
-    prompt_format = PromptFormat(style, PREAMBLE)
+    prompt_format = format_of(style)
     before = prompt_format.encode_prompt(tokenizer, prompt)
     ids = prompt_format.encode(tokenizer, prompt, completion)
     assert ids[: len(before)] == before
@@ -135,7 +151,7 @@ def test_a_completion_follows_the_prompts_own_tokens(tokenizer: Any, prompt: str
 def test_a_start_token_comes_once_and_not_into_a_chat(
     with_start: Any, prompt: str, completion: str, style: Any
 ) -> None:
-    ids = PromptFormat(style, PREAMBLE).encode(with_start, prompt, completion)
+    ids = format_of(style).encode(with_start, prompt, completion)
     starts = [index for index, token in enumerate(ids) if token == with_start.eos_token_id]
     assert starts == ([] if "chat" in style else [0])
 

@@ -67,10 +67,12 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     with new_folder(target, replaces="mark") as temporary:
         (temporary / "mark").write_text("1")
     assert os.listdir(tmp_path / "deep") == ["edit"]
+    (target / "notes.md").write_text("mine")
     with new_folder(target, replaces="mark") as temporary:
         assert (target / "mark").read_text() == "1"
         (temporary / "mark").write_text("2")
     assert (target / "mark").read_text() == "2"
+    assert (target / "notes.md").read_text() == "mine"
     assert os.listdir(tmp_path / "deep") == ["edit"]
 
 

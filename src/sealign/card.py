@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sealign.record import EditRecord
 
 
@@ -18,7 +20,11 @@ def model_card(record: EditRecord) -> str:
         for layer, entry in record.layers.items()
     )
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    base = f"base_model: {model.id}\n" if model.id.count("/") == 1 and not model.id.startswith((".", "/")) else ""
+    base = (
+        f"base_model: {model.id}\n"
+        if model.id.count("/") == 1 and not model.id.startswith(".") and not Path(model.id).exists()
+        else ""
+    )
     return f"""---
 library_name: sealign
 {base}tags:

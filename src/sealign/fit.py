@@ -110,8 +110,9 @@ def _check_matrices(neutral: Tensor, positive: Tensor, negative: Tensor) -> None
 def _projection(spectra: Sequence[Spectrum], mean: Tensor | None, feature_map: str, dtype: torch.dtype) -> Projection:
     plus, minus = spectra
     return Projection(
-        plus.vectors.to(dtype),
-        minus.vectors.to(dtype),
+        # Row-major, as they are read back from a file, so that a loaded edit computes the same to the bit.
+        plus.vectors.to(dtype).contiguous(),
+        minus.vectors.to(dtype).contiguous(),
         None if mean is None else mean.to(dtype),
         feature_map,
         plus.values.to(dtype),

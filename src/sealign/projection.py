@@ -225,7 +225,7 @@ class Projection:
         def draw(factor: Tensor) -> Tensor:
             gaussian = torch.randn(factor.shape, dtype=torch.float64, generator=generator)
             basis: Tensor = torch.linalg.qr(gaussian)[0]
-            return basis.to(factor.device, factor.dtype)
+            return basis.to(factor.device, factor.dtype).contiguous()
 
         return dataclasses.replace(self, positive=draw(self.positive), negative=draw(self.negative))
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PromptStyle = Literal["auto", "chat", "few_shot", "few_shot_chat", "plain"]
 """``chat``: the tokenizer's chat template; ``few_shot``: a preamble of answered questions, then
 ``Q: ... A:``; ``few_shot_chat``: the same inside the chat template, as in the paper; ``plain``: the prompt
-alone; ``auto``: ``chat`` where the tokenizer has a template, else ``few_shot``."""
+alone; ``auto``: ``chat`` where the tokenizer has a template and no preamble is given, else ``few_shot``."""
 
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
@@ -55,6 +55,8 @@ class PromptFormat:
     def __post_init__(self) -> None:
         if self.style not in PROMPT_STYLES:
             raise SettingError(unknown_name("prompt style", self.style, PROMPT_STYLES))
+        if self.preamble is not None and self.style in ("chat", "plain"):
+            raise SettingError(f"prompt style '{self.style}' has no preamble; use few_shot or few_shot_chat with one")
 
     def resolve(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
         """Return the format with ``auto`` decided and the preamble filled in.
@@ -65,7 +67,7 @@ class PromptFormat:
         has_template = bool(getattr(tokenizer, "chat_template", None))
         style = self.style
         if style == "auto":
-            style = "chat" if has_template else "few_shot"
+            style = "chat" if has_template and self.preamble is None else "few_shot"
         if style.endswith("chat") and not has_template:
             raise ModelError(
                 f"prompt style '{style}' needs a chat template, but the tokenizer has none; use few_shot or plain"
@@ -110,7 +112,9 @@ class PromptFormat:
     def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         # A chat template writes its own special tokens.
         special = not self.resolve(tokenizer).style.endswith("chat")
-        return list(tokenizer.encode(text, add_special_tokens=special))
+        ids = list(tokenizer.encode(text, add_special_tokens=special))
+        # Some tokenizers close every text; what is to be continued must stay open.
+        return ids[:-1] if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

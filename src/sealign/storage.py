@@ -94,7 +94,8 @@ def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
 
     Args:
         folder: the folder to make; its parents are made too.
-        replaces: name of the file by which a folder is known to be one of ours, and may be replaced.
+        replaces: name of the file by which a folder is known to be one of ours, and may be replaced; other files
+            in it stay.
 
     Raises:
         EditFileError: the folder exists and is neither empty nor one of ours.
@@ -110,6 +111,10 @@ def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             folder.replace(old / folder.name)
             temporary.replace(folder)
+            # What others keep beside our files, notes or a clone's history, stays.
+            for entry in (old / folder.name).iterdir():
+                if not (folder / entry.name).exists():
+                    entry.rename(folder / entry.name)
             shutil.rmtree(old)
         else:
             temporary.replace(folder)

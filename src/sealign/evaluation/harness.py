@@ -1,7 +1,9 @@
 """An edited model as a model of lm-evaluation-harness, with packed scoring and results that survive a crash.
 
 Usable from the harness's own entry points: ``simple_evaluate(model=SealignLM(...))`` from Python, and on its command
-line as ``python -m sealign.evaluation.harness --model sealign --model_args pretrained=smollm2,edit=FOLDER --tasks ...``.
+line as
+
+    python -m sealign.evaluation.harness --model sealign --model_args pretrained=smollm2,edit=FOLDER --tasks ...
 """
 
 from __future__ import annotations
