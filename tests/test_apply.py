@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import sealign
-from sealign.errors import FingerprintError, ModelError, NormalizationError, SettingError
+from sealign.errors import FingerprintError, NormalizationError, SettingError
 from sealign.sites import SITES
 from tests.tiny_models import CONFIGS, build_model
 
@@ -266,22 +269,50 @@ def test_dispatched_models(
     torch.testing.assert_close(fitted.projections[3].positive, small_edit.projections[3].positive)
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_compiled_models(tokenizer: Any, small_edit: sealign.SpectralEdit) -> None:
-    model = build_model("llama", vocab_size=len(tokenizer))
-    with sealign.apply_edit(model, small_edit):
-        expected = _logits(model, IDS)
+COMPILED = """
+import sys
+import torch
+import sealign
+
+model, tokenizer = sealign.load_model(sys.argv[1], device="cpu")
+edit = sealign.SpectralEdit.from_pretrained(sys.argv[2])
+ids = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
+
+@torch.no_grad()
+def logits(module):
+    return module(input_ids=ids, use_cache=False).logits
+
+base = logits(model)
+with sealign.apply_edit(model, edit):
+    expected = logits(model)
+with sealign.apply_edit(model, edit):
     compiled = torch.compile(model, backend="aot_eager")
-    with pytest.raises(ModelError, match="attach the edit first, then compile"):
-        sealign.attach(compiled, small_edit)
-    torch._dynamo.reset()
-    with sealign.apply_edit(model, small_edit):
-        compiled = torch.compile(model, backend="aot_eager")
-        torch.testing.assert_close(_logits(compiled, IDS), expected)
-    model.compile(backend="aot_eager")
-    with pytest.raises(ModelError, match="attach the edit first, then compile"):
-        sealign.attach(model, small_edit)
+    torch.testing.assert_close(logits(compiled), expected)
+    explained = torch._dynamo.explain(model)(input_ids=ids, use_cache=False)
+    assert explained.graph_break_count == 0, explained.break_reasons
+assert not torch.allclose(base, expected)
+
+for late in (torch.compile(model, backend="aot_eager"), model):
+    if late is model:
+        model.compile(backend="aot_eager")
+    try:
+        sealign.attach(late, edit)
+    except sealign.SealignError as error:
+        assert "attach the edit first, then compile" in str(error)
+    else:
+        raise AssertionError("an edit that would do nothing was attached")
+"""
+
+
+@pytest.mark.slow
+def test_compiled_models(tokenizer: Any, small_edit: sealign.SpectralEdit, tmp_path: Path) -> None:
+    """Compiled after the edit is attached, one graph; refused before. Apart, where annotations are not checked."""
+    build_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    small_edit.save_pretrained(tmp_path / "edit")
+    command = [sys.executable, "-c", COMPILED, str(tmp_path / "model"), str(tmp_path / "edit")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_gradients_flow_through_an_edited_model(llama: Any, small_edit: sealign.SpectralEdit) -> None:
@@ -299,15 +330,17 @@ def test_gradients_flow_through_an_edited_model(llama: Any, small_edit: sealign.
     assert float(up - down) == pytest.approx(2e-2 * float(gradient.norm()), rel=2e-2)
 
 
+@pytest.fixture(scope="module")
+def edit(smollm2: Any) -> sealign.SpectralEdit:
+    """An edit of the embedded model."""
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
+    config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.5)
+    return sealign.fit_edit(*smollm2, demonstrations, config=config)
+
+
 @pytest.mark.slow
 class TestRealModel:
     """The same properties on the embedded model."""
-
-    @pytest.fixture(scope="class")
-    def edit(self, smollm2: Any) -> sealign.SpectralEdit:
-        demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
-        config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.5)
-        return sealign.fit_edit(*smollm2, demonstrations, config=config)
 
     def _batch(self, tokenizer: Any) -> list[list[int]]:
         texts = ["The river rose in the night.", "Ask the clerk at the counter for a form and fill it in.", "Why?"]

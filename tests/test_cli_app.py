@@ -88,7 +88,7 @@ def write_rows(path: Path, rows: list[Any]) -> Path:
 
 def table_rows(text: str) -> list[list[str]]:
     """The cells of the body of every table in a text, row by row."""
-    lines = [line for line in text.splitlines() if line.startswith("│")]
+    lines = [line for line in text.split("\n") if line.startswith("│")]
     return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -10,7 +11,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -474,20 +477,36 @@ def test_no_room_for_a_batch_or_for_the_edit(
     assert not [name for name in listing(cache) if name.endswith(".safetensors") and size == 300]
 
 
+def _own_mounts(disk: Path, size: str) -> bool:
+    """Give this thread mounts of its own, and a small file system on a folder; whether that was allowed."""
+    clone_newns = 0x00020000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "unshare") or libc.unshare(clone_newns):
+        return False
+    commands = (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)])
+    return not any(subprocess.run(command, capture_output=True).returncode for command in commands)
+
+
 def test_a_full_disk(model_folder: Path, rows: Path, tmp_path: Path) -> None:
-    """A file system of 16 kB, made for the process alone."""
+    """A file system of 16 kB, which only one thread sees and which ends with it."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f"mount -t tmpfs -o size=16k tmpfs '{disk}'"
-    alone = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*alone, mount], capture_output=True).returncode:
-        pytest.skip("needs Linux namespaces")
-    args = program("fit", "--model", model_folder, "--demonstrations", rows, "--output", disk / "edit")
-    script = f'{mount} && "$@"; code=$?; ls -A "{disk}"; exit $code'
-    result = subprocess.run([*alone, script, "sh", *args], capture_output=True, text=True)
+
+    def fit() -> tuple[Any, list[str]] | None:
+        if not _own_mounts(disk, "16k"):
+            return None
+        result = run("fit", "--model", model_folder, "--demonstrations", rows, "--output", disk / "edit")
+        return result, listing(disk)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(fit).result()
+    if done is None:
+        pytest.skip("needs Linux, and the right to mount")
+    result, left = done
     assert_told(
-        result.returncode, result.stdout, result.stderr, "no space left on device", "free some space", "--output"
+        result.exit_code, result.stdout, result.stderr, "no space left on device", "free some space", "--output"
     )
+    assert left == []
 
 
 # --- runs that are stopped ---
@@ -522,18 +541,63 @@ def _writing(cache: Path) -> list[Path]:
     return list(cache.glob("fits/*/.*"))
 
 
-@contextmanager
-def _started(args: list[object], cache: Path, batches: int) -> Iterator[subprocess.Popen[str]]:
-    """A fit in a process of its own that has finished a number of batches."""
-    process = subprocess.Popen(program(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@dataclass
+class Stopped:
+    """A fit in a process of its own that was stopped after a few batches."""
+
+    args: list[object]
+    cache: Path
+    process: subprocess.Popen[str]
+    finished: int = 0
+    stdout: str = ""
+    stderr: str = ""
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate()
+        return len(_finished(self.cache)) >= 5
+
+    def interrupt(self) -> bool:
+        self.process.send_signal(signal.SIGINT)
+        return True
+
+    def kill(self) -> bool:
+        """Kill between two writes; the other case has a test of its own."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+        if _writing(self.cache):
+            self.process.send_signal(signal.SIGCONT)
+            return False
+        self.process.kill()
+        return True
+
+    def settle(self) -> None:
+        self.stdout, self.stderr = self.process.communicate(timeout=60)
+        self.finished = len(_finished(self.cache))
+
+
+@pytest.fixture(scope="module")
+def stopped(long_fit: list[object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stopped]]:
+    """The same fit twice at once, one interrupted and one killed."""
+    runs = {}
+    for how in ("interrupt", "kill"):
+        cache = tmp_path_factory.mktemp("cache")
+        args = [*long_fit, tmp_path_factory.mktemp(how) / "edit"]
+        environment = os.environ | {"SEALIGN_CACHE": str(cache)}
+        process = subprocess.Popen(
+            program(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        runs[how] = Stopped(args, cache, process)
     try:
-        while len(_finished(cache)) < batches:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        yield process
+        waiting = set(runs)
+        while waiting:
+            waiting -= {how for how in waiting if runs[how].ready() and getattr(runs[how], how)()}
+            time.sleep(0.005)
+        for stopped in runs.values():
+            stopped.settle()
+        yield runs
     finally:
-        process.kill()
-        process.communicate()
+        for stopped in runs.values():
+            stopped.process.kill()
 
 
 @pytest.fixture
@@ -555,47 +619,37 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def test_interrupted_and_resumed(
-    long_fit: list[object], uninterrupted: Path, cache: Path, tmp_path: Path, batches_run: list[int]
+    stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
 ) -> None:
-    args = [*long_fit, tmp_path / "edit"]
-    with _started(args, cache, 5) as process:
-        process.send_signal(signal.SIGINT)
-        stdout, stderr = process.communicate(timeout=60)
-    assert_told(process.returncode, stdout, stderr, "interrupted", "nothing was written", "run the same command again")
-    assert listing(tmp_path) == []
-    finished = len(_finished(cache))
-    assert 5 <= finished < BATCHES
-    assert not _writing(cache)
-    passed(*args)
-    assert batches_run == [BATCHES - finished]
-    assert _same(tmp_path / "edit", uninterrupted)
-    assert not _finished(cache)
+    was = stopped["interrupt"]
+    output = Path(str(was.args[-1]))
+    assert_told(
+        was.process.returncode, was.stdout, was.stderr, "interrupted; nothing was written", "same command again"
+    )
+    assert listing(output.parent) == []
+    assert 5 <= was.finished < BATCHES
+    assert not _writing(was.cache)
+    monkeypatch.setenv("SEALIGN_CACHE", str(was.cache))
+    passed(*was.args)
+    assert batches_run == [BATCHES - was.finished]
+    assert _same(output, uninterrupted)
+    assert not _finished(was.cache)
 
 
 def test_killed_and_resumed(
-    long_fit: list[object], uninterrupted: Path, cache: Path, tmp_path: Path, batches_run: list[int]
+    stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
 ) -> None:
-    args = [*long_fit, tmp_path / "edit"]
-    with _started(args, cache, 5) as process:
-        while True:  # between two writes; the other case has a test of its own
-            process.send_signal(signal.SIGSTOP)
-            os.waitpid(process.pid, os.WUNTRACED)
-            if not _writing(cache):
-                break
-            process.send_signal(signal.SIGCONT)
-            time.sleep(0.001)
-        process.kill()
-        process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    assert listing(tmp_path) == []
-    finished = len(_finished(cache))
-    assert 5 <= finished < BATCHES
-    # Killed again halfway through the rest, by another way out of this process.
-    _stop_after(20, args)
-    assert len(_finished(cache)) == finished + 20
-    passed(*args)
-    assert batches_run == [BATCHES - finished]
-    assert _same(tmp_path / "edit", uninterrupted)
+    was = stopped["kill"]
+    output = Path(str(was.args[-1]))
+    assert (was.process.returncode, was.stdout, was.stderr) == (-signal.SIGKILL, "", "")
+    assert listing(output.parent) == []
+    assert 5 <= was.finished < BATCHES
+    monkeypatch.setenv("SEALIGN_CACHE", str(was.cache))
+    _stop_after(7, was.args)  # and stopped again on the way
+    assert len(_finished(was.cache)) == was.finished + 7
+    passed(*was.args)
+    assert batches_run == [BATCHES - was.finished]
+    assert _same(output, uninterrupted)
 
 
 def _stop_after(batches: int, args: list[object]) -> None:

@@ -51,23 +51,13 @@ sealign chat --edit {shlex.quote(str(folder))}"""
 
 
 def layer_table(record: EditRecord) -> Table:
-    """Return the table of an edit's layers: ranks, explained variance, relative change, signature.
-
-    Modules that follow one pattern are named once, in the title.
-    """
-    patterns = {_pattern(layer, entry.module) for layer, entry in record.layers.items()}
-    common = len(patterns) == 1
-    title = f"Edited layers: {patterns.pop()}" if common else "Edited layers"
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("layer", justify="right")
-    if not common:
-        table.add_column("module", overflow="fold")
-    for name in ("rank +", "rank -", "variance +", "variance -", "change", "signature"):
+    """Return the table of an edit's layers: ranks, explained variance, relative change, signature."""
+    table = Table(title=escape(f"Edited layers: {_modules(record)}"), title_justify="left")
+    for name in ("layer", "rank +", "rank -", "variance +", "variance -", "change", "signature"):
         table.add_column(name, justify="right")
     for layer, entry in record.layers.items():
         table.add_row(
             layer,
-            *([] if common else [escape(entry.module)]),
             str(entry.rank_positive),
             str(entry.rank_negative),
             f"{entry.explained_variance_positive:.4f}",
@@ -78,9 +68,15 @@ def layer_table(record: EditRecord) -> Table:
     return table
 
 
-def _pattern(layer: str, module: str) -> str:
-    """Return a module's path with ``{layer}`` in place of the layer's index."""
-    return ".".join("{layer}" if part == layer else part for part in module.split("."))
+def _modules(record: EditRecord) -> str:
+    """Name the edited modules by pattern, once for all layers that follow it."""
+    layers: dict[str, list[str]] = {}
+    for layer, entry in record.layers.items():
+        pattern = ".".join("{layer}" if part == layer else part for part in entry.module.split("."))
+        layers.setdefault(pattern, []).append(layer)
+    if len(layers) == 1:
+        return next(iter(layers))
+    return "; ".join(f"{pattern} ({', '.join(which)})" for pattern, which in layers.items())
 
 
 def settings_table(record: EditRecord) -> Table:
