@@ -50,6 +50,8 @@ ORDER = (
     "evaluation.damage",
     "evaluation.journal",
     "evaluation.harness",
+    "evaluation.local_tasks",
+    "evaluation.item_scores",
     "demo",
     "cli.app",
     "cli.options",
