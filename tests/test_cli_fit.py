@@ -618,6 +618,7 @@ def _same(one: Path, other: Path) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in ("edit.json", "edit.safetensors"))
 
 
+@pytest.mark.slow
 def test_interrupted_and_resumed(
     stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
 ) -> None:
@@ -636,6 +637,7 @@ def test_interrupted_and_resumed(
     assert not _finished(was.cache)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(
     stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
 ) -> None:

@@ -54,6 +54,7 @@ def chat(
             try:
                 line = output.input(_prompt(handle)).strip()
             except (EOFError, KeyboardInterrupt):
+                output.print()
                 break
             if line == "/quit":
                 break

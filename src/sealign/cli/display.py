@@ -103,7 +103,7 @@ def settings_table(record: EditRecord) -> Table:
 
 def answers_table(prompts: Sequence[str], base: Sequence[str], edited: Sequence[str]) -> Table:
     """Return prompts with the base and the edited answer side by side."""
-    table = Table(title="Answers", title_justify="left", show_lines=True)
+    table = Table(title="Answers", title_justify="left", show_lines=True, expand=True)
     table.add_column("prompt", ratio=2, overflow="fold")
     table.add_column("base", ratio=3, overflow="fold")
     table.add_column("edited", ratio=3, overflow="fold")
