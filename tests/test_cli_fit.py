@@ -671,7 +671,6 @@ def _stop_after(batches: int, args: list[object]) -> None:
     assert_told(result.exit_code, result.stdout, result.stderr, "interrupted")
 
 
-@pytest.mark.xfail(reason="BatchStore.clear does not remove what a write that was killed left behind")
 def test_killed_in_the_middle_of_a_write(
     fit: Callable[..., str], model_folder: Path, rows: Path, tmp_path: Path, cache: Path
 ) -> None:

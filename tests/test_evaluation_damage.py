@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sealign
-from sealign.evaluation.damage import bundled_texts, measure_damage
+from sealign.evaluation.damage import bundled_texts, measure_damage, measure_damages
 
 TEXTS = [
     "The town lies by the river.",
@@ -38,6 +38,16 @@ def test_against_plain_losses(llama: Any, tokenizer: Any, small_edit: sealign.Sp
     assert damage.tokens.tolist() == counts
     assert damage.loss_increase == pytest.approx(np.dot(np.subtract(edited, base), counts) / sum(counts), rel=1e-2)
     assert damage.mean_divergence > 0
+
+
+def test_several_edits_are_measured_apart(llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit) -> None:
+    edits = [small_edit, small_edit.with_layers([1]), small_edit.randomized(0)]
+    together = measure_damages(llama, tokenizer, edits, texts=TEXTS)
+    for edit, found in zip(edits, together, strict=True):
+        alone = measure_damage(llama, tokenizer, edit, texts=TEXTS)
+        np.testing.assert_allclose(found.edited, alone.edited)
+        np.testing.assert_allclose(found.base, alone.base)
+    assert len({round(found.edited_loss, 6) for found in together}) == 3
 
 
 def test_no_edit_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit) -> None:

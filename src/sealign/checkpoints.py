@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,9 +60,7 @@ class BatchStore:
     def clear(self) -> None:
         """Remove the batches once all of them are in the result."""
         if self.folder is not None and self.folder.is_dir():
-            for path in self.folder.glob("*.safetensors"):
-                path.unlink()
-            self.folder.rmdir()
+            shutil.rmtree(self.folder)  # with what a kill in the middle of a write left there
 
 
 def weights_digest(model: nn.Module) -> bytes:

@@ -12,7 +12,7 @@ from sealign.answers import Answers, compare_answers
 from sealign.apply import apply_edit
 from sealign.demonstrations import load_demonstrations
 from sealign.edit import SpectralEdit
-from sealign.evaluation.damage import Damage, measure_damage
+from sealign.evaluation.damage import Damage, measure_damages
 from sealign.evaluation.multiple_choice import MultipleChoiceScores, bundled_questions, score_questions
 from sealign.evaluation.statistics import Difference, paired_difference
 from sealign.fit import fit_edit
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DEMO_CONFIG = FitConfig(explained_variance=0.9, centered=True, strength=0.25)
-"""A mild edit: the strongest of those tried that left the embedded model fluent."""
+"""A mild edit, a quarter of the way: the demo itself prints what it gains and what it costs."""
 
 DEMO_PROMPTS = (
     "What happens if you swallow chewing gum?",
@@ -116,11 +116,5 @@ def run_demo(
         for arm, values in (("edited", edited), ("random", random))
         for metric in ("mc1", "mc2")
     }
-    return DemoResult(
-        edit,
-        answers,
-        len(questions),
-        scores,
-        measure_damage(model, tokenizer, edit, track=track),
-        measure_damage(model, tokenizer, controls[0], track=track),
-    )
+    damages = measure_damages(model, tokenizer, [edit, controls[0]], track=track)
+    return DemoResult(edit, answers, len(questions), scores, *damages)

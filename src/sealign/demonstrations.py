@@ -134,7 +134,9 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DemonstrationError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
+            raise DemonstrationError(
+                f"{place}: not JSON ({error.msg} at column {error.colno}); write one JSON object a line"
+            ) from error
         if not isinstance(row, dict):
             raise DemonstrationError(f"{place}: a {type(row).__name__}, but it must be a JSON object")
         yield place, row
@@ -245,7 +247,7 @@ def _parse(
             yield parse(row, generator)
         except KeyError as error:
             raise DemonstrationError(
-                f"{place}: no key {error.args[0]!r}; found {', '.join(map(str, row)) or 'none'}"
+                f"{place}: no key {error.args[0]!r}, found {', '.join(map(str, row)) or 'none'}; add or rename it"
             ) from error
         except DemonstrationError as error:
             raise DemonstrationError(f"{place}: {error}") from error

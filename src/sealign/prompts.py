@@ -155,8 +155,10 @@ def prompt_format_of(
         preamble: a file with a preamble in place of the fit's.
 
     Raises:
-        SettingError: the style is unknown, or the file cannot be read.
+        SettingError: the style or the record is not one we know, or the file cannot be read.
     """
-    recorded: Mapping[str, Any] = fit.get("prompt_format", {}) if style is None else {"style": style}
+    recorded: Any = fit.get("prompt_format", {}) if style is None else {"style": style}
+    if not isinstance(recorded, Mapping):
+        raise SettingError(f"the edit's prompt format is {recorded!r}, but it must be an object; name a prompt style")
     text = recorded.get("preamble") if preamble is None else read_preamble(preamble)
     return PromptFormat(recorded.get("style", "auto"), text)

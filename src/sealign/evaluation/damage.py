@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -89,33 +89,63 @@ def measure_damage(
         batch_size: texts run together.
         track: shows progress.
     """
+    (damage,) = measure_damages(model, tokenizer, [edit], texts=texts, batch_size=batch_size, track=track)
+    return damage
+
+
+@torch.no_grad()
+def measure_damages(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Sequence[SpectralEdit],
+    *,
+    texts: Sequence[str] | None = None,
+    batch_size: int = 4,
+    track: Track = no_progress,
+) -> list[Damage]:
+    """Return the damage of each of several edits, running the base model once for all.
+
+    Args:
+        model: the base model.
+        tokenizer: its own.
+        edits: what is to be measured, each alone, at its own strength.
+        texts: neutral texts; the bundled ones if None.
+        batch_size: texts run together.
+        track: shows progress.
+    """
     given = list(bundled_texts() if texts is None else texts)
-    if edit.settings.normalization == "feature":
+    if any(edit.settings.normalization == "feature" for edit in edits):
         batch_size = 1  # not defined for batches
     encoded = [list(tokenizer.encode(text)) for text in given]
     batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
-    rows: list[tuple[float, ...]] = []
-    with evaluating(model), apply_edit(model, edit) as handle:
+    rows: list[list[tuple[float, ...]]] = [[] for _ in edits]
+    with evaluating(model):
         for batch in track(batches, "Measuring damage", len(batches)):
-            rows += _measure_batch(model, handle, batch, pad_token(tokenizer))
-    tokens, base, edited, divergence = (np.array(column) for column in zip(*rows, strict=True))
-    return Damage(tokens, base, edited, divergence)
+            for index, measured in enumerate(_measure_batch(model, edits, batch, pad_token(tokenizer))):
+                rows[index] += measured
+    columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
+    return [Damage(*of_edit) for of_edit in columns]
 
 
-def _measure_batch(model: Any, handle: Any, batch: Sequence[Sequence[int]], pad: int) -> list[tuple[float, ...]]:
-    device = input_device(model)
-    ids, mask = pad_right(batch, pad, device)
-    logs = {}
-    for enabled in (False, True):
-        handle.enabled = enabled
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        logs[enabled] = torch.log_softmax(logits.float(), dim=-1)
+def _measure_batch(
+    model: Any, edits: Sequence[SpectralEdit], batch: Sequence[Sequence[int]], pad: int
+) -> Iterator[list[tuple[float, ...]]]:
+    """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each text of a batch."""
+    ids, mask = pad_right(batch, pad, input_device(model))
     targets = ids[:, 1:, None]
-    losses = {enabled: -log.gather(2, targets)[..., 0] for enabled, log in logs.items()}
-    divergence = (logs[False].exp() * (logs[False] - logs[True])).sum(-1)
-    rows = []
-    for row, sequence in enumerate(batch):
-        count = len(sequence) - 1
-        values = [losses[False], losses[True], divergence]
-        rows.append((float(count), *(float(value[row, :count].double().mean()) for value in values)))
-    return rows
+
+    def log_probabilities() -> torch.Tensor:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        return torch.log_softmax(logits.float(), dim=-1)
+
+    base = log_probabilities()
+    for edit in edits:
+        with apply_edit(model, edit):
+            edited = log_probabilities()
+        divergence = (base.exp() * (base - edited)).sum(-1)
+        values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]
+        counts = [len(sequence) - 1 for sequence in batch]
+        yield [
+            (float(count), *(float(value[row, :count].double().mean()) for value in values))
+            for row, count in enumerate(counts)
+        ]
