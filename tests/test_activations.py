@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_against_the_models_hidden_states(
     for role in ROLES:
         assert getattr(found, role)[1].shape == (7, 48)
         torch.testing.assert_close(getattr(found, role)[1], expected[role], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["opt", "gemma3", "mixtral", "gpt2"])
+@pytest.mark.parametrize("site", ["mlp", "attention", "residual"])
+@pytest.mark.parametrize("token", ["last", "mean", "random"])
+def test_a_shared_preamble_gives_the_same_matrices(
+    name: str, site: str, token: Any, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    """With the preamble run once against with it run in every sequence."""
+    preamble = "The town lies by the river and the river rises in the hills."
+    config = CollectConfig(prompt_format=sealign.PromptFormat("few_shot", preamble), batch_size=4, token=token)
+    model, kwargs = tiny_model(name), {"site": site, "layers": [2], "config": config}
+    shared = sealign.collect_activations(model, tokenizer, demonstrations, **kwargs)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sealign.prefix.SHORTEST", 10_000)
+        apart = sealign.collect_activations(model, tokenizer, demonstrations, **kwargs)
+    _all_close(shared, apart, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["opt", "gemma3", "mixtral", "falcon"])
@@ -192,12 +210,21 @@ def test_batches_of_other_settings_or_weights_are_not_read(tokenizer: Any, demon
     (stale,) = tmp_path.iterdir()
     with torch.no_grad():
         model.model.layers[0].mlp.down_proj.weight *= 1.5
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = other.chat_template.replace("<model>", "<model> ")
+    with pytest.raises(_Killed):
+        sealign.collect_activations(
+            model, other, demonstrations, checkpoint_dir=tmp_path, track=_killing_track(1),
+            config=CollectConfig(batch_size=3),
+        )  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 2
     fresh = sealign.collect_activations(model, tokenizer, demonstrations, config=CollectConfig(batch_size=3))
     again = sealign.collect_activations(
         model, tokenizer, demonstrations, checkpoint_dir=tmp_path, config=CollectConfig(batch_size=3)
     )
     _all_close(fresh, again, atol=0)
-    assert list(tmp_path.iterdir()) == [stale]
+    assert len(list(tmp_path.iterdir())) == 2
+    assert stale in tmp_path.iterdir()
 
 
 def test_not_a_number_names_layer_and_demonstration(tokenizer: Any, demonstrations: Any) -> None:

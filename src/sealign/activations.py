@@ -18,6 +18,7 @@ from sealign.errors import ActivationError, DemonstrationError
 from sealign.generation import evaluating, generate_ids
 from sealign.prefix import Prefix, common_prefix, decoder_of, input_device, pad_right, pad_token
 from sealign.progress import Track, no_progress
+from sealign.prompts import template_hash, tokenizer_hash
 from sealign.recording import Recorder
 from sealign.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
 from sealign.sites import ResolvedSite, resolve_sites
@@ -80,9 +81,7 @@ def collect_activations(
     if not demonstrations:
         raise DemonstrationError("no demonstrations given, but at least 1 is needed")
     sites = resolve_sites(model, site, layers, module_pattern=module_pattern)
-    texts = [[item.prompt, item.positive, item.negative] for item in demonstrations]
-    paths = [resolved.path for resolved in sites]
-    store = BatchStore.open(checkpoint_dir, model, [repr(config), paths, texts])
+    store = BatchStore.open(checkpoint_dir, model, _inputs(tokenizer, demonstrations, sites, config))
     with evaluating(model):
         generated = None
         if config.neutral == "generated":
@@ -90,6 +89,19 @@ def collect_activations(
         sequences = plan_sequences(tokenizer, demonstrations, config, generated)
         check_context(model, sequences)
         return _collect(model, tokenizer, sites, sequences, len(demonstrations), site, config, store, track)
+
+
+def _inputs(
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    sites: Sequence[ResolvedSite],
+    config: CollectConfig,
+) -> list[object]:
+    """Everything beside the weights that collected activations depend on."""
+    texts = [[item.prompt, item.positive, item.negative] for item in demonstrations]
+    prompt_format = repr(config.prompt_format.resolve(tokenizer))
+    tokens = [tokenizer_hash(tokenizer), template_hash(tokenizer)]
+    return [repr(config), prompt_format, *tokens, [resolved.path for resolved in sites], texts]
 
 
 def _collect(
@@ -115,7 +127,8 @@ def _collect(
         rows = store.load("activations", number)
         if rows is None:
             if prefix is None:
-                recorder = Recorder(sites, lambda output, _: output[0].float())
+                # One row: some blocks flatten batch and tokens, some do not.
+                recorder = Recorder(sites, lambda output, _: output.reshape(-1, output.shape[-1]).float())
                 with recorder:
                     prefix = Prefix.run(runner, prefix_ids, device)
                 past = recorder.recorded if prefix.ids else {}
