@@ -211,6 +211,7 @@ def test_defaults_in_help_texts_are_those_of_the_library() -> None:
         "--strength": f"{config.strength:g}",
         "--token": config.token,
         "--neutral": config.neutral,
+        "--max-new-tokens": config.max_new_tokens,
         "--prompt-format": config.prompt_format.style,
         "--batch-size": config.batch_size,
         "--model": "smollm2",

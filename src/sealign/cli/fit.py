@@ -30,6 +30,7 @@ def fit(
     strength: options.FitStrength = None,
     token: options.Token = None,
     neutral: options.Neutral = None,
+    max_new_tokens: options.NeutralMaxNewTokens = None,
     prompt_format: options.PromptStyle = None,
     preamble: options.Preamble = None,
     batch_size: options.BatchSize = None,
@@ -69,6 +70,7 @@ def fit(
         "strength": strength,
         "token": token,
         "neutral": neutral,
+        "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
         "seed": seed,
     }

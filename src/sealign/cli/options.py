@@ -164,6 +164,12 @@ Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Length of an answer in tokens, at most.")
 ]
+NeutralMaxNewTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens", metavar="N", help=r"Length of a generated neutral text in tokens, at most. \[default: 32]"
+    ),
+]
 IgnoreMismatch = Annotated[
     bool, typer.Option("--ignore-mismatch", help="Apply the edit to a model that it was not fitted on.")
 ]
