@@ -288,9 +288,11 @@ with sealign.apply_edit(model, edit):
 with sealign.apply_edit(model, edit):
     compiled = torch.compile(model, backend="aot_eager")
     torch.testing.assert_close(logits(compiled), expected)
+    assert compiled is not model
     explained = torch._dynamo.explain(model)(input_ids=ids, use_cache=False)
     assert explained.graph_break_count == 0, explained.break_reasons
 assert not torch.allclose(base, expected)
+torch.testing.assert_close(logits(compiled), base)  # the compiled graph, too, is restored
 
 for late in (torch.compile(model, backend="aot_eager"), model):
     if late is model:

@@ -61,6 +61,8 @@ class EditHandle:
 
     def detach(self) -> None:
         """Take the edit off; the model is then, bit for bit, what it was. A second call does nothing."""
+        # A graph that was compiled while the edit was on does not look at hooks again, but at this it does.
+        self.enabled = False
         self._stack.close()
 
 
