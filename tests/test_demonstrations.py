@@ -107,13 +107,21 @@ GOOD = as_json_lines(ROWS[:2])
         ("x.csv", " \n\t\n", "x.csv' is empty; it must hold at least 2"),
         ("x.csv", "prompt,positive,negative\n", "holds 0 demonstrations, but 2 are needed; add some"),
         ("x.jsonl", as_json_lines(ROWS[:1]), "x.jsonl' holds 1 demonstrations, but 2 are needed; add some"),
-        ("x.jsonl", GOOD + "\n{'prompt': 1}\n", r"x.jsonl, line 4: not JSON \(.* at column 2\)"),
+        (
+            "x.jsonl",
+            GOOD + "\n{'prompt': 1}\n",
+            r"x.jsonl, line 4: not JSON \(.* at column 2\); write one JSON object a line",
+        ),
         ("x.jsonl", GOOD + GOOD[:30], r"x.jsonl, line 3: not JSON"),
         ("x.jsonl", "[1]\n" + GOOD, "x.jsonl, line 1: a list, but it must be a JSON object"),
-        ("x.jsonl", GOOD + '{"prompt": "a", "positiv": "b"}', "line 3: no key 'positive'; found prompt, positiv"),
-        ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt'; found none"),
-        ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive'; found prompt, good, bad"),
-        ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt'; found prompt;positive;negative"),
+        (
+            "x.jsonl",
+            GOOD + '{"prompt": "a", "positiv": "b"}',
+            "line 3: no key 'positive', found prompt, positiv; add or rename it",
+        ),
+        ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt', found none"),
+        ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive', found prompt, good, bad"),
+        ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt', found prompt;positive;negative"),
         ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a text"),
         ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a text"),
         (
@@ -235,14 +243,14 @@ def test_truthfulqa_takes_one_of_the_false_answers(data_dir: Path) -> None:
     ("source", "path", "row", "message"),
     [
         ("bbq", "bbq/train.jsonl", {"context": "a", "question": "b", "label": "x"}, "line 1: a field has the wrong"),
-        ("bbq", "bbq/train.jsonl", {"context": "a", "question": "b", "label": 3}, "line 1: no key 'ans3'; found cont"),
+        ("bbq", "bbq/train.jsonl", {"context": "a", "question": "b", "label": 3}, "line 1: no key 'ans3', found cont"),
         (
             "truthfulqa",
             "truthful_qa/generation/validation.jsonl",
             {"question": "a", "best_answer": "b", "incorrect_answers": []},
             "line 1: a field has the wrong type or is empty",
         ),
-        ("halueval_qa", "halueval_qa/train.jsonl", {"question": "a"}, "line 1: no key 'right_answer'; found question"),
+        ("halueval_qa", "halueval_qa/train.jsonl", {"question": "a"}, "line 1: no key 'right_answer', found question"),
     ],
 )
 def test_bad_rows_of_named_sources(tmp_path: Path, source: str, path: str, row: dict[str, Any], message: str) -> None:
@@ -330,7 +338,7 @@ def test_hub_datasets(
 
 def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", FakeHub([{"prompt": "a", "chosen": "b"}]))
-    with pytest.raises(DemonstrationError, match="me/mine, row 0: no key 'positive'; found prompt, chosen"):
+    with pytest.raises(DemonstrationError, match="me/mine, row 0: no key 'positive', found prompt, chosen"):
         load_demonstrations("me/mine")
     monkeypatch.setitem(sys.modules, "datasets", FakeHub(RuntimeError("a page of text")))
     message = r"cannot load dataset 'me/mine' from the Hub \(RuntimeError\); check its name and .*--data-dir"
