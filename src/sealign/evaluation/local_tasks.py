@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,8 +51,7 @@ def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> It
     Raises:
         SettingError: a task is unknown (the nearest name is suggested), has no local schema, or its file is missing.
     """
-    own = Path(str(files("sealign") / "evaluation" / "tasks"))
-    known = TaskManager(include_path=str(own))
+    known = _known_tasks()
     for name in tasks:
         if name not in known.all_tasks:
             raise SettingError(unknown_name("task", name, LOCAL_FILES) + ", or any task of lm-evaluation-harness")
@@ -62,7 +62,13 @@ def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> It
         for name in tasks:
             config = _local_config(name, known, Path(data_dir))
             (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        yield TaskManager(include_path=folder)
+        yield TaskManager(include_path=folder, include_defaults=False)
+
+
+@functools.cache
+def _known_tasks() -> TaskManager:
+    """All tasks of the harness and ours; reading their files takes seconds."""
+    return TaskManager(include_path=str(files("sealign") / "evaluation" / "tasks"))
 
 
 def _local_config(name: str, known: TaskManager, data_dir: Path) -> dict[str, Any]:
