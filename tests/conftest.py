@@ -28,6 +28,12 @@ from tests.tiny_models import build_model  # noqa: E402
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def our_hooks(model: Any) -> int:
+    """How many hooks of ours are on a model; transformers leaves some of its own."""
+    hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    return sum("sealign" in (getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     folder = Path(os.environ.get("SEALIGN_DATA_DIR", SHARED / "data"))

@@ -11,6 +11,7 @@ from sealign import answers
 from sealign.answers import Answers, compare_answers, room_for_answer
 from sealign.errors import FingerprintError, SettingError
 from sealign.prompts import PromptFormat
+from tests.conftest import our_hooks
 from tests.tiny_models import build_model
 
 PROMPTS = ["What is ice?", "Who bakes bread in the town by the river?", "Why?"]
@@ -73,11 +74,11 @@ def test_the_model_is_left_as_it_was(tokenizer: Any, small_edit: sealign.Spectra
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     compare_answers(model, tokenizer, small_edit, PROMPTS, max_new_tokens=2)
     assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
+    assert our_hooks(model) == 0
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     with pytest.raises(SettingError):
         compare_answers(model, tokenizer, small_edit, [""], max_new_tokens=2)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert our_hooks(model) == 0
 
 
 def test_end_tokens_end_an_answer(tokenizer: Any, llama: Any, small_edit: sealign.SpectralEdit) -> None:

@@ -16,6 +16,7 @@ import torch
 import sealign
 from sealign.errors import FingerprintError, NormalizationError, SettingError
 from sealign.sites import SITES
+from tests.conftest import our_hooks
 from tests.tiny_models import CONFIGS, build_model
 
 IDS = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
@@ -31,12 +32,6 @@ def _logits(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         return model(input_ids=ids, **kwargs).logits
 
 
-def _hooks(model: Any) -> int:
-    """How many hooks of ours are on a model; transformers leaves some of its own."""
-    hooks = [h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
-    return sum("sealign" in (getattr(hook, "__module__", None) or type(hook).__module__) for hook in hooks)
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("site", SITES)
 def test_edited_tokens_depend_on_nothing_but_their_past(
@@ -49,7 +44,7 @@ def test_edited_tokens_depend_on_nothing_but_their_past(
     with sealign.apply_edit(model, edit):
         whole = _logits(model, IDS)
         assert float((whole - base).abs().max()) > 1e-3, "the edit did nothing"
-        assert _hooks(model) == 2
+        assert our_hooks(model) == 2
         # Later tokens do not matter.
         torch.testing.assert_close(_logits(model, IDS[:, :5]), whole[:, :5], **close)
         # Nor do other rows, or padding on the right.
@@ -72,7 +67,7 @@ def test_edited_tokens_depend_on_nothing_but_their_past(
                 steps.append(step.logits)
         torch.testing.assert_close(torch.cat(steps, dim=1), whole, **close)
     assert torch.equal(_logits(model, IDS), base)
-    assert _hooks(model) == 0
+    assert our_hooks(model) == 0
 
 
 @pytest.mark.parametrize("name", ["llama", "opt", "mixtral", "gemma3"])
@@ -127,7 +122,7 @@ def test_an_exception_leaves_nothing_behind(llama: Any, small_edit: sealign.Spec
     with pytest.raises(RuntimeError, match="inside"), sealign.apply_edit(llama, small_edit):
         raise RuntimeError("inside")
     assert torch.equal(_logits(llama, IDS), base)
-    assert _hooks(llama) == 0
+    assert our_hooks(llama) == 0
 
 
 def test_an_error_while_attaching_leaves_nothing_behind(llama: Any, small_edit: sealign.SpectralEdit) -> None:
@@ -136,7 +131,7 @@ def test_an_error_while_attaching_leaves_nothing_behind(llama: Any, small_edit: 
     broken = sealign.SpectralEdit(small_edit.projections, dataclasses.replace(small_edit.record, layers=layers))
     with pytest.raises(FingerprintError, match=r"module 'model\.layers\.3\.nothing' is not in LlamaForCausalLM"):
         sealign.attach(llama, broken)
-    assert _hooks(llama) == 0
+    assert our_hooks(llama) == 0
 
 
 def test_attach_and_detach(llama: Any, small_edit: sealign.SpectralEdit) -> None:
@@ -214,7 +209,7 @@ def test_per_feature_rescaling_is_refused_where_it_is_not_defined(
         assert out.shape == (1, 12)
         handle.enabled = False
         _logits(model, IDS.expand(2, -1))
-    assert _hooks(model) == 0
+    assert our_hooks(model) == 0
 
 
 def test_another_model_is_refused_and_says_what_differs(

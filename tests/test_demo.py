@@ -13,6 +13,7 @@ from sealign.demo import CONTROL_SEEDS, DEMO_CONFIG, DEMO_PROMPTS, DemoResult, r
 from sealign.evaluation.damage import Damage, measure_damage
 from sealign.evaluation.multiple_choice import bundled_questions, score_questions
 from sealign.evaluation.statistics import Difference, paired_difference
+from tests.conftest import our_hooks
 
 METRICS = ("MC1", "MC2")
 
@@ -142,4 +143,4 @@ def test_every_part_is_what_the_library_measures(llama: Any, tokenizer: Any, mon
         assert found_damage.mean_divergence == pytest.approx(expected.mean_divergence)
     assert steps.count("Scoring") == 5
     assert {"Collecting activations", "Decomposing", "Measuring damage"} <= set(steps)
-    assert not any(module._forward_hooks for module in llama.modules())
+    assert our_hooks(llama) == 0
