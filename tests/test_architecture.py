@@ -45,6 +45,7 @@ ORDER = (
     "models",
     "evaluation.resampling",
     "evaluation.statistics",
+    "evaluation.verdict",
     "evaluation.scoring",
     "evaluation.multiple_choice",
     "evaluation.damage",

@@ -59,31 +59,6 @@ def calls(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     return asked
 
 
-def rule(scores: dict[str, dict[str, float]], questions: int, cost: float) -> str:
-    """What may be said of an edit, written anew: losses first, then no gain, then gains that chance gives too."""
-    told = f"{cost:+.3f} nats a token on plain text"
-    lost, won, own = [], [], []
-    for metric in METRICS:
-        edited, random = scores[f"edited {metric}"], scores[f"random {metric}"]
-        if edited["high"] < 0:
-            lost.append(metric)
-        elif edited["low"] > 0:
-            won.append(metric)
-            if edited["difference"] > random["difference"]:
-                own.append(metric)
-    if lost:
-        return f"The edit lowers {' and '.join(lost)} on these questions, at {told}."
-    if not won:
-        return (
-            f"No significant gain: both intervals include zero, so these {questions} questions give no evidence that "
-            f"the edit makes this model more truthful. It costs {told}."
-        )
-    if own != won:
-        others = " and ".join(metric for metric in won if metric not in own)
-        return f"No evidence: random directions gain as much in {others}. The edit costs {told}."
-    return f"The edit raises {' and '.join(won)} on these {questions} questions, at {told}."
-
-
 def check_parts(data: dict[str, Any], layers: int) -> None:
     """Every part that the demo promises is there, and the verdict agrees with the numbers."""
     assert len(data["edit"]["layers"]) == layers
@@ -95,7 +70,7 @@ def check_parts(data: dict[str, Any], layers: int) -> None:
     assert [answer["prompt"] for answer in data["answers"]] == list(DEMO_PROMPTS)
     assert len(data["answers"]) >= 5
     assert all(set(answer) == {"prompt", "base", "edited"} for answer in data["answers"])
-    assert set(data["scores"]) == {f"{arm} {metric}" for arm in ARMS for metric in METRICS}
+    assert set(data["scores"]) == {f"{arm} {metric}" for arm in (*ARMS, "over_random") for metric in METRICS}
     for score in data["scores"].values():
         assert score["low"] <= score["difference"] <= score["high"]
         assert score["edited"] - score["base"] == pytest.approx(score["difference"])
@@ -104,7 +79,19 @@ def check_parts(data: dict[str, Any], layers: int) -> None:
     assert min(damage[f"{name}_loss"] for name in ("base", "edited", "random")) > 0
     assert min(damage["edited_divergence"], damage["random_divergence"]) > 0
     cost = damage["edited_loss"] - damage["base_loss"]
-    assert data["verdict"] == rule(data["scores"], data["scores"]["edited MC1"]["items"], cost)
+    check_verdict(data["verdict"], data["scores"], cost)
+
+
+def check_verdict(verdict: str, scores: dict[str, dict[str, Any]], cost: float) -> None:
+    """The word agrees with the numbers, by a rule for two metrics."""
+    assert f"costs {cost:+.3f} nats" in verdict or f"at {cost:+.3f} nats" in verdict
+    smaller = min(scores[f"edited {metric}"]["p_value"] for metric in METRICS)
+    if cost > 0.05:
+        assert verdict.startswith("Harms")
+    elif 2 * smaller > 0.05:
+        assert verdict.startswith("No evidence")
+    elif max(scores[f"edited {metric}"]["difference"] for metric in METRICS) <= 0:
+        assert verdict.startswith("Harms")
 
 
 def test_every_part_is_there(shown: Shown) -> None:
@@ -213,19 +200,15 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert " ".join(asked.split()) == " ".join(DEMO_PROMPTS)
     assert "Rayleigh scattering" in " ".join(row[1] for row in rows if len(row) == 3 and row[1]).replace("  ", " ")
     assert [row[0] for row in rows if len(row) == 5] == ["MC1", "", "", "MC2", "", ""]
-    scores = {}
-    for metric, first in (("MC1", 0), ("MC2", 3)):
-        lines = [row for row in rows if len(row) == 5][first : first + 3]
-        for arm, line in zip(ARMS, lines[1:], strict=True):
-            low, high = map(float, line[4].strip("[]").split(","))
-            scores[f"{arm} {metric}"] = {"difference": float(line[3]), "low": low, "high": high}
-            assert low <= float(line[3]) <= high
+    for line in [row for row in rows if len(row) == 5 and row[1] != "base"]:
+        low, high = map(float, line[4].strip("[]").split(","))
+        assert low <= float(line[3]) <= high
     damage = {row[0]: row[1:] for row in rows if len(row) == 4}
     assert set(damage) == {"base", "edited", "random directions"}
     assert 3 < float(damage["base"][0]) < 4
     cost = float(damage["edited"][1])
     assert 0 < cost < 0.1  # a mild edit
-    assert rule(scores, 66, cost) in " ".join(text.split())
+    assert f"costs {cost:+.3f} nats a token on neutral text" in " ".join(text.split())
     # The printed lines run as given, in the folder where the demo ran.
     assert listing(tmp_path / "edits") == [
         "truthfulness",

@@ -14,7 +14,7 @@ from sealign.edit import SpectralEdit
 from sealign.errors import SettingError
 from sealign.generation import evaluating, generate_ids
 from sealign.prompts import PromptFormat
-from sealign.sites import text_config, unwrap_model
+from sealign.sites import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,8 +96,8 @@ def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str)
     Raises:
         SettingError: none.
     """
-    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
-    if not isinstance(limit, int):
+    limit = context_length(model)
+    if limit is None:
         return sys.maxsize
     if length >= limit:
         raise SettingError(

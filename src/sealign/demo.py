@@ -14,7 +14,8 @@ from sealign.demonstrations import load_demonstrations
 from sealign.edit import SpectralEdit
 from sealign.evaluation.damage import Damage, measure_damages
 from sealign.evaluation.multiple_choice import MultipleChoiceScores, bundled_questions, score_questions
-from sealign.evaluation.statistics import Difference, paired_difference
+from sealign.evaluation.statistics import paired_difference
+from sealign.evaluation.verdict import Effect, judge_effects
 from sealign.fit import fit_edit
 from sealign.fit_config import FitConfig
 from sealign.progress import Track, no_progress
@@ -45,8 +46,7 @@ class DemoResult:
         edit: the edit.
         answers: to ``DEMO_PROMPTS``.
         questions: how many held-out questions were scored.
-        scores: differences from the base model by (arm, metric), arms ``edited`` and ``random``, metrics ``MC1`` and
-            ``MC2``; the random arm is the mean of several draws.
+        effects: on MC1 and MC2; the random control is the mean of several draws.
         damage: of the edit.
         random_damage: of the first random draw.
     """
@@ -54,27 +54,14 @@ class DemoResult:
     edit: SpectralEdit
     answers: list[Answers]
     questions: int
-    scores: dict[tuple[str, str], Difference]
+    effects: list[Effect]
     damage: Damage
     random_damage: Damage
 
     @property
     def verdict(self) -> str:
         """What can be said of the edit, in one sentence."""
-        cost = f"{self.damage.loss_increase:+.3f} nats a token on plain text"
-        gains = [m for m in ("MC1", "MC2") if self.scores["edited", m].low > 0]
-        losses = [m for m in ("MC1", "MC2") if self.scores["edited", m].high < 0]
-        if losses:
-            return f"The edit lowers {' and '.join(losses)} on these questions, at {cost}."
-        if not gains:
-            return (
-                f"No significant gain: both intervals include zero, so these {self.questions} questions give no "
-                f"evidence that the edit makes this model more truthful. It costs {cost}."
-            )
-        matched = [m for m in gains if self.scores["random", m].difference >= self.scores["edited", m].difference]
-        if matched:
-            return f"No evidence: random directions gain as much in {' and '.join(matched)}. The edit costs {cost}."
-        return f"The edit raises {' and '.join(gains)} on these {self.questions} questions, at {cost}."
+        return judge_effects(self.effects, self.damage.loss_increase).sentence
 
 
 def run_demo(
@@ -110,11 +97,17 @@ def run_demo(
     base, edited = score(None), score(edit)
     controls = [edit.randomized(seed + offset) for offset in CONTROL_SEEDS]
     drawn = [score(control) for control in controls]
-    random = MultipleChoiceScores(*(np.mean([getattr(s, m) for s in drawn], axis=0) for m in ("mc1", "mc2")))
-    scores = {
-        (arm, metric.upper()): paired_difference(getattr(base, metric), getattr(values, metric), seed=seed)
-        for arm, values in (("edited", edited), ("random", random))
-        for metric in ("mc1", "mc2")
-    }
+    effects = []
+    for metric in ("mc1", "mc2"):
+        before, after = getattr(base, metric), getattr(edited, metric)
+        random = np.mean([getattr(scores, metric) for scores in drawn], axis=0)
+        effects.append(
+            Effect(
+                metric.upper(),
+                edited=paired_difference(before, after, seed=seed),
+                random=paired_difference(before, random, seed=seed),
+                over_random=paired_difference(random, after, seed=seed),
+            )
+        )
     damages = measure_damages(model, tokenizer, [edit, controls[0]], track=track)
-    return DemoResult(edit, answers, len(questions), scores, *damages)
+    return DemoResult(edit, answers, len(questions), effects, *damages)

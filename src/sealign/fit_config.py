@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from sealign.collect_config import CollectConfig, NeutralChoice, TokenChoice
+from sealign.collect_config import CollectConfig
 from sealign.edit import check_settings
 from sealign.errors import SettingError, SiteError, unknown_name
 from sealign.projection import Combine, Normalization
@@ -83,9 +83,9 @@ def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[i
     return list(range(depth - count, depth)) if kind == "last" else list(range(count))
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """Settings of a fit.
+@dataclass(frozen=True, kw_only=True)
+class FitConfig(CollectConfig):
+    """Settings of a fit; with those of the collection of activations, see ``CollectConfig``.
 
     Attributes:
         explained_variance: K in (0, 1], or a pair (positive, negative).
@@ -100,11 +100,6 @@ class FitConfig:
         combine: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
         normalization: ``token``, ``feature`` or ``none``.
         strength: how far the edit goes; 0 is no edit, 1 the whole.
-        token: which token gives a sequence's activation: ``last``, ``mean`` or ``random``.
-        neutral: ``prompt``, or ``generated``: with the model's own greedy completion.
-        max_new_tokens: of that completion, at least 1.
-        prompt_format: how prompts are written.
-        batch_size: sequences run together, at least 1.
         seed: of the random token and of iterative decompositions.
 
     Raises:
@@ -126,14 +121,9 @@ class FitConfig:
     combine: Combine = "both"
     normalization: Normalization = "token"
     strength: float = 1.0
-    token: TokenChoice = "last"
-    neutral: NeutralChoice = "prompt"
-    max_new_tokens: int = 32
-    prompt_format: PromptFormat = PromptFormat()
-    batch_size: int = 16
-    seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for site in (self.site, self.fit_site or self.site):
             if site not in SITES:
                 raise SiteError(unknown_name("site", site, SITES))
@@ -149,7 +139,6 @@ class FitConfig:
             if rank is not None and rank < 1:
                 raise SettingError(f"rank is {rank}, but it must be at least 1 and at most the model's width")
         check_settings(self.settings())
-        self.collect_config()
         if not isinstance(self.layers, str):
             object.__setattr__(self, "layers", tuple(self.layers))
         _parse_layers(self.layers)
@@ -167,9 +156,7 @@ class FitConfig:
 
     def collect_config(self) -> CollectConfig:
         """Return the settings that activations are collected with."""
-        return CollectConfig(
-            self.token, self.neutral, self.max_new_tokens, self.prompt_format, self.batch_size, self.seed
-        )
+        return CollectConfig(**{field.name: getattr(self, field.name) for field in fields(CollectConfig)})
 
     @classmethod
     def reference(cls) -> FitConfig:

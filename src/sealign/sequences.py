@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sealign.collect_config import CollectConfig
 from sealign.demonstrations import Demonstration
 from sealign.errors import DemonstrationError
-from sealign.sites import text_config, unwrap_model
+from sealign.sites import context_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -74,9 +74,9 @@ def check_context(model: PreTrainedModel, sequences: Sequence[TokenSequence]) ->
     Raises:
         DemonstrationError: names the demonstration, its length and the context.
     """
-    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
+    limit = context_length(model)
     longest = max(sequences, key=lambda sequence: len(sequence.ids))
-    if isinstance(limit, int) and len(longest.ids) > limit:
+    if limit is not None and len(longest.ids) > limit:
         read = longest.reads[0]
         raise DemonstrationError(
             f"demonstration {read.demonstration} ({ROLES[read.role]}) is {len(longest.ids)} tokens long, but the "

@@ -74,6 +74,16 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config(decoder=True)
 
 
+def context_length(model: nn.Module) -> int | None:
+    """Return how many tokens a model's positions reach, or None where its configuration names no bound.
+
+    Raises:
+        ModelError: the model has no transformers configuration.
+    """
+    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the path of the list of decoder layers, and the list itself.
 

@@ -61,7 +61,9 @@ def _as_data(result: DemoResult, folder: Path) -> dict[str, Any]:
         "edit": dataclasses.asdict(result.edit.record),
         "answers": [dataclasses.asdict(answer) for answer in result.answers],
         "scores": {
-            f"{arm} {metric}": dataclasses.asdict(difference) for (arm, metric), difference in result.scores.items()
+            f"{arm} {effect.name}": dataclasses.asdict(getattr(effect, arm))
+            for effect in result.effects
+            for arm in ("edited", "random", "over_random")
         },
         "damage": {
             "base_loss": result.damage.base_loss,
@@ -83,7 +85,7 @@ def _show(result: DemoResult, folder: Path) -> None:
     prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in result.answers), strict=True)
     output.print(answers_table(prompts, base, edited))
     output.print(_score_table(result), _damage_table(result))
-    output.print(f"[bold]{result.verdict}[/]\n")
+    output.print(f"[bold]{escape(result.verdict)}[/]\n")
     print_saved(record, folder)
 
 
@@ -92,12 +94,13 @@ def _score_table(result: DemoResult) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("metric", "model", "score", "difference", "95 % interval"):
         table.add_column(name, justify="left" if name in ("metric", "model") else "right")
-    for metric in ("MC1", "MC2"):
-        table.add_row(metric, "base", f"{result.scores['edited', metric].base:.3f}", "", "")
-        for arm, name in (("edited", "edited"), ("random", "random, mean of 3 draws")):
-            d = result.scores[arm, metric]
+    for effect in result.effects:
+        table.add_row(effect.name, "base", f"{effect.edited.base:.3f}", "", "")
+        for d, name in ((effect.edited, "edited"), (effect.random, "random, mean of 3 draws")):
+            assert d is not None
             interval = escape(f"[{d.low:+.3f}, {d.high:+.3f}]")
-            table.add_row("", name, f"{d.edited:.3f}", f"{d.difference:+.3f}", interval, end_section=arm == "random")
+            last = d is effect.random
+            table.add_row("", name, f"{d.edited:.3f}", f"{d.difference:+.3f}", interval, end_section=last)
     return table
 
 

@@ -1,0 +1,114 @@
+"""What can be said of an edit in words: helps, no evidence, or harms, and at what damage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sealign.evaluation.statistics import Difference, holm
+
+MAX_DAMAGE = 0.05
+"""Rise of the mean loss on neutral text that a useful edit may cause by default, in nats a token."""
+
+LEVEL = 0.05
+"""Chance of any false finding among the metrics of an edit."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One metric under an edit and under its control.
+
+    Attributes:
+        name: of the metric.
+        edited: from the base model to the edited one.
+        random: from the base model to the mean of its edits in random directions; None where none was run.
+        over_random: from that mean to the edited model; None likewise.
+        higher_is_better: which way is good.
+    """
+
+    name: str
+    edited: Difference
+    random: Difference | None = None
+    over_random: Difference | None = None
+    higher_is_better: bool = True
+
+    @property
+    def gain(self) -> float:
+        """The difference in the good direction."""
+        return self.edited.difference if self.higher_is_better else -self.edited.difference
+
+    @property
+    def beats_random(self) -> bool:
+        """Whether the gain exceeds that of random directions by an interval without zero."""
+        if self.over_random is None:
+            return False
+        return self.over_random.low > 0 if self.higher_is_better else self.over_random.high < 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What can be said of an edit.
+
+    Attributes:
+        word: ``helps``, ``no evidence`` or ``harms``.
+        sentence: the word with its reasons.
+    """
+
+    word: Literal["helps", "no evidence", "harms"]
+    sentence: str
+
+
+def judge_effects(effects: Sequence[Effect], damage: float, *, max_damage: float = MAX_DAMAGE) -> Verdict:
+    """Return what can be said of an edit, given its effects on all metrics of a run.
+
+    A metric changed if its p-value is at most 0.05 after Holm's correction over all effects. An edit *harms* if a
+    metric got worse or the damage is over the budget; it *helps* if, otherwise, a metric got better by more than under
+    random directions of the same ranks, the interval of that difference excluding zero; else there is *no
+    evidence*. A gain without a random control is no evidence.
+
+    Args:
+        effects: one a metric, at least 1.
+        damage: rise of the mean loss on neutral text, in nats a token.
+        max_damage: its budget, at least 0.
+
+    Example:
+        >>> from sealign.evaluation.statistics import paired_difference
+        >>> same = paired_difference([0.0, 1.0, 1.0], [0.0, 1.0, 1.0])
+        >>> judge_effects([Effect("acc", same)], 0.01).word
+        'no evidence'
+    """
+    adjusted = holm([effect.edited.p_value for effect in effects])
+    changed = [effect for effect, p in zip(effects, adjusted, strict=True) if p <= LEVEL]
+    better = [effect for effect in changed if effect.gain > 0]
+    worse = [effect for effect in changed if effect.gain < 0]
+    cost = f"{damage:+.3f} nats a token on neutral text"
+    if damage > max_damage:
+        beside = f"; {_list(better)} does not count beside it" if better else ""
+        return Verdict("harms", f"Harms: it costs {cost}, over the budget of {max_damage:g}{beside}.")
+    if worse:
+        beside = f", though it improves {_list(better)}" if better else ""
+        return Verdict("harms", f"Harms: it worsens {_list(worse)}{beside}, at {cost}.")
+    real = [effect for effect in better if effect.beats_random]
+    if real:
+        return Verdict("helps", f"Helps: it improves {_list(real)}, beyond random directions, at {cost}.")
+    if better and all(effect.over_random is None for effect in better):
+        return Verdict(
+            "no evidence", f"No evidence: {_list(better)} has no random control to be compared with; it costs {cost}."
+        )
+    if better:
+        return Verdict(
+            "no evidence",
+            f"No evidence: random directions do as well, within noise, on {_list(better)}; it costs {cost}.",
+        )
+    metrics = "metric" if len(effects) == 1 else f"{len(effects)} metrics"
+    return Verdict(
+        "no evidence",
+        f"No evidence: no difference stands out from noise over the {metrics} measured; it costs {cost}.",
+    )
+
+
+def _list(effects: Sequence[Effect]) -> str:
+    return " and ".join(
+        f"{e.name} {e.edited.difference:+.3f} [{e.edited.low:+.3f}, {e.edited.high:+.3f}]" for e in effects
+    )

@@ -1,0 +1,88 @@
+"""Verdicts: every rule on effects made up for it, and how often a null is called help."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from sealign.evaluation.statistics import Difference, paired_difference
+from sealign.evaluation.verdict import Effect, judge_effects
+
+
+def difference(value: float, p_value: float, half: float = 0.02) -> Difference:
+    return Difference(0.5, 0.5 + value, value, value - half, value + half, 66, None, p_value, "permutation", 0.1)
+
+
+def effect(
+    value: float, p_value: float, over: float | None = 0.04, name: str = "acc", higher_is_better: bool = True
+) -> Effect:
+    beyond = None if over is None else difference(over, 0.5)
+    return Effect(name, difference(value, p_value), difference(0.0, 0.9), beyond, higher_is_better)
+
+
+NONE = effect(0.01, 0.6)
+GAIN = effect(0.05, 0.001)
+LOSS = effect(-0.05, 0.001, name="mmlu")
+MATCHED = effect(0.05, 0.001, over=0.01)
+UNCONTROLLED = effect(0.05, 0.001, over=None)
+LESS_BIAS = effect(-0.05, 0.001, over=-0.04, name="bias", higher_is_better=False)
+MORE_BIAS = effect(0.05, 0.001, name="bias", higher_is_better=False)
+
+
+@pytest.mark.parametrize(
+    ("effects", "damage", "word", "told"),
+    [
+        ([GAIN], 0.01, "helps", r"acc \+0\.050 \[\+0\.030, \+0\.070\].* at \+0\.010 nats"),
+        ([GAIN, NONE], 0.05, "helps", "acc"),
+        ([LESS_BIAS], -0.01, "helps", r"bias -0\.050"),
+        ([GAIN, MATCHED], 0.01, "helps", "acc"),
+        ([NONE], 0.01, "no evidence", "over the metric measured"),
+        ([NONE, NONE], 0.01, "no evidence", "over the 2 metrics measured"),
+        ([MATCHED], 0.01, "no evidence", "random directions do as well"),
+        ([UNCONTROLLED], 0.01, "no evidence", "no random control"),
+        ([effect(0.05, 0.03)] + 3 * [NONE], 0.01, "no evidence", "noise"),  # 4 x 0.03 after Holm
+        ([LOSS], 0.01, "harms", "worsens mmlu"),
+        ([GAIN, LOSS], 0.01, "harms", "worsens mmlu .*, though it improves acc"),
+        ([MORE_BIAS], 0.01, "harms", "worsens bias"),
+        ([GAIN], 0.051, "harms", r"over the budget of 0\.05; acc .* does not count"),
+        ([NONE], 3.0, "harms", r"\+3\.000 nats"),
+    ],
+)
+def test_every_rule(effects: list[Effect], damage: float, word: str, told: str) -> None:
+    verdict = judge_effects(effects, damage)
+    assert verdict.word == word
+    assert verdict.sentence.lower().startswith(f"{word}: ")
+    assert re.search(told, verdict.sentence)
+
+
+def test_the_budget_is_the_callers() -> None:
+    assert judge_effects([GAIN], 0.2, max_damage=0.2).word == "helps"
+    assert judge_effects([GAIN], 0.2, max_damage=0.1).word == "harms"
+
+
+def test_a_null_is_seldom_called_anything() -> None:
+    """Arms that differ by nothing but noise, on three metrics: at most 5 % of runs may find something."""
+    generator = np.random.default_rng(0)
+    words = []
+    for _ in range(300):
+        effects = []
+        for _ in range(3):
+            base, edited, random = generator.normal(size=(3, 40))
+            pairs = [
+                paired_difference(*pair, resamples=400) for pair in ((base, edited), (base, random), (random, edited))
+            ]
+            effects.append(Effect("acc", *pairs))
+        words.append(judge_effects(effects, 0.0).word)
+    assert words.count("no evidence") >= 276  # 300 x 0.95 less 2.4 standard deviations
+    assert words.count("helps") <= 12
+
+
+def test_a_planted_gain_is_found() -> None:
+    generator = np.random.default_rng(1)
+    base = generator.normal(size=60)
+    edited, random = base + generator.normal(0.3, 0.4, 60), base + generator.normal(0, 0.4, 60)
+    pairs = [paired_difference(*pair) for pair in ((base, edited), (base, random), (random, edited))]
+    assert judge_effects([Effect("acc", *pairs)], 0.0).word == "helps"
+    assert judge_effects([Effect("acc", pairs[0], pairs[0], paired_difference(edited, edited))], 0.0).word != "helps"
