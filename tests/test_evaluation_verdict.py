@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from sealign.evaluation.statistics import Difference, paired_difference
+from sealign.evaluation.statistics import Aim, Difference, paired_difference
 from sealign.evaluation.verdict import Effect, judge_effects
 
 
@@ -15,11 +15,9 @@ def difference(value: float, p_value: float, half: float = 0.02) -> Difference:
     return Difference(0.5, 0.5 + value, value, value - half, value + half, 66, None, p_value, "permutation", 0.1)
 
 
-def effect(
-    value: float, p_value: float, over: float | None = 0.04, name: str = "acc", higher_is_better: bool = True
-) -> Effect:
+def effect(value: float, p_value: float, over: float | None = 0.04, name: str = "acc", aim: Aim = "higher") -> Effect:
     beyond = None if over is None else difference(over, 0.5)
-    return Effect(name, difference(value, p_value), difference(0.0, 0.9), beyond, higher_is_better)
+    return Effect(name, difference(value, p_value), difference(0.0, 0.9), beyond, aim)
 
 
 NONE = effect(0.01, 0.6)
@@ -27,8 +25,11 @@ GAIN = effect(0.05, 0.001)
 LOSS = effect(-0.05, 0.001, name="mmlu")
 MATCHED = effect(0.05, 0.001, over=0.01)
 UNCONTROLLED = effect(0.05, 0.001, over=None)
-LESS_BIAS = effect(-0.05, 0.001, over=-0.04, name="bias", higher_is_better=False)
-MORE_BIAS = effect(0.05, 0.001, name="bias", higher_is_better=False)
+LESS_BIAS = effect(-0.05, 0.001, over=-0.04, name="bias", aim="lower")
+TO_THE_VALUE = effect(-0.05, 0.001, over=-0.04, name="score", aim=0.4)  # from 0.5 to 0.45
+PAST_THE_VALUE = effect(-0.05, 0.001, over=-0.04, name="score", aim=0.49)  # 0.01 off becomes 0.04 off
+NO_AIM = effect(-0.05, 0.001, aim=None)
+MORE_BIAS = effect(0.05, 0.001, name="bias", aim="lower")
 
 
 @pytest.mark.parametrize(
@@ -47,6 +48,9 @@ MORE_BIAS = effect(0.05, 0.001, name="bias", higher_is_better=False)
         ([GAIN, LOSS], 0.01, "harms", "worsens mmlu .*, though it improves acc"),
         ([MORE_BIAS], 0.01, "harms", "worsens bias"),
         ([GAIN], 0.051, "harms", r"over the budget of 0\.05; acc .* does not count"),
+        ([TO_THE_VALUE], 0.01, "helps", "score"),
+        ([PAST_THE_VALUE], 0.01, "harms", "score"),
+        ([NO_AIM], 0.01, "no evidence", "noise"),
         ([NONE], 3.0, "harms", r"\+3\.000 nats"),
     ],
 )

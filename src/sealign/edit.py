@@ -114,6 +114,23 @@ class SpectralEdit:
         }
         return dataclasses.replace(self, projections=randomized)
 
+    def reversed(self) -> SpectralEdit:
+        """Return the same edit with the roles of positive and negative swapped, as a control."""
+        projections = {layer: projection.reversed() for layer, projection in self.projections.items()}
+        layers = {
+            layer: dataclasses.replace(
+                entry,
+                rank_positive=entry.rank_negative,
+                rank_negative=entry.rank_positive,
+                explained_variance_positive=entry.explained_variance_negative,
+                explained_variance_negative=entry.explained_variance_positive,
+                energy_positive=entry.energy_negative,
+                energy_negative=entry.energy_positive,
+            )
+            for layer, entry in self.record.layers.items()
+        }
+        return SpectralEdit(projections, dataclasses.replace(self.record, layers=layers))
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the edit to a folder: ``edit.json``, ``edit.safetensors`` and a model card.
 

@@ -42,6 +42,14 @@ class EditFileError(SealignError):
     """The folder of an edit is missing, truncated, corrupted, or of another format."""
 
 
+class ResultsFileError(SealignError):
+    """The results of an evaluation are missing, corrupted, of another format, or do not belong together."""
+
+
+class JudgeError(SealignError):
+    """A judge model cannot be asked, or does not answer as it must."""
+
+
 class FingerprintError(SealignError):
     """An edit was fitted on another model than the one it is applied to."""
 

@@ -207,6 +207,25 @@ class Projection:
         mean = None if self.mean is None else move(self.mean)
         return dataclasses.replace(self, positive=move(self.positive), negative=move(self.negative), mean=mean)
 
+    def reversed(self) -> Projection:
+        """Return the projection with the roles of positive and negative swapped.
+
+        Example:
+            >>> import torch
+            >>> e = torch.eye(3)
+            >>> Projection(e[:, :1], e[:, 1:], None, "identity", e[0, :1], e[0, :2], 1.0, 1.0).reversed().rank_positive
+            2
+        """
+        return dataclasses.replace(
+            self,
+            positive=self.negative,
+            negative=self.positive,
+            singular_values_positive=self.singular_values_negative,
+            singular_values_negative=self.singular_values_positive,
+            energy_positive=self.energy_negative,
+            energy_negative=self.energy_positive,
+        )
+
     def randomized(self, seed: int) -> Projection:
         """Return a projection of the same ranks with random orthonormal directions, as a control.
 

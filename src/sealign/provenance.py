@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def relative_change(projection: Projection, tokens: Float[Tensor, "n d"], settings: EditSettings) -> float:
-    """Return the mean over tokens of |x' - x| / |x|, 0 being no change."""
+    """Return the mean over tokens of |x' - x| / |x|, 0 being no change; tokens that are zero are left out."""
     edited = projection(
         tokens,
         combine=settings.combine,  # type: ignore[arg-type]
@@ -34,8 +33,8 @@ def relative_change(projection: Projection, tokens: Float[Tensor, "n d"], settin
         strength=settings.strength,
     )
     lengths = tokens.norm(dim=-1)
-    ratios = (edited - tokens).norm(dim=-1) / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-    return float(ratios.mean())
+    ratios = (edited - tokens).norm(dim=-1)[lengths > 0] / lengths[lengths > 0]
+    return float(ratios.mean()) if len(ratios) else 0.0
 
 
 def build_edit(
@@ -69,11 +68,11 @@ def build_edit(
     record = EditRecord(
         settings=settings,
         layers=layers,
-        model=_model_record(model, tokenizer),
+        model=model_record(model, tokenizer),
         fit=_fit_record(config, tokenizer),
         demonstrations_hash=demonstrations_hash(demonstrations),
         demonstrations_count=len(demonstrations),
-        versions=_versions(),
+        versions=library_versions(),
     )
     return SpectralEdit({resolved.layer: projections[resolved.layer] for resolved in sites}, record)
 
@@ -92,7 +91,8 @@ def _layer_record(module: str, projection: Projection, change: float, layer_sign
     )
 
 
-def _model_record(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelRecord:
+def model_record(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelRecord:
+    """Return the record of a model and its tokenizer."""
     base: Any = unwrap_model(model)
     return ModelRecord(
         id=getattr(base, "name_or_path", "") or type(base).__name__,
@@ -109,6 +109,7 @@ def _fit_record(config: FitConfig, tokenizer: PreTrainedTokenizerBase) -> dict[s
     return {name: list(value) if isinstance(value, tuple) else value for name, value in fit.items()}
 
 
-def _versions() -> dict[str, str]:
-    names = ("sealign", "torch", "transformers")
+def library_versions(*names: str) -> dict[str, str]:
+    """Return the versions of Python, of what every edit is made with, and of the packages named."""
+    names = ("sealign", "torch", "transformers", *names)
     return {name: version(name) for name in names} | {"python": platform.python_version()}

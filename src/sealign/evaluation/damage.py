@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sealign.apply import apply_edit
 from sealign.edit import SpectralEdit
+from sealign.evaluation.journal import Journal
 from sealign.generation import evaluating
 from sealign.prefix import input_device, pad_right, pad_token
 from sealign.progress import Track, no_progress
@@ -101,6 +102,7 @@ def measure_damages(
     *,
     texts: Sequence[str] | None = None,
     batch_size: int = 4,
+    journal: Journal | None = None,
     track: Track = no_progress,
 ) -> list[Damage]:
     """Return the damage of each of several edits, running the base model once for all.
@@ -111,17 +113,23 @@ def measure_damages(
         edits: what is to be measured, each alone, at its own strength.
         texts: neutral texts; the bundled ones if None.
         batch_size: texts run together.
+        journal: where finished batches are kept; of one model only.
         track: shows progress.
     """
+    journal = Journal(None) if journal is None else journal
+    hashes = [edit.hash for edit in edits]
     given = list(bundled_texts() if texts is None else texts)
     if any(edit.settings.normalization == "feature" for edit in edits):
         batch_size = 1  # not defined for batches
     encoded = [list(tokenizer.encode(text)) for text in given]
     batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
-    rows: list[list[tuple[float, ...]]] = [[] for _ in edits]
+    rows: list[list[Sequence[float]]] = [[] for _ in edits]
     with evaluating(model):
         for batch in track(batches, "Measuring damage", len(batches)):
-            for index, measured in enumerate(_measure_batch(model, edits, batch, pad_token(tokenizer))):
+            key = Journal.key("damage", hashes, batch)
+            if key not in journal:
+                journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer)))})
+            for index, measured in enumerate(journal.get(key)):
                 rows[index] += measured
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
     return [Damage(*of_edit) for of_edit in columns]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sealign.evaluation.statistics import Difference, holm
+from sealign.evaluation.statistics import Aim, Difference, holm
 
 MAX_DAMAGE = 0.05
 """Rise of the mean loss on neutral text that a useful edit may cause by default, in nats a token."""
@@ -24,26 +24,25 @@ class Effect:
         edited: from the base model to the edited one.
         random: from the base model to the mean of its edits in random directions; None where none was run.
         over_random: from that mean to the edited model; None likewise.
-        higher_is_better: which way is good.
+        aim: which way is good.
     """
 
     name: str
     edited: Difference
     random: Difference | None = None
     over_random: Difference | None = None
-    higher_is_better: bool = True
+    aim: Aim = "higher"
 
     @property
     def gain(self) -> float:
-        """The difference in the good direction."""
-        return self.edited.difference if self.higher_is_better else -self.edited.difference
+        """How far the edited model is on the good side of the base model."""
+        return self.edited.gain(self.aim)
 
     @property
     def beats_random(self) -> bool:
-        """Whether the gain exceeds that of random directions by an interval without zero."""
-        if self.over_random is None:
-            return False
-        return self.over_random.low > 0 if self.higher_is_better else self.over_random.high < 0
+        """Whether the edit is on the good side of random directions by an interval without zero."""
+        beyond = self.over_random
+        return beyond is not None and not beyond.low <= 0 <= beyond.high and beyond.gain(self.aim) > 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""The statistics of an evaluation: every metric of every edit against the base model and against its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sealign.errors import SettingError
+from sealign.evaluation.damage import Damage
+from sealign.evaluation.item_scores import ItemScores
+from sealign.evaluation.results import BASE, Metric, Results, Task
+from sealign.evaluation.statistics import Aim, Difference, holm, paired_difference, ratio_difference
+from sealign.evaluation.verdict import MAX_DAMAGE, Effect, Verdict, judge_effects
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one edit.
+
+    Attributes:
+        task: its name.
+        metric: its name; subgroups are ``metric/subgroup``.
+        headline: whether it stands for the task in the verdict.
+        aim: which way is good.
+        base: value of the base model; NaN where a ratio has no denominator.
+        edited: value of the edited model, likewise.
+        difference: between them; None where there are too few items for an interval.
+        adjusted_p: p-value after Holm's correction over the headline metrics of the run; for a subgroup, over
+            the subgroups of its metric; None otherwise and without a difference.
+        random: from the base model to the mean of the random controls; None where there are none.
+        over_random: from that mean to the edited model, likewise.
+        reversed: from the base model to the reversed edit, likewise.
+    """
+
+    task: str
+    metric: str
+    headline: bool
+    aim: Aim
+    base: float
+    edited: float
+    difference: Difference | None
+    adjusted_p: float | None = None
+    random: Difference | None = None
+    over_random: Difference | None = None
+    reversed: Difference | None = None
+
+    @property
+    def name(self) -> str:
+        """Task and metric."""
+        return f"{self.task} {self.metric}"
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """All that was found about one edit.
+
+    Attributes:
+        edit: its name.
+        rows: every metric, headline metrics first within a task.
+        damage: by arm: the edit and its controls.
+        verdict: in words.
+    """
+
+    edit: str
+    rows: list[Row]
+    damage: dict[str, Damage]
+    verdict: Verdict
+
+    @property
+    def headlines(self) -> list[Row]:
+        """The rows that the verdict stands on."""
+        return [row for row in self.rows if row.headline]
+
+
+def report_edits(results: Results, *, max_damage: float = MAX_DAMAGE, seed: int = 0) -> list[EditReport]:
+    """Return the statistics and the verdict of each edit of an evaluation.
+
+    Args:
+        results: of ``sealign evaluate``.
+        max_damage: budget of the verdict, in nats a token on neutral text.
+        seed: of the resampling.
+    """
+    return [_report(results, edit, max_damage, seed) for edit in results.edits]
+
+
+def _report(results: Results, edit: str, max_damage: float, seed: int) -> EditReport:
+    rows = [
+        _row(results, edit, task_name, task, name, metric, seed)
+        for task_name, task in results.tasks.items()
+        for name, metric in sorted(task.metrics.items(), key=lambda item: not item[1].headline)
+    ]
+    rows = adjust(rows)
+    arms = [edit, *results.controls(edit, "random"), *results.controls(edit, "reversed")]
+    damage = {arm: results.damage[arm].damage for arm in arms}
+    effects = [
+        Effect(row.name, row.difference, row.random, row.over_random, row.aim)
+        for row in rows
+        if row.headline and row.difference is not None
+    ]
+    verdict = judge_effects(effects, damage[edit].loss_increase, max_damage=max_damage)
+    return EditReport(edit, rows, damage, verdict)
+
+
+def _row(results: Results, edit: str, task_name: str, task: Task, name: str, metric: Metric, seed: int) -> Row:
+    def compare(first: ItemScores, second: ItemScores) -> Difference | None:
+        return difference_of(first, second, groups=item_groups(task, metric), seed=seed)
+
+    base, edited = metric.item_scores(BASE), metric.item_scores(edit)
+    row = Row(task_name, name, metric.headline, metric.aim, base.value, edited.value, compare(base, edited))
+    random = results.controls(edit, "random")
+    if random:
+        mean = mean_scores([metric.item_scores(arm) for arm in random])
+        row = replace(row, random=compare(base, mean), over_random=compare(mean, edited))
+    for arm in results.controls(edit, "reversed"):
+        row = replace(row, reversed=compare(base, metric.item_scores(arm)))
+    return row
+
+
+def item_groups(task: Task, metric: Metric) -> list[str] | None:
+    """Return the label of each item of a metric, or None where every item stands alone."""
+    return None if task.groups is None else [task.groups[item] for item in metric.items]
+
+
+def mean_scores(arms: Sequence[ItemScores]) -> ItemScores:
+    """Return the mean over arms of each item's scores; of a ratio, of its numerators and denominators."""
+    below = [arm.denominators for arm in arms if arm.denominators is not None]
+    return replace(
+        arms[0],
+        numerators=np.mean([arm.numerators for arm in arms], axis=0),
+        denominators=np.mean(below, axis=0) if below else None,
+    )
+
+
+def difference_of(
+    first: ItemScores, second: ItemScores, *, groups: Sequence[str] | None = None, seed: int = 0
+) -> Difference | None:
+    """Return the paired difference of two arms of a metric, or None where there are too few items for one."""
+    try:
+        if first.denominators is None or second.denominators is None:
+            return paired_difference(first.numerators, second.numerators, groups=groups, seed=seed)
+        pairs = ((first.numerators, first.denominators), (second.numerators, second.denominators))
+        return ratio_difference(*pairs, scale=first.scale, offset=first.offset, groups=groups, seed=seed)
+    except SettingError:
+        return None
+
+
+def adjust(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows with p-values after Holm's correction, family by family.
+
+    The headline metrics of a run are one family, so that its verdict holds its level; the subgroups of a metric are
+    another one each. Metrics that are neither, details, are not corrected and have none.
+    """
+    families: dict[tuple[str, str], list[int]] = {}
+    for index, row in enumerate(rows):
+        metric, _, subgroup = row.metric.partition("/")
+        family = ("", "") if row.headline else (row.task, metric) if subgroup else None
+        if family is not None and row.difference is not None:
+            families.setdefault(family, []).append(index)
+    adjusted = list(rows)
+    for members in families.values():
+        p_values = holm([row.difference.p_value for row in (rows[i] for i in members) if row.difference is not None])
+        for index, p_value in zip(members, p_values, strict=True):
+            adjusted[index] = replace(rows[index], adjusted_p=float(p_value))
+    return adjusted
