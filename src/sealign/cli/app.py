@@ -22,6 +22,7 @@ messages = Console(stderr=True, highlight=False)
 """Where progress and errors go."""
 
 
+_RESUMABLE = ("fit", "evaluate")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -35,7 +36,7 @@ class _Group(TyperGroup):
             _fail(str(error))
         except KeyboardInterrupt:
             kept = "; run the same command again to go on from the finished batches"
-            _fail(f"interrupted; nothing was written{kept if ctx.invoked_subcommand == 'fit' else ''}")
+            _fail(f"interrupted; nothing was written{kept if ctx.invoked_subcommand in _RESUMABLE else ''}")
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -64,6 +65,14 @@ def _describe(error: OSError) -> str:
 def _fail(sentence: str) -> None:
     messages.print(f"[bold red]error:[/] {escape(sentence)}", soft_wrap=True)
     raise typer.Exit(ERROR_EXIT_CODE)
+
+
+def require_extra(extra: str, *modules: str) -> None:
+    """Fail with the line that installs what a command needs, where it is not there."""
+    from importlib.util import find_spec
+
+    if any(find_spec(module) is None for module in modules):
+        _fail(f"this command needs packages that are not installed; install them with: pip install 'sealign[{extra}]'")
 
 
 app = typer.Typer(
@@ -103,6 +112,8 @@ def _root(
         sealign generate --edit EDIT --prompt "What happens if you swallow gum?"
 
         sealign chat --edit EDIT
+
+        sealign evaluate --edit EDIT --tasks truthfulqa_mc1,truthfulqa_mc2 --output RESULTS
 
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object a line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.

@@ -51,6 +51,25 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", metavar="N", help="Use this many demonstrations of each source, drawn with --seed."),
 ]
+Tasks = Annotated[
+    str,
+    typer.Option(
+        "--tasks",
+        metavar="TASK,TASK,...",
+        help="Tasks of the evaluation harness, as truthfulqa_mc1,truthfulqa_mc2,bbq, or halueval_qa.",
+    ),
+]
+TaskDataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Folder with the tasks' data in the Hub's schemas, for no Hub."),
+]
+TaskLimit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N items of each task only.")
+]
+MaxDamage = Annotated[
+    float,
+    typer.Option("--max-damage", min=0, metavar="X", help="Budget: rise of the loss on neutral text, nats a token."),
+]
 ExplainedVariance = Annotated[
     str | None,
     typer.Option(

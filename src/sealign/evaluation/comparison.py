@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sealign.errors import SettingError
+from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
 from sealign.evaluation.results import BASE, Metric, Results, Task
@@ -164,3 +164,80 @@ def adjust(rows: Sequence[Row]) -> list[Row]:
         for index, p_value in zip(members, p_values, strict=True):
             adjusted[index] = replace(rows[index], adjusted_p=float(p_value))
     return adjusted
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm of one evaluation against an arm of another, over the items that both have.
+
+    Attributes:
+        first: name of the arm in the first evaluation.
+        second: name of the arm in the second.
+        rows: every metric that both have; ``base`` is the first arm, ``edited`` the second.
+    """
+
+    first: str
+    second: str
+    rows: list[Row]
+
+
+def compare_results(first: Results, second: Results, *, seed: int = 0) -> list[Comparison]:
+    """Return the paired statistics of two evaluations: base against base, and edit against edit.
+
+    Edits are paired by name, or with each other where each evaluation has one. Holm's correction is over
+    the headline metrics of each pair.
+
+    Args:
+        first: an evaluation.
+        second: another, of the same tasks on the same data.
+        seed: of the resampling.
+
+    Raises:
+        ResultsFileError: they share no task, or the items of a task differ.
+    """
+    shared = [task for task in first.tasks if task in second.tasks]
+    if not shared:
+        raise ResultsFileError(
+            f"the evaluations share no task: one has {', '.join(first.tasks)}, the other {', '.join(second.tasks)}; "
+            "evaluate both on the same tasks"
+        )
+    for task in shared:
+        _check_items(task, first.tasks[task].questions, second.tasks[task].questions)
+    pairs = [(BASE, BASE)] + [(edit, edit) for edit in first.edits if edit in second.edits]
+    if len(first.edits) == len(second.edits) == 1 and first.edits != second.edits:
+        pairs.append((first.edits[0], second.edits[0]))
+    return [
+        Comparison(ours, theirs, adjust([r for task in shared for r in _rows(first, second, task, ours, theirs, seed)]))
+        for ours, theirs in pairs
+    ]
+
+
+def _check_items(task: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
+    for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
+        if one != other:
+            raise ResultsFileError(
+                f"item {number} of task '{task}' is not the same in both evaluations ('{one[:60]}' and "
+                f"'{other[:60]}'); evaluate both on the same data"
+            )
+
+
+def _rows(first: Results, second: Results, task: str, ours: str, theirs: str, seed: int) -> list[Row]:
+    rows = []
+    mine, other = first.tasks[task], second.tasks[task]
+    for name, metric in mine.metrics.items():
+        if name not in other.metrics:
+            continue
+        count = min(len(mine.questions), len(other.questions))
+        before = _up_to(metric.item_scores(ours), count)
+        after = _up_to(other.metrics[name].item_scores(theirs), count)
+        groups = None if mine.groups is None else [mine.groups[item] for item in before.items]
+        difference = difference_of(before, after, groups=groups, seed=seed)
+        rows.append(Row(task, name, metric.headline, metric.aim, before.value, after.value, difference))
+    return rows
+
+
+def _up_to(scores: ItemScores, count: int) -> ItemScores:
+    """The scores of the first items of a task."""
+    chosen = scores.items < count
+    below = None if scores.denominators is None else scores.denominators[chosen]
+    return replace(scores, items=scores.items[chosen], numerators=scores.numerators[chosen], denominators=below)

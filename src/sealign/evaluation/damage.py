@@ -54,6 +54,11 @@ class Damage:
         return self.edited_loss - self.base_loss
 
     @property
+    def perplexity_ratio(self) -> float:
+        """Edited over base perplexity, exp(loss increase); 1 is no damage."""
+        return float(np.exp(self.loss_increase))
+
+    @property
     def mean_divergence(self) -> float:
         """Mean KL(base || edited) over all tokens, in nats."""
         return float(np.average(self.divergence, weights=self.tokens))
@@ -68,6 +73,30 @@ def bundled_texts() -> list[str]:
     """
     text = (files("sealign") / "data" / "neutral.txt").read_text(encoding="utf-8")
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
+
+
+@torch.no_grad()
+def mean_loss(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
+) -> float:
+    """Return the mean loss of a model, with whatever edit is on it, over all tokens of texts, in nats.
+
+    Args:
+        model: the model.
+        tokenizer: its own.
+        texts: each of at least 2 tokens.
+        batch_size: texts run together; 1 for an edit that is rescaled per feature.
+    """
+    encoded = [list(tokenizer.encode(text)) for text in texts]
+    total = 0.0
+    with evaluating(model):
+        for start in range(0, len(encoded), batch_size):
+            batch = encoded[start : start + batch_size]
+            ids, mask = pad_right(batch, pad_token(tokenizer), input_device(model))
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+            losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+            total += float((losses.double() * mask[:, 1:]).sum())
+    return total / sum(len(ids) - 1 for ids in encoded)
 
 
 @torch.no_grad()

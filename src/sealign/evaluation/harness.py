@@ -93,6 +93,11 @@ class SealignLM(HFLM):  # type: ignore[misc]
             info["sealign_edited_modules"] = self._handle.modules
         return info
 
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Return log-likelihoods; progress is shown by ``track`` alone."""
+        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        return scores
+
     def _loglikelihood_tokens(
         self, requests: list[Tokens], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,17 @@ def item_scores(
     if task in own:
         return own[task](ordered)
     return _plain(ordered, higher_is_better or {})
+
+
+def join_scores(parts: Sequence[ItemScores]) -> ItemScores:
+    """Return the scores of several parts of a task's items as one."""
+    below = [part.denominators for part in parts if part.denominators is not None]
+    return replace(
+        parts[0],
+        items=np.concatenate([part.items for part in parts]),
+        numerators=np.concatenate([part.numerators for part in parts]),
+        denominators=np.concatenate(below) if below else None,
+    )
 
 
 def headline_metrics(task: str, scores: Mapping[str, ItemScores]) -> list[str]:

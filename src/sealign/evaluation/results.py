@@ -189,7 +189,8 @@ class Results:
         if not file.is_file():
             raise ResultsFileError(f"there are no results at '{path}'; give the folder or file of sealign evaluate")
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
+            text = file.read_text(encoding="utf-8")
+            data = json.loads(text)
         except ValueError as error:
             raise ResultsFileError(f"'{file}' is not JSON; run the evaluation again or copy the file again") from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
@@ -200,7 +201,7 @@ class Results:
                 f"'{file}' has format version {version}, but this Sealign reads {FORMAT_VERSION}; upgrade sealign"
             )
         try:
-            results: Results = _adapter().validate_python(data)
+            results: Results = _adapter().validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])

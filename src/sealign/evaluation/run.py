@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lm_eval import simple_evaluate
+from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
 from sealign.checkpoints import weights_digest
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+FEW_SHOT_SEED = 1234
+"""Of the few-shot examples; the harness's own."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig:
     """What is evaluated.
@@ -39,6 +43,8 @@ class EvaluationConfig:
         tasks: names of lm-evaluation-harness, or ``halueval_qa``; at least 1.
         data_dir: a folder with the tasks' data in the Hub's schemas; the Hub if None.
         limit: the first so many items of each task; all if None.
+        items: by task, the numbers of the items to score, in place of ``limit``.
+        neutral_texts: on which damage is measured; the bundled ones if None.
         control_seeds: of the random directions, one control each; empty for none.
         reversed_control: whether the edit with its roles swapped is run too.
         batch_size: sequences run together where scoring is not packed, and in generation.
@@ -51,6 +57,8 @@ class EvaluationConfig:
     tasks: Sequence[str]
     data_dir: Path | None = None
     limit: int | None = None
+    items: Mapping[str, Sequence[int]] | None = None
+    neutral_texts: Sequence[str] | None = None
     control_seeds: Sequence[int] = (0, 1, 2)
     reversed_control: bool = True
     batch_size: int = 8
@@ -131,7 +139,8 @@ def evaluate(
             try:
                 for task in config.tasks:
                     started = time.perf_counter()
-                    samples = _run_task(lm, task, manager, config.limit)
+                    chosen = None if config.items is None else config.items[task]
+                    samples = run_task(lm, task, manager, limit=config.limit, items=chosen)
                     _add(tasks, task, name, samples)
                     docs[task] = samples.docs if task == JUDGED_TASK else []
                     arm.record.seconds[task] = round(time.perf_counter() - started, 3)
@@ -139,7 +148,8 @@ def evaluate(
                 lm.close()
     if JUDGED_TASK in tasks:
         tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs[JUDGED_TASK], config.judge, folder, track)
-    damage = _damage(model, tokenizer, arms, Journal(folder / "journal" / f"{digest}-damage.jsonl"), track)
+    measured = Journal(folder / "journal" / f"{digest}-damage.jsonl")
+    damage = _damage(model, tokenizer, arms, config.neutral_texts, measured, track)
     results = Results(
         command=command,
         settings=settings,
@@ -160,6 +170,8 @@ def _naming(track: Track, arm: str) -> Track:
 def _settings(config: EvaluationConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(dataclasses.replace(config, judge=None))
     settings["judge"] = None if config.judge is None else config.judge.name
+    if config.neutral_texts is not None:
+        settings["neutral_texts"] = Journal.key(list(config.neutral_texts))
     settings["data_dir"] = None if config.data_dir is None else str(config.data_dir)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
@@ -193,9 +205,28 @@ def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str |
         )
 
 
-def _run_task(lm: SealignLM, task: str, manager: TaskManager, limit: int | None) -> TaskSamples:
-    found = simple_evaluate(
-        model=lm, tasks=[task], limit=limit, bootstrap_iters=0, log_samples=True, task_manager=manager
+def run_task(
+    lm: SealignLM,
+    task: str,
+    manager: TaskManager,
+    *,
+    limit: int | None = None,
+    items: Sequence[int] | None = None,
+) -> TaskSamples:
+    """Return what a model made of a task: of its first ``limit`` items, of those numbered, or of all."""
+    # What ``simple_evaluate`` does, without its search for a git repository and for the machine's details.
+    loaded = manager.load([task])
+    for loaded_task in loaded["tasks"].values():
+        if loaded_task.get_config("num_fewshot") is None:
+            loaded_task.set_config(key="num_fewshot", value=0)
+        loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+    found = evaluator.evaluate(
+        lm=lm,
+        task_dict=loaded,
+        limit=limit,
+        samples=None if items is None else {task: list(items)},
+        bootstrap_iters=0,
+        log_samples=True,
     )
     return TaskSamples.of(task, found)
 
@@ -237,9 +268,10 @@ def _damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     arms: Mapping[str, _Arm],
+    texts: Sequence[str] | None,
     journal: Journal,
     track: Track,
 ) -> dict[str, DamageRecord]:
     edits = {name: arm.edit for name, arm in arms.items() if arm.edit is not None}
-    damages = measure_damages(model, tokenizer, list(edits.values()), journal=journal, track=track)
+    damages = measure_damages(model, tokenizer, list(edits.values()), texts=texts, journal=journal, track=track)
     return {name: DamageRecord.of(damage) for name, damage in zip(edits, damages, strict=True)}

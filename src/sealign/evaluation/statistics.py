@@ -60,6 +60,20 @@ Aim = Literal["higher", "lower"] | float | None
 """Which way of a metric is good: up, down, towards a value, or none."""
 
 
+def gain(base: float, edited: float, aim: Aim) -> float:
+    """Return how far a metric has come towards what is good of it; 0 where nothing is.
+
+    Example:
+        >>> gain(0.25, 0.5, "lower"), gain(0.25, 0.5, 0.5)
+        (-0.25, 0.25)
+    """
+    if aim is None:
+        return 0.0
+    if isinstance(aim, str):
+        return edited - base if aim == "higher" else base - edited
+    return abs(base - aim) - abs(edited - aim)
+
+
 @dataclass(frozen=True)
 class Difference:
     """How a metric changed from the base to the edited model, over the same items.
@@ -92,11 +106,7 @@ class Difference:
 
     def gain(self, aim: Aim = "higher") -> float:
         """Return how far the edited model is on the good side of the base model; 0 where none is good."""
-        if aim is None:
-            return 0.0
-        if isinstance(aim, str):
-            return self.difference if aim == "higher" else -self.difference
-        return abs(self.base - aim) - abs(self.edited - aim)
+        return gain(self.base, self.edited, aim)
 
 
 @dataclass(frozen=True)

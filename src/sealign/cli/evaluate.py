@@ -1,0 +1,209 @@
+"""``sealign evaluate`` and ``sealign compare``: what an edit does, with controls, damage and statistics."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output, require_extra
+
+if TYPE_CHECKING:
+    from sealign.edit import SpectralEdit
+    from sealign.evaluation.judge import Judge
+
+
+@app.command()
+def evaluate(
+    output_folder: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for results.json, report.html, table.csv, figures.")
+    ],
+    tasks: options.Tasks,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--edit",
+            metavar="[NAME=]EDIT",
+            help="Folder of an edit, or its repository on the Hub. Give it several times to compare; without one, the "
+            "base model alone is scored.",
+        ),
+    ] = None,
+    model: options.EditedModel = None,
+    data_dir: options.TaskDataDir = None,
+    limit: options.TaskLimit = None,
+    strength: options.Strength = None,
+    control_seeds: Annotated[
+        str,
+        typer.Option("--control-seeds", metavar="N,N,...", help="Seeds of the random-direction controls; '' for none."),
+    ] = "0,1,2",
+    reversed_control: Annotated[
+        bool, typer.Option("--reversed/--no-reversed", help="Also run each edit with positive and negative swapped.")
+    ] = True,
+    max_damage: options.MaxDamage = 0.05,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            "--judge",
+            metavar="MODEL",
+            help="Judges Truth and Info of truthfulqa_gen: a model to load, or, with --judge-url, its name there.",
+        ),
+    ] = None,
+    judge_url: Annotated[
+        str | None,
+        typer.Option(
+            "--judge-url",
+            metavar="URL",
+            help="OpenAI-compatible endpoint of the judge, such as http://localhost:8000/v1; the key is read from "
+            "OPENAI_API_KEY.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences run together in generation.")
+    ] = 8,
+    seed: options.Seed = 0,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Measure what edits do: tasks, controls, damage, and a verdict in words.
+
+    The base model, each edit, the same edit in random directions and with its roles swapped are scored on the same
+    items. Run the same command again to go on after an interruption.
+    """
+    require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
+    quiet_harness()
+    from sealign.cli.display import print_json, track
+    from sealign.cli.evaluation_display import print_evaluation, reports_as_data
+    from sealign.evaluation.comparison import report_edits
+    from sealign.evaluation.report import write_report
+    from sealign.evaluation.run import EvaluationConfig
+    from sealign.evaluation.run import evaluate as run
+    from sealign.models import EMBEDDED, load_model
+
+    edits, sources = _load_edits(edit or [], strength)
+    name = model or next((edit.record.model.id for edit in edits.values()), EMBEDDED)
+    with messages.status("Loading the model"):
+        loaded, tokenizer = load_model(name, dtype=dtype, device=device)
+    config = EvaluationConfig(
+        tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+        data_dir=data_dir,
+        limit=limit,
+        control_seeds=_numbers("--control-seeds", control_seeds),
+        reversed_control=reversed_control,
+        batch_size=batch_size,
+        judge=_judge(judge, judge_url, dtype, device),
+    )
+    results = run(
+        loaded,
+        tokenizer,
+        edits,
+        config=config,
+        output=output_folder,
+        sources=sources,
+        command=_command(),
+        ignore_mismatch=ignore_mismatch,
+        track=track,
+    )
+    with messages.status("Computing statistics and drawing the report"):
+        reports = report_edits(results, max_damage=max_damage, seed=seed)
+        write_report(results, output_folder, max_damage=max_damage, seed=seed)
+    if json:
+        print_json(reports_as_data(results, reports))
+    else:
+        print_evaluation(results, reports)
+        output.print(f"Wrote {output_folder}/report.html, results.json, table.csv and figures.", markup=False)
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder or results.json of a finished evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    seed: options.Seed = 0,
+    json: options.Json = False,
+) -> None:
+    """Compare two finished evaluations, item by item, with the same statistics."""
+    from sealign.cli.display import print_json
+    from sealign.cli.evaluation_display import comparison_tables, comparisons_as_data
+    from sealign.evaluation.comparison import compare_results
+    from sealign.evaluation.results import Results
+
+    comparisons = compare_results(Results.load(first), Results.load(second), seed=seed)
+    if json:
+        print_json(comparisons_as_data(comparisons))
+        return
+    for table in comparison_tables(comparisons, str(first), str(second)):
+        output.print(table)
+
+
+def _load_edits(given: list[str], strength: float | None) -> tuple[dict[str, SpectralEdit], dict[str, str]]:
+    """Load edits by name, each at the strength asked for."""
+    from sealign.edit import SpectralEdit
+    from sealign.errors import SettingError
+
+    edits: dict[str, SpectralEdit] = {}
+    sources: dict[str, str] = {}
+    for text in given:
+        name, source = _parse_name(text)
+        if name in edits:
+            raise SettingError(f"two edits are called '{name}'; name them, as in --edit first=DIR --edit second=DIR")
+        loaded = SpectralEdit.from_pretrained(source)
+        edits[name] = loaded if strength is None else loaded.with_settings(strength=strength)
+        sources[name] = source
+    return edits, sources
+
+
+def _parse_name(text: str) -> tuple[str, str]:
+    """Return name and source of ``NAME=EDIT``; the name is the last part of the path where none is given."""
+    name, separator, source = text.partition("=")
+    if separator and name and "/" not in name:
+        return name, source
+    return Path(text).resolve().name, text
+
+
+def _numbers(option: str, text: str) -> tuple[int, ...]:
+    from sealign.errors import SettingError
+
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise SettingError(f"{option} is '{text}', but it must be whole numbers such as 0,1,2") from None
+
+
+def quiet_harness() -> None:
+    """Keep the harness's own progress bars and log lines from tearing ours; called before it is imported."""
+    import logging
+    import os
+
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ.setdefault("LOGLEVEL", "ERROR")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def _judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge | None:
+    import os
+
+    from sealign.errors import SettingError
+
+    if url is not None:
+        from sealign.evaluation.judge import EndpointJudge
+
+        if name is None:
+            raise SettingError("--judge-url needs the judge's name at that endpoint; name it with --judge")
+        return EndpointJudge(url, name, os.environ.get("OPENAI_API_KEY"))
+    if name is None:
+        return None
+    from sealign.evaluation.judge import LocalJudge
+    from sealign.models import load_model
+
+    return LocalJudge(*load_model(name, dtype=dtype, device=device), name=name)
+
+
+def _command() -> str:
+    """The command line that is running, to be recorded."""
+    import shlex
+
+    return shlex.join(["sealign", *sys.argv[1:]])

@@ -1,0 +1,171 @@
+"""Tables of evaluations, and the same as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from sealign.cli.app import output
+
+if TYPE_CHECKING:
+    from sealign.evaluation.comparison import Comparison, EditReport, Row
+    from sealign.evaluation.results import Results
+    from sealign.evaluation.statistics import Difference
+
+_STYLES = {"helps": "bold green", "no evidence": "bold", "harms": "bold red"}
+
+
+def print_evaluation(results: Results, reports: Sequence[EditReport]) -> None:
+    """Print one table for all edits, their damage, the verdicts and what was left out."""
+    if reports:
+        output.print(_headline_table(results, reports))
+        output.print(_damage_table(reports))
+    else:
+        output.print(_base_table(results))
+    others = sum(not row.headline for report in reports for row in report.rows)
+    if others:
+        output.print(f"{others} more rows, by subgroup and in detail, are in report.html and table.csv.")
+    for name, task in results.tasks.items():
+        for note in task.notes:
+            output.print(f"[yellow]{escape(name)}:[/] {escape(note)}.")
+    for report in reports:
+        style = _STYLES[report.verdict.word]
+        output.print(f"\n[{style}]{escape(report.edit)}[/]  {escape(report.verdict.sentence)}")
+    output.print()
+
+
+def _headline_table(results: Results, reports: Sequence[EditReport]) -> Table:
+    table = _table(f"Differences from {results.model.id}, paired by item", "metric and model")
+    for name in ("score", "difference", "95 % interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for report in reports:
+        if len(reports) > 1:
+            table.add_row(f"[bold]{escape(report.edit)}[/]")
+        for row in report.headlines:
+            _add_metric(table, row)
+    table.caption = "p: after Holm's correction. shows: the smallest true difference that so many items show."
+    table.caption_justify = "left"
+    return table
+
+
+def _add_metric(table: Table, row: Row) -> None:
+    """Add the base model's score, and below it the edit and its controls."""
+    if row.difference is None:
+        table.add_row(row.name, _number(row.base), "", "too few items")
+        table.add_row("  edited", _number(row.edited))
+        return
+    seen = row.difference.smallest_detectable
+    table.add_row(row.name, _number(row.base), "", "" if seen is None else f"[dim]shows {seen:.3f}[/]")
+    arms = {"edited": row.difference, "random directions": row.random, "reversed": row.reversed}
+    for name, d in arms.items():
+        if d is not None:
+            p_value = _number(row.adjusted_p) if name == "edited" else ""
+            table.add_row(f"  {name}", f"{d.edited:.3f}", f"{d.difference:+.3f}", _interval(d), p_value)
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(first, overflow="fold")
+    return table
+
+
+def _interval(difference: Difference) -> str:
+    return escape(f"[{difference.low:+.3f}, {difference.high:+.3f}]")
+
+
+def _damage_table(reports: Sequence[EditReport]) -> Table:
+    table = _table("Damage: loss on neutral text, nats a token", "model")
+    for name in ("loss", "rise", "perplexity", "KL from base"):
+        table.add_column(name, justify="right")
+    for report in reports:
+        if report is reports[0]:
+            table.add_row("base", f"{report.damage[report.edit].base_loss:.3f}")
+        for arm, damage in report.damage.items():
+            figures = (damage.loss_increase, damage.perplexity_ratio, damage.mean_divergence)
+            rise, ratio, divergence = figures
+            table.add_row(
+                escape(arm), f"{damage.edited_loss:.3f}", f"{rise:+.3f}", f"x {ratio:.3f}", f"{divergence:.4f}"
+            )
+    return table
+
+
+def _base_table(results: Results) -> Table:
+    table = _table(f"Scores of {results.model.id}", "metric")
+    for name in ("items", "score"):
+        table.add_column(name, justify="right")
+    for name, task in results.tasks.items():
+        for metric, scores in task.metrics.items():
+            if scores.headline:
+                table.add_row(f"{name} {metric}", str(len(scores.items)), _number(scores.value("base")))
+    return table
+
+
+def comparison_tables(comparisons: Sequence[Comparison], first: str, second: str) -> list[Table]:
+    """Return a table for each pair of arms of two evaluations."""
+    tables = []
+    for comparison in comparisons:
+        table = _table(f"A: {comparison.first} of {first}\nB: {comparison.second} of {second}", "metric")
+        for name in ("items", "A", "B", "B - A", "95 % interval", "p"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in comparison.rows:
+            d = row.difference
+            if row.headline and d is not None:
+                figures = (f"{row.base:.3f}", f"{row.edited:.3f}", f"{d.difference:+.3f}", _interval(d))
+                table.add_row(row.name, str(d.items), *figures, _number(row.adjusted_p))
+        table.caption = "p: after Holm's correction."
+        table.caption_justify = "left"
+        tables.append(table)
+    return tables
+
+
+def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str, Any]:
+    """Return what ``print_evaluation`` prints, with every row, as JSON data."""
+    return {
+        "model": results.model.id,
+        "edits": [
+            {
+                "name": report.edit,
+                "verdict": dataclasses.asdict(report.verdict),
+                "rows": [_row_data(row) for row in report.rows],
+                "damage": {
+                    arm: {
+                        "base_loss": damage.base_loss,
+                        "edited_loss": damage.edited_loss,
+                        "loss_increase": damage.loss_increase,
+                        "perplexity_ratio": damage.perplexity_ratio,
+                        "divergence": damage.mean_divergence,
+                    }
+                    for arm, damage in report.damage.items()
+                },
+            }
+            for report in reports
+        ],
+        "base": {
+            name: {metric: _finite(scores.value("base")) for metric, scores in task.metrics.items()}
+            for name, task in results.tasks.items()
+        },
+        "notes": {name: task.notes for name, task in results.tasks.items() if task.notes},
+    }
+
+
+def comparisons_as_data(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
+    """Return comparisons as JSON data."""
+    return [{"a": c.first, "b": c.second, "rows": [_row_data(row) for row in c.rows]} for c in comparisons]
+
+
+def _row_data(row: Row) -> dict[str, Any]:
+    data = dataclasses.asdict(row)
+    return data | {"base": _finite(row.base), "edited": _finite(row.edited)}
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"

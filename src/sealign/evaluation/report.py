@@ -1,0 +1,186 @@
+"""The report of an evaluation: one HTML file that needs no network, verdicts first."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sealign.evaluation.comparison import EditReport, Row, report_edits
+from sealign.evaluation.plots import categories_figure, damage_figure, differences_figure, save_figure, svg_text
+from sealign.evaluation.results import BASE, Results
+from sealign.evaluation.verdict import MAX_DAMAGE
+from sealign.storage import write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+REPORT_NAME = "report.html"
+TABLE_NAME = "table.csv"
+CHANGED_ITEMS = 5
+"""Items shown each way, for each headline metric."""
+
+
+_NO_ROW = Row("", "", False, None, 0.0, 0.0, None)
+
+
+@dataclass(frozen=True)
+class Change:
+    """An item whose score an edit changed.
+
+    Attributes:
+        question: what was asked.
+        base, edited: the answers.
+        change: of the score, on the good side if above 0.
+    """
+
+    question: str
+    base: str
+    edited: str
+    change: float
+
+
+def write_report(results: Results, folder: str | Path, *, max_damage: float = MAX_DAMAGE, seed: int = 0) -> None:
+    """Write ``report.html``, ``table.csv`` and the figures of an evaluation to a folder.
+
+    Args:
+        results: of ``sealign evaluate``.
+        folder: is made if it is not there.
+        max_damage: budget of the verdicts, in nats a token.
+        seed: of the resampling.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    reports = report_edits(results, max_damage=max_damage, seed=seed)
+    figures = {report.edit: _figures(report, max_damage) for report in reports}
+    for edit, named in figures.items():
+        for name, (_, figure) in named.items():
+            save_figure(figure, path / "figures", f"{_slug(edit)}-{name}")
+    write_bytes(path / TABLE_NAME, _table(reports).encode())
+    write_bytes(path / REPORT_NAME, _html(results, reports, figures, max_damage).encode())
+
+
+def changed_items(results: Results, report: EditReport, row: Row, *, count: int = CHANGED_ITEMS) -> list[Change]:
+    """Return the items whose score changed most, the largest gains first, then the largest losses.
+
+    Args:
+        results: of the evaluation.
+        report: of the edit.
+        row: a metric that is not a ratio; a ratio has no score an item, and gives nothing.
+        count: of gains and of losses, at most.
+    """
+    task = results.tasks[row.task]
+    metric = task.metrics[row.metric]
+    base, edited = metric.item_scores(BASE), metric.item_scores(report.edit)
+    if base.denominators is not None:
+        return []
+    sign = -1.0 if metric.aim == "lower" else 1.0
+    change = sign * (edited.numerators - base.numerators)
+    order = np.argsort(-change, kind="stable")
+    gains = [int(i) for i in order[:count] if change[i] > 0]
+    losses = [int(i) for i in order[::-1][:count] if change[i] < 0]
+    items = [(i, metric.items[i]) for i in (*gains, *losses)]
+    answers = task.answers
+    return [
+        Change(task.questions[item], answers[BASE][item], answers[report.edit][item], float(change[i]))
+        for i, item in items
+    ]
+
+
+def _figures(report: EditReport, max_damage: float) -> dict[str, tuple[str, Figure]]:
+    """By file name, the description and the figure."""
+    found = {
+        "differences": ("Differences from the base model with 95 % intervals", differences_figure(report)),
+        "damage": ("Rise of the loss on neutral text", damage_figure(report, max_damage)),
+    }
+    subgroups: dict[tuple[str, str], list[Row]] = {}
+    headlines = {(row.task, row.metric) for row in report.headlines}
+    for row in report.rows:
+        metric, _, subgroup = row.metric.partition("/")
+        if subgroup and (row.task, metric) in headlines and np.isfinite([row.base, row.edited]).all():
+            subgroups.setdefault((row.task, metric), []).append(row)
+    for (task, metric), rows in subgroups.items():
+        found[_slug(f"{task}-{metric}")] = (f"{task} {metric} by subgroup", categories_figure(rows))
+    return found
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-")
+
+
+def _table(reports: Sequence[EditReport]) -> str:
+    """Every row of every edit as CSV."""
+    rows = [_table_row(report.edit, row) for report in reports for row in report.rows]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, _table_row("", _NO_ROW), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _table_row(edit: str, row: Row) -> dict[str, Any]:
+    d = row.difference
+    return {
+        "edit": edit,
+        "task": row.task,
+        "metric": row.metric,
+        "headline": row.headline,
+        "items": d and d.items,
+        "groups": d and d.groups,
+        "base": row.base,
+        "edited": row.edited,
+        "difference": d and d.difference,
+        "low": d and d.low,
+        "high": d and d.high,
+        "p_value": d and d.p_value,
+        "test": d and d.test,
+        "adjusted_p": row.adjusted_p,
+        "smallest_detectable": d and d.smallest_detectable,
+        "random_difference": row.random and row.random.difference,
+        "over_random": row.over_random and row.over_random.difference,
+        "reversed_difference": row.reversed and row.reversed.difference,
+    }
+
+
+def _html(
+    results: Results,
+    reports: Sequence[EditReport],
+    figures: dict[str, dict[str, tuple[str, Figure]]],
+    max_damage: float,
+) -> str:
+    import jinja2
+
+    text = (files("sealign") / "evaluation" / "templates" / "report.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {"number": _number, "signed": _signed, "slug": _slug}
+    images = {
+        edit: {name: (title, _data_url(figure)) for name, (title, figure) in named.items()}
+        for edit, named in figures.items()
+    }
+    changes = {
+        report.edit: [(row, found) for row in report.headlines if (found := changed_items(results, report, row))]
+        for report in reports
+    }
+    return environment.from_string(text).render(
+        results=results, reports=reports, images=images, changes=changes, max_damage=max_damage
+    )
+
+
+def _data_url(figure: Figure) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg_text(figure).encode()).decode()
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or value != value else f"{value:.3f}"
+
+
+def _signed(value: Any) -> str:
+    return "" if value is None or value != value else f"{value:+.3f}"
