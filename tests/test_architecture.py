@@ -75,6 +75,7 @@ ORDER = (
     "cli.chat",
     "cli.demo",
     "cli.evaluate",
+    "cli.tune",
     "__main__",
 )
 """Data order is import order: a module imports only from those before it."""

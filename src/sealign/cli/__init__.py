@@ -10,7 +10,8 @@ import sealign.cli.demo
 import sealign.cli.evaluate
 import sealign.cli.fit
 import sealign.cli.generate
-import sealign.cli.inspect  # noqa: F401
+import sealign.cli.inspect
+import sealign.cli.tune  # noqa: F401
 from sealign.cli.app import app
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +24,7 @@ messages = Console(stderr=True, highlight=False)
 """Where progress and errors go."""
 
 
-_RESUMABLE = ("fit", "evaluate")
+_RESUMABLE = ("fit", "evaluate", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -75,6 +77,22 @@ def require_extra(extra: str, *modules: str) -> None:
         _fail(f"this command needs packages that are not installed; install them with: pip install 'sealign[{extra}]'")
 
 
+def quiet_harness() -> None:
+    """Keep the harness's own progress bars and log lines from tearing ours; called before it is imported."""
+    import logging
+
+    os.environ["TQDM_DISABLE"] = "1"
+    os.environ.setdefault("LOGLEVEL", "ERROR")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def recorded_command() -> str:
+    """Return the command line that is running, to be recorded."""
+    import shlex
+
+    return shlex.join(["sealign", *sys.argv[1:]])
+
+
 app = typer.Typer(
     name="sealign",
     cls=_Group,
@@ -114,6 +132,8 @@ def _root(
         sealign chat --edit EDIT
 
         sealign evaluate --edit EDIT --tasks truthfulqa_mc1,truthfulqa_mc2 --output RESULTS
+
+        sealign tune --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output TUNED
 
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object a line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.

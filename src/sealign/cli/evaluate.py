@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output, require_extra
+from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 
 if TYPE_CHECKING:
     from sealign.edit import SpectralEdit
@@ -89,7 +88,7 @@ def evaluate(
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(name, dtype=dtype, device=device)
     config = EvaluationConfig(
-        tasks=[task.strip() for task in tasks.split(",") if task.strip()],
+        tasks=options.names(tasks),
         data_dir=data_dir,
         limit=limit,
         control_seeds=_numbers("--control-seeds", control_seeds),
@@ -104,7 +103,7 @@ def evaluate(
         config=config,
         output=output_folder,
         sources=sources,
-        command=_command(),
+        command=recorded_command(),
         ignore_mismatch=ignore_mismatch,
         track=track,
     )
@@ -173,16 +172,6 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         raise SettingError(f"{option} is '{text}', but it must be whole numbers such as 0,1,2") from None
 
 
-def quiet_harness() -> None:
-    """Keep the harness's own progress bars and log lines from tearing ours; called before it is imported."""
-    import logging
-    import os
-
-    os.environ["TQDM_DISABLE"] = "1"
-    os.environ.setdefault("LOGLEVEL", "ERROR")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-
-
 def _judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge | None:
     import os
 
@@ -200,10 +189,3 @@ def _judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge 
     from sealign.models import load_model
 
     return LocalJudge(*load_model(name, dtype=dtype, device=device), name=name)
-
-
-def _command() -> str:
-    """The command line that is running, to be recorded."""
-    import shlex
-
-    return shlex.join(["sealign", *sys.argv[1:]])

@@ -40,7 +40,7 @@ def print_evaluation(results: Results, reports: Sequence[EditReport]) -> None:
 
 
 def _headline_table(results: Results, reports: Sequence[EditReport]) -> Table:
-    table = _table(f"Differences from {results.model.id}, paired by item", "metric and model")
+    table = plain_table(f"Differences from {results.model.id}, paired by item", "metric and model")
     for name in ("score", "difference", "95 % interval", "p"):
         table.add_column(name, justify="right", no_wrap=True)
     for report in reports:
@@ -68,7 +68,8 @@ def _add_metric(table: Table, row: Row) -> None:
             table.add_row(f"  {name}", f"{d.edited:.3f}", f"{d.difference:+.3f}", _interval(d), p_value)
 
 
-def _table(title: str, first: str) -> Table:
+def plain_table(title: str, first: str) -> Table:
+    """Return an empty table without vertical lines, whose first column is named."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(first, overflow="fold")
     return table
@@ -79,7 +80,7 @@ def _interval(difference: Difference) -> str:
 
 
 def _damage_table(reports: Sequence[EditReport]) -> Table:
-    table = _table("Damage: loss on neutral text, nats a token", "model")
+    table = plain_table("Damage: loss on neutral text, nats a token", "model")
     for name in ("loss", "rise", "perplexity", "KL from base"):
         table.add_column(name, justify="right")
     for report in reports:
@@ -95,7 +96,7 @@ def _damage_table(reports: Sequence[EditReport]) -> Table:
 
 
 def _base_table(results: Results) -> Table:
-    table = _table(f"Scores of {results.model.id}", "metric")
+    table = plain_table(f"Scores of {results.model.id}", "metric")
     for name in ("items", "score"):
         table.add_column(name, justify="right")
     for name, task in results.tasks.items():
@@ -109,7 +110,7 @@ def comparison_tables(comparisons: Sequence[Comparison], first: str, second: str
     """Return a table for each pair of arms of two evaluations."""
     tables = []
     for comparison in comparisons:
-        table = _table(f"A: {comparison.first} of {first}\nB: {comparison.second} of {second}", "metric")
+        table = plain_table(f"A: {comparison.first} of {first}\nB: {comparison.second} of {second}", "metric")
         for name in ("items", "A", "B", "B - A", "95 % interval", "p"):
             table.add_column(name, justify="right", no_wrap=True)
         for row in comparison.rows:

@@ -193,3 +193,8 @@ IgnoreMismatch = Annotated[
     bool, typer.Option("--ignore-mismatch", help="Apply the edit to a model that it was not fitted on.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def names(text: str) -> list[str]:
+    """Return the names in a text that commas part."""
+    return [name.strip() for name in text.split(",") if name.strip()]
