@@ -178,6 +178,7 @@ def _judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge 
     from sealign.errors import SettingError
 
     if url is not None:
+        require_extra("judge", "openai")
         from sealign.evaluation.judge import EndpointJudge
 
         if name is None:

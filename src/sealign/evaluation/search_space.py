@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sealign.fit_config import FitConfig
-from sealign.sites import text_config, unwrap_model
+from sealign.sites import SITES, text_config, unwrap_model
 
 if TYPE_CHECKING:
     import optuna
@@ -24,14 +23,14 @@ class SearchSpace:
         sites: where the edit may act.
         normalizations: how it may be rescaled.
         feature_maps: which maps it may use.
-        centered: by site, whether it may be centred, uncentred, or both.
+        centerable: sites at which it may be centred.
     """
 
     depth: int
     sites: tuple[str, ...]
     normalizations: tuple[str, ...]
     feature_maps: tuple[str, ...]
-    centered: Mapping[str, tuple[bool, ...]]
+    centerable: tuple[str, ...]
 
     @classmethod
     def of(cls, model: nn.Module, *, deployable: bool = False) -> SearchSpace:
@@ -43,34 +42,34 @@ class SearchSpace:
                 centred only where the architecture has a bias for it that is switched in its configuration.
         """
         config = text_config(unwrap_model(model))
+        depth = config.num_hidden_layers
         if not deployable:
-            sites, both = ("mlp", "attention", "residual"), (True, False)
             maps = ("identity", "squared_exponential", "tanh", "elu")
-            return cls(config.num_hidden_layers, sites, ("token", "none"), maps, dict.fromkeys(sites, both))
+            return cls(depth, SITES, ("token", "none"), maps, centerable=SITES)
         switches = {"mlp": "mlp_bias", "attention": "attention_bias"}
-        centered = {site: (True, False) if hasattr(config, name) else (False,) for site, name in switches.items()}
-        return cls(config.num_hidden_layers, ("mlp", "attention"), ("none",), ("identity",), centered)
+        biased = tuple(site for site, switch in switches.items() if hasattr(config, switch))
+        return cls(depth, ("mlp", "attention"), ("none",), ("identity",), centerable=biased)
 
     def draw(self, trial: optuna.Trial, base: FitConfig) -> tuple[FitConfig, float]:
         """Return the settings of a trial, at full strength, and the share of the damage budget that it aims at.
 
         Layers are a window, or those of highest signature. The explained variance is drawn by the logarithm of what it
-        leaves out, for positives and negatives apart.
+        leaves out, for positives and negatives apart. Every trial draws every parameter, also where another makes it
+        idle, since the sampler learns from a space that stays the same.
         """
         site = self._choose(trial, "site", self.sites)
         count = trial.suggest_int("layer_count", 1, self.depth, log=True)
-        if trial.suggest_categorical("layers", ["window", "signature"]) == "window":
-            last = trial.suggest_int("last_layer", 0, self.depth - 1)
-            layers: Any = tuple(range(max(0, last - count + 1), last + 1))
-        else:
-            layers = f"signature:{count}"
+        last = trial.suggest_int("last_layer", 0, self.depth - 1)
+        windowed = trial.suggest_categorical("layers", ["window", "signature"]) == "window"
+        layers: Any = tuple(range(max(0, last - count + 1), last + 1)) if windowed else f"signature:{count}"
+        centered = trial.suggest_categorical("centered", [True, False])
         shares = [1 - trial.suggest_float(f"left_out_{side}", 1e-3, 0.5, log=True) for side in ("positive", "negative")]
         config = dataclasses.replace(
             base,
             site=site,
             layers=layers,
             explained_variance=(shares[0], shares[1]),
-            centered=self._choose(trial, f"centered_{site}", self.centered[site]),
+            centered=centered and site in self.centerable,
             feature_map=self._choose(trial, "feature_map", self.feature_maps),
             normalization=self._choose(trial, "normalization", self.normalizations),
             combine=self._choose(trial, "combine", ("both", "positive", "negative")),

@@ -133,7 +133,7 @@ def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demon
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(folder / STUDY_NAME)))
-    sampler = optuna.samplers.TPESampler(seed=config.seed, multivariate=True, group=True, n_startup_trials=12)
+    sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=12)
     study = optuna.create_study(
         study_name="sealign",
         storage=storage,

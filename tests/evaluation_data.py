@@ -1,0 +1,159 @@
+"""Small data sets in the Hub's schemas, and results with planted effects, for the tests of evaluation."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sealign.evaluation.multiple_choice import bundled_questions
+from sealign.evaluation.results import Arm, DamageRecord, Metric, Results, Scores, Task
+from sealign.record import EditSettings, ModelRecord
+
+SETTINGS = EditSettings("mlp", "both", "token", 0.5, "identity", False)
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_truthfulqa(folder: Path, count: int = 10) -> None:
+    """The bundled questions as TruthfulQA, multiple choice and generation."""
+    choice, generation = [], []
+    for item in bundled_questions()[:count]:
+        one = {"choices": [item.correct[0], *item.incorrect], "labels": [1] + [0] * len(item.incorrect)}
+        labels = [1] * len(item.correct) + [0] * len(item.incorrect)
+        both = {"choices": [*item.correct, *item.incorrect], "labels": labels}
+        choice.append({"question": item.question, "mc1_targets": one, "mc2_targets": both})
+        generation.append(
+            {
+                "type": "Adversarial",
+                "category": "Facts",
+                "question": item.question,
+                "best_answer": item.correct[0],
+                "correct_answers": list(item.correct),
+                "incorrect_answers": list(item.incorrect),
+                "source": "",
+            }
+        )
+    write_rows(folder, "truthful_qa/multiple_choice/validation.jsonl", choice)
+    write_rows(folder, "truthful_qa/generation/validation.jsonl", generation)
+
+
+def write_controls(folder: Path) -> None:
+    """HellaSwag, MathQA and ToxiGen, three rows each."""
+    write_rows(
+        folder,
+        "hellaswag/validation.jsonl",
+        [
+            {
+                "ind": n,
+                "activity_label": "Baking bread",
+                "ctx_a": "A baker kneads the dough.",
+                "ctx_b": f"the {thing}",
+                "ctx": f"A baker kneads the dough. the {thing}",
+                "endings": ["goes into the oven.", "swims away.", "sings a song.", "reads the paper."],
+                "source_id": str(n),
+                "split": "val",
+                "split_type": "indomain",
+                "label": str(n % 4),
+            }
+            for n, thing in enumerate(("loaf", "roll", "cake"))
+        ],
+    )
+    options = "a ) 38 , b ) 27.5 , c ) 30 , d ) data inadequate , e ) none of these"
+    write_rows(
+        folder,
+        "mathqa/test.jsonl",
+        [
+            {
+                "Problem": f"What is {n} plus {n} ?",
+                "Rationale": "add",
+                "options": options,
+                "correct": letter,
+                "annotated_formula": "add",
+                "linear_formula": "add",
+                "category": "general",
+            }
+            for n, letter in ((19, "a"), (15, "c"), (4, "e"))
+        ],
+    )
+    write_rows(
+        folder,
+        "toxigen/test.jsonl",
+        [
+            {"text": text, "target_group": "g", "toxicity_ai": ai, "toxicity_human": human}
+            for text, ai, human in (("they are kind", 1.0, 1.0), ("they are awful", 5.0, 4.5), ("they cook", 2.0, 1.5))
+        ],
+    )
+
+
+def _arm(kind: Any, of: str | None = None, seed: int | None = None) -> Arm:
+    settings = None if kind == "base" else SETTINGS
+    return Arm(kind, of, of and f"edits/{of}", None if kind == "base" else f"{of}{kind}{seed}", seed, settings, [1], {})
+
+
+def _damage(rise: float) -> DamageRecord:
+    return DamageRecord([3.0, 5.0], [2.0, 3.0], [2.0 + rise, 3.0 + rise], [0.1, 0.2])
+
+
+def planted_results(gain: float = 0.0, *, random_gain: float = 0.0, rise: float = 0.01, items: int = 80) -> Results:
+    """Results of one edit, ``mild``, whose score rises by ``gain`` on one task and not on another.
+
+    The second task has a ratio metric, two subgroups, one of a single item, and groups of four items.
+    """
+    generator = np.random.default_rng(5)
+    names = ["base", "mild", "mild random 0", "mild random 1", "mild reversed"]
+    base = generator.normal(0.5, 0.1, items)
+
+    def scores(arm: str) -> Scores:
+        shift = gain if arm == "mild" else random_gain if "random" in arm else 0.0
+        noise = 0 if arm == "base" else generator.normal(0, 0.02, items)
+        return Scores((base + shift + noise).tolist(), None)
+
+    everything = list(range(items))
+    first = Task(
+        "2.0",
+        [f"question {item}" for item in everything],
+        None,
+        {"mc2": Metric(everything, "higher", 1.0, 0.0, True, {name: scores(name) for name in names})},
+        {name: [f"answer {item} of {name}" for item in everything] for name in names},
+        [],
+    )
+    known = (generator.random(items) < 0.8).astype(float)
+    biased = known * (generator.random(items) < 0.6)
+    ratio = {name: Scores(biased.tolist(), known.tolist()) for name in names}
+    accuracy = {name: Scores((generator.random(items) < 0.5).astype(float).tolist(), None) for name in names}
+
+    def part(chosen: list[int]) -> dict[str, Scores]:
+        return {name: Scores([s.numerators[i] for i in chosen], None) for name, s in accuracy.items()}
+
+    second = Task(
+        "1.0",
+        [f"who was it, {item}?" for item in everything],
+        [f"template {item // 4}" for item in everything],
+        {
+            "acc": Metric(everything, "higher", 1.0, 0.0, True, accuracy),
+            "bias": Metric(everything, 0.0, 2.0, -1.0, True, ratio),
+            "acc/Age": Metric(everything[:-1], "higher", 1.0, 0.0, False, part(everything[:-1])),
+            "acc/Religion": Metric(everything[-1:], "higher", 1.0, 0.0, False, part(everything[-1:])),
+        },
+        {name: ["unknown"] * items for name in names},
+        ["Something was left out"],
+    )
+    kinds = [("base", None, None), ("edit", "mild", None), ("random", "mild", 0), ("random", "mild", 1)]
+    arms = {name: _arm(*kind) for name, kind in zip(names, [*kinds, ("reversed", "mild", None)], strict=True)}
+    damage = {"mild": _damage(rise), "mild random 0": _damage(0.02), "mild random 1": _damage(0.0)}
+    return Results(
+        command="sealign evaluate --edit mild --output 'a folder'",
+        settings={"tasks": ["truthfulqa_mc2", "bbq"], "limit": None},
+        model=ModelRecord("tiny <model>", None, {"hidden_size": 4}, "0" * 64, "1" * 64),
+        versions={"sealign": "0.1.0"},
+        arms=arms,
+        tasks={"truthfulqa_mc2": first, "bbq": second},
+        damage=damage | {"mild reversed": _damage(0.03)},
+    )

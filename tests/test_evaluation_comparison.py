@@ -1,0 +1,129 @@
+"""The statistics of whole evaluations, on results with planted effects."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sealign.errors import ResultsFileError
+from sealign.evaluation.comparison import compare_results, mean_scores, report_edits
+from sealign.evaluation.results import Results
+from sealign.evaluation.statistics import holm, paired_difference, ratio_difference
+from tests.evaluation_data import planted_results
+
+
+def test_a_planted_gain_helps_within_the_budget_and_beyond_random() -> None:
+    (report,) = report_edits(planted_results(0.05))
+    assert report.verdict.word == "helps"
+    assert "truthfulqa_mc2 mc2 +0.049 [+0.0" in report.verdict.sentence
+    assert report_edits(planted_results(0.05, rise=0.2))[0].verdict.word == "harms"
+    assert report_edits(planted_results(0.05, rise=0.2), max_damage=0.3)[0].verdict.word == "helps"
+    assert report_edits(planted_results(0.05, random_gain=0.05))[0].verdict.word == "no evidence"
+    assert report_edits(planted_results(-0.05))[0].verdict.word == "harms"
+    assert report_edits(planted_results(0.0))[0].verdict.word == "no evidence"
+
+
+def test_rows_are_the_statistics_of_their_arms() -> None:
+    results = planted_results(0.03)
+    (report,) = report_edits(results, seed=3)
+    rows = {row.name: row for row in report.rows}
+    metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
+    base, edited = (np.array(metric.arms[arm].numerators) for arm in ("base", "mild"))
+    random = np.mean([metric.arms[f"mild random {n}"].numerators for n in (0, 1)], axis=0)
+    mc2 = rows["truthfulqa_mc2 mc2"]
+    assert mc2.difference == paired_difference(base, edited, seed=3)
+    assert mc2.random == paired_difference(base, random, seed=3)
+    assert mc2.over_random == paired_difference(random, edited, seed=3)
+    assert mc2.reversed == paired_difference(base, metric.arms["mild reversed"].numerators, seed=3)
+    bias = results.tasks["bbq"].metrics["bias"]
+    pairs = [(bias.arms[arm].numerators, bias.arms[arm].denominators) for arm in ("base", "mild")]
+    groups = results.tasks["bbq"].groups
+    expected = ratio_difference(*pairs, scale=2.0, offset=-1.0, groups=groups, seed=3)  # type: ignore[arg-type]
+    assert rows["bbq bias"].difference == expected
+    assert expected.groups == 20
+    assert set(report.damage) == {"mild", "mild random 0", "mild random 1", "mild reversed"}
+
+
+def test_families_of_the_correction() -> None:
+    (report,) = report_edits(planted_results(0.01))
+    headlines = report.headlines
+    assert [row.name for row in headlines] == ["truthfulqa_mc2 mc2", "bbq acc", "bbq bias"]
+    raw = [row.difference.p_value for row in headlines if row.difference]
+    assert [row.adjusted_p for row in headlines] == holm(raw).tolist()
+    age, religion = (row for row in report.rows if "/" in row.metric)
+    assert age.difference is not None
+    assert age.adjusted_p == age.difference.p_value  # alone in its family
+    # A single item has no interval, and says so by having none.
+    assert religion.difference is religion.adjusted_p is None
+    assert religion.base in (0.0, 1.0)
+
+
+def test_the_mean_of_ratios_is_that_of_their_parts() -> None:
+    bias = planted_results().tasks["bbq"].metrics["bias"]
+    one = bias.item_scores("base")
+    other = dataclasses.replace(one, numerators=one.numerators * 0, denominators=np.ones_like(one.numerators))
+    mean = mean_scores([one, other])
+    assert mean.denominators is not None
+    assert one.denominators is not None
+    share = one.numerators.sum() / (one.denominators.sum() + len(one.numerators))
+    assert mean.value == pytest.approx(2 * share - 1)
+
+
+def _renamed(results: Results, name: str) -> Results:
+    """The same results with another name for the edit."""
+    arms = {}
+    for old, arm in results.arms.items():
+        arms[old.replace("mild", name)] = dataclasses.replace(arm, of=arm.of and name)
+    tasks = {
+        task: dataclasses.replace(
+            found,
+            metrics={
+                metric: dataclasses.replace(scores, arms={a.replace("mild", name): s for a, s in scores.arms.items()})
+                for metric, scores in found.metrics.items()
+            },
+        )
+        for task, found in results.tasks.items()
+    }
+    damage = {old.replace("mild", name): record for old, record in results.damage.items()}
+    return dataclasses.replace(results, arms=arms, tasks=tasks, damage=damage)
+
+
+def test_two_evaluations() -> None:
+    first, second = planted_results(0.0), _renamed(planted_results(0.04), "strong")
+    base, edits = compare_results(first, second)
+    assert (base.first, base.second) == ("base", "base")
+    assert all(row.difference is None or row.difference.difference == 0 for row in base.rows)
+    assert (edits.first, edits.second) == ("mild", "strong")
+    mc2 = next(row for row in edits.rows if row.metric == "mc2")
+    assert mc2.difference is not None
+    assert mc2.difference.difference == pytest.approx(0.04, abs=1e-9)
+    assert mc2.adjusted_p is not None
+    assert mc2.adjusted_p < 0.01
+
+
+def test_only_items_that_both_have_are_compared() -> None:
+    whole, part = planted_results(items=80), planted_results(items=80)
+    task = part.tasks["truthfulqa_mc2"]
+    metric = task.metrics["mc2"]
+    cut = {arm: dataclasses.replace(scores, numerators=scores.numerators[:30]) for arm, scores in metric.arms.items()}
+    shorter = dataclasses.replace(
+        task,
+        questions=task.questions[:30],
+        metrics={"mc2": dataclasses.replace(metric, items=list(range(30)), arms=cut)},
+    )
+    (base, *_) = compare_results(whole, dataclasses.replace(part, tasks={"truthfulqa_mc2": shorter}))
+    assert [row.difference.items for row in base.rows if row.difference] == [30]
+
+
+def test_evaluations_that_do_not_belong_together() -> None:
+    first, second = planted_results(), planted_results()
+    alone = dataclasses.replace(second, tasks={"other": second.tasks["bbq"]})
+    with pytest.raises(ResultsFileError, match="share no task: one has truthfulqa_mc2, bbq, the other other; eval"):
+        compare_results(first, alone)
+    second.tasks["bbq"].questions[2] = "something else"
+    with pytest.raises(
+        ResultsFileError, match="item 2 of task 'bbq' is not the same .*'who was it, 2.*'something else'"
+    ):
+        compare_results(first, second)

@@ -1,0 +1,81 @@
+"""Results files: written whole, read strictly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sealign.errors import ResultsFileError
+from sealign.evaluation.damage import Damage
+from sealign.evaluation.results import DamageRecord, Results
+from tests.evaluation_data import planted_results
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    results = planted_results(0.1)
+    path = results.save(tmp_path)
+    assert path.name == "results.json"
+    assert Results.load(tmp_path) == Results.load(path) == results
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_values_and_arms() -> None:
+    results = planted_results()
+    assert results.edits == ["mild"]
+    assert results.controls("mild", "random") == ["mild random 0", "mild random 1"]
+    assert results.controls("mild", "reversed") == ["mild reversed"]
+    bias = results.tasks["bbq"].metrics["bias"]
+    above, below = bias.arms["mild"].numerators, bias.arms["mild"].denominators
+    assert below is not None
+    assert bias.value("mild") == pytest.approx(2 * sum(above) / sum(below) - 1)
+
+
+def test_damage_comes_back() -> None:
+    damage = Damage(np.array([3.0, 1.0]), np.array([1.0, 2.0]), np.array([1.5, 2.0]), np.array([0.1, 0.2]))
+    record = DamageRecord.of(damage)
+    assert record.damage.loss_increase == damage.loss_increase == pytest.approx(0.375)
+    assert record.damage.mean_divergence == damage.mean_divergence
+
+
+def _break(folder: Path, change: Any) -> None:
+    data = json.loads((folder / "results.json").read_text())
+    change(data)
+    (folder / "results.json").write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda data: data.update(format="other"), "'format' is not 'sealign.results'"),
+        (lambda data: data.update(format_version=2), "format version 2, but this Sealign reads 1; upgrade"),
+        (lambda data: data.update(surprise=1), "not valid at 'surprise'"),
+        (lambda data: data.pop("arms"), "not valid at 'arms'"),
+        (lambda data: data["tasks"]["bbq"]["metrics"]["acc"].update(scale="1"), "not valid at 'tasks.bbq.metrics.acc"),
+    ],
+)
+def test_files_that_are_not_ours(tmp_path: Path, change: Any, words: str) -> None:
+    planted_results().save(tmp_path)
+    _break(tmp_path, change)
+    with pytest.raises(ResultsFileError, match=words):
+        Results.load(tmp_path)
+
+
+def test_missing_and_torn_files(tmp_path: Path) -> None:
+    with pytest.raises(ResultsFileError, match="there are no results at .*; give the folder or file"):
+        Results.load(tmp_path)
+    path = planted_results().save(tmp_path)
+    path.write_text(path.read_text()[:1000])
+    with pytest.raises(ResultsFileError, match="is not JSON"):
+        Results.load(tmp_path)
+
+
+def test_no_number_that_json_lacks(tmp_path: Path) -> None:
+    results = planted_results()
+    results.tasks["bbq"].metrics["acc"].arms["mild"].numerators[0] = float("nan")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        results.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
