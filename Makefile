@@ -4,7 +4,7 @@ UV := .uv/bin/uv
 RUN := .venv/bin/
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test test-fast lint types bench lock clean env
+.PHONY: demo test test-fast browser lint types bench lock clean env
 
 demo: env
 	$(RUN)sealign demo
@@ -14,6 +14,11 @@ test: env
 
 test-fast: env
 	$(RUN)pytest -m "not slow"
+
+# The tests of the report run it in Debian's Chromium, and skip where it is absent.
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && \
+		apt-get install -qq --yes --no-install-recommends chromium >/dev/null; }
 
 lint: env
 	$(RUN)ruff check

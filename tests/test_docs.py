@@ -21,7 +21,9 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
-def test_commands_run(page: Path, tmp_path: Path) -> None:
+def test_commands_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    if "--data-dir data" in page.read_text(encoding="utf-8"):
+        (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
     for language, text in _blocks(page):
@@ -46,9 +48,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_in_the_documents_exist() -> None:
     import inspect
 
-    from sealign.cli import chat, demo, fit, generate, options
+    from sealign.cli import chat, demo, evaluate, fit, generate, options, tune
 
-    text = "".join(inspect.getsource(module) for module in (options, fit, generate, chat, demo))
+    modules = (options, fit, generate, chat, demo, evaluate, tune)
+    text = "".join(inspect.getsource(module) for module in modules)
     for page in PAGES:
-        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8"))):
-            assert option in text or option == "--no-deps", f"{page.name}: {option}"
+        for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text(encoding="utf-8"))):
+            assert option in text or option in ("--no-deps", "--model_args"), f"{page.name}: {option}"
