@@ -126,7 +126,7 @@ def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
 
 def test_the_frontier() -> None:
     trials = [
-        TrialRecord(n, state, gain, damage, 0.5, {})
+        TrialRecord(n, state, gain, damage, damage, 0.5, {})
         for n, (state, gain, damage) in enumerate(
             [("complete", 0.01, 0.01), ("pruned", -0.02, 0.03), ("complete", 0.03, 0.04), ("failed", None, None)]
         )

@@ -15,7 +15,7 @@ pytest.importorskip("lm_eval")
 import sealign
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation import run
-from sealign.evaluation.damage import mean_loss, measure_damage
+from sealign.evaluation.damage import measure_damage, rise_with_bound, text_losses
 from sealign.evaluation.judge import NOT_JUDGED
 from sealign.evaluation.results import Results
 from sealign.evaluation.run import EvaluationConfig, evaluate
@@ -223,11 +223,24 @@ def test_refusals(llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit, 
 
 
 @torch.no_grad()
-def test_mean_loss(llama: Any, tokenizer: Any) -> None:
+def test_losses_of_texts(llama: Any, tokenizer: Any) -> None:
     texts = ["The town lies by the river.", "Bread.", "The clerk asks for a form, and then for another."]
-    total = tokens = 0.0
-    for text in texts:
-        ids = torch.tensor([tokenizer.encode(text)])
-        total += float(llama(ids, labels=ids).loss) * (ids.shape[1] - 1)
-        tokens += ids.shape[1] - 1
-    assert mean_loss(llama, tokenizer, texts, batch_size=2) == pytest.approx(total / tokens, rel=1e-5)
+    tokens, losses = text_losses(llama, tokenizer, texts, batch_size=2)
+    encoded = [torch.tensor([tokenizer.encode(text)]) for text in texts]
+    assert tokens.tolist() == [ids.shape[1] - 1 for ids in encoded]
+    assert losses.tolist() == pytest.approx([float(llama(ids, labels=ids).loss) for ids in encoded], rel=1e-5)
+
+
+def test_the_bound_on_the_damage_covers() -> None:
+    """In 95 of 100 draws of texts, the bound is above the true rise."""
+    generator = np.random.default_rng(0)
+    above = []
+    for _ in range(2000):
+        tokens = np.full(10, 40.0)
+        rises = generator.normal(0.05, 0.04, 10)
+        mean, bound = rise_with_bound(tokens, np.zeros(10), rises)
+        assert mean == pytest.approx(rises.mean())
+        above.append(bound >= 0.05)
+    assert 0.94 <= np.mean(above) <= 0.96
+    mean, _ = rise_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
+    assert mean == 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ def difference(value: float, p_value: float, half: float = 0.02) -> Difference:
 
 def effect(value: float, p_value: float, over: float | None = 0.04, name: str = "acc", aim: Aim = "higher") -> Effect:
     beyond = None if over is None else difference(over, 0.5)
-    return Effect(name, difference(value, p_value), difference(0.0, 0.9), beyond, aim)
+    return Effect(name, difference(value, p_value), difference(0.0, 0.9), beyond, None, aim)
 
 
 NONE = effect(0.01, 0.6)
@@ -59,6 +60,14 @@ def test_every_rule(effects: list[Effect], damage: float, word: str, told: str) 
     assert verdict.word == word
     assert verdict.sentence.lower().startswith(f"{word}: ")
     assert re.search(told, verdict.sentence)
+
+
+def test_a_reversed_edit_that_does_as_well_is_told() -> None:
+    for value, told in ((0.05, True), (0.06, True), (0.04, False)):
+        both = dataclasses.replace(GAIN, reversed=difference(value, 0.01))
+        verdict = judge_effects([both], 0.0)
+        assert verdict.word == "helps"
+        assert ("Reversed, it does as well on acc" in verdict.sentence) is told
 
 
 def test_the_budget_is_the_callers() -> None:

@@ -95,7 +95,7 @@ def _report(results: Results, edit: str, max_damage: float, seed: int) -> EditRe
     arms = [edit, *results.controls(edit, "random"), *results.controls(edit, "reversed")]
     damage = {arm: results.damage[arm].damage for arm in arms}
     effects = [
-        Effect(row.name, row.difference, row.random, row.over_random, row.aim)
+        Effect(row.name, row.difference, row.random, row.over_random, row.reversed, row.aim)
         for row in rows
         if row.headline and row.difference is not None
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import special
 
 from sealign.apply import apply_edit
 from sealign.edit import SpectralEdit
@@ -76,10 +77,10 @@ def bundled_texts() -> list[str]:
 
 
 @torch.no_grad()
-def mean_loss(
+def text_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
-) -> float:
-    """Return the mean loss of a model, with whatever edit is on it, over all tokens of texts, in nats.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the predicted tokens and the mean loss in nats of each text, with whatever edit is on the model.
 
     Args:
         model: the model.
@@ -88,15 +89,41 @@ def mean_loss(
         batch_size: texts run together; 1 for an edit that is rescaled per feature.
     """
     encoded = [list(tokenizer.encode(text)) for text in texts]
-    total = 0.0
+    losses: list[float] = []
     with evaluating(model):
         for start in range(0, len(encoded), batch_size):
             batch = encoded[start : start + batch_size]
             ids, mask = pad_right(batch, pad_token(tokenizer), input_device(model))
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            losses = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-            total += float((losses.double() * mask[:, 1:]).sum())
-    return total / sum(len(ids) - 1 for ids in encoded)
+            each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
+            seen = mask[:, 1:]
+            losses += ((each.double() * seen).sum(1) / seen.sum(1)).tolist()
+    return np.array([len(ids) - 1.0 for ids in encoded]), np.array(losses)
+
+
+def rise_with_bound(
+    tokens: NDArray[np.float64], base: NDArray[np.float64], edited: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the mean rise of the loss over all tokens, and the upper end of its one-sided 95 % interval.
+
+    With weights w_i, tokens of text i over all tokens, and rises d_i, the mean is m = sum w_i d_i, its standard error
+    SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2) and the bound m + t_{n-1}(0.95) SE: texts that were not measured may
+    suffer more than those that were.
+
+    Args:
+        tokens: predicted tokens of each text, (n,), n at least 2.
+        base: mean loss of each without the edit, (n,).
+        edited: mean loss of each with it, (n,).
+
+    Example:
+        >>> rise_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
+        (0.5, 0.5)
+    """
+    shares, rises = tokens / tokens.sum(), edited - base
+    mean = float(shares @ rises)
+    count = len(rises)
+    error = np.sqrt(count / (count - 1) * float(np.square(shares) @ np.square(rises - mean)))
+    return mean, float(mean + special.stdtrit(count - 1, 0.95) * error)
 
 
 @torch.no_grad()

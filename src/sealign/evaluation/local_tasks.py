@@ -93,6 +93,8 @@ def _local_config(name: str, known: TaskManager, data_dir: Path) -> dict[str, An
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(path) for split, path in paths.items()}},
     }
-    if "train" not in paths:
-        config["training_split"] = None  # a task's training split is loaded even where no shot is taken from it
+    # A split that a task names is loaded even where nothing is taken from it.
+    for split, key in (("train", "training_split"), ("validation", "validation_split")):
+        if split not in paths:
+            config[key] = None
     return config

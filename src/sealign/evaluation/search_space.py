@@ -75,7 +75,7 @@ class SearchSpace:
             combine=self._choose(trial, "combine", ("both", "positive", "negative")),
             strength=1.0,
         )
-        return config, trial.suggest_float("damage_share", 0.2, 1.0)
+        return config, trial.suggest_float("damage_share", 0.5, 1.0)
 
     @staticmethod
     def _choose(trial: optuna.Trial, name: str, choices: tuple[Any, ...]) -> Any:

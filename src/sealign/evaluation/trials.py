@@ -27,6 +27,7 @@ class TrialRecord:
         state: ``complete``, ``pruned`` (given up on a part of the items) or ``failed``.
         gain: of the development score, over the items it was scored on; None if none.
         damage: rise of the loss on the development half of the neutral text; None if it was not measured.
+        damage_bound: upper end of its one-sided 95 % interval over texts.
         strength: that was found for its share of the budget.
         settings: of the fit.
     """
@@ -35,6 +36,7 @@ class TrialRecord:
     state: str
     gain: float | None
     damage: float | None
+    damage_bound: float | None
     strength: float | None
     settings: dict[str, Any]
 
@@ -53,18 +55,19 @@ def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
         states.get(trial.state.name, "failed"),
         known.get("gain"),
         known.get("damage"),
+        known.get("damage_bound"),
         known.get("strength"),
         known.get("settings", {}),
     )
 
 
 def best_trial(trials: Sequence[TrialRecord], max_damage: float) -> TrialRecord | None:
-    """Return the complete trial of highest gain within the damage budget; None where none gained."""
+    """Return the complete trial of highest gain with its bound on the damage in the budget; None where none gained."""
     able = [
         (trial.gain, trial)
         for trial in trials
-        if trial.state == "complete" and trial.gain is not None and trial.damage is not None
-        if trial.gain > 0 and trial.damage <= max_damage
+        if trial.state == "complete" and trial.gain is not None and trial.damage_bound is not None
+        if trial.gain > 0 and trial.damage_bound <= max_damage
     ]
     return max(able, key=lambda pair: pair[0])[1] if able else None
 
@@ -79,7 +82,7 @@ def trial_config(base: FitConfig, trial: TrialRecord) -> FitConfig:
 def trials_csv(trials: Sequence[TrialRecord]) -> str:
     """Return all trials as CSV."""
     buffer = io.StringIO()
-    names = ["number", "state", "gain", "damage", "strength", *SEARCHED]
+    names = ["number", "state", "gain", "damage", "damage_bound", "strength", *SEARCHED]
     writer = csv.DictWriter(buffer, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for trial in trials:

@@ -24,6 +24,7 @@ class Effect:
         edited: from the base model to the edited one.
         random: from the base model to the mean of its edits in random directions; None where none was run.
         over_random: from that mean to the edited model; None likewise.
+        reversed: from the base model to the edit with its roles swapped; None where it was not run.
         aim: which way is good.
     """
 
@@ -31,6 +32,7 @@ class Effect:
     edited: Difference
     random: Difference | None = None
     over_random: Difference | None = None
+    reversed: Difference | None = None
     aim: Aim = "higher"
 
     @property
@@ -90,7 +92,12 @@ def judge_effects(effects: Sequence[Effect], damage: float, *, max_damage: float
         return Verdict("harms", f"Harms: it worsens {_list(worse)}{beside}, at {cost}.")
     real = [effect for effect in better if effect.beats_random]
     if real:
-        return Verdict("helps", f"Helps: it improves {_list(real)}, beyond random directions, at {cost}.")
+        sentence = f"Helps: it improves {_list(real)}, beyond random directions, at {cost}."
+        turned = [e for e in real if e.reversed is not None and e.reversed.gain(e.aim) >= e.gain]
+        if turned:
+            names = " and ".join(effect.name for effect in turned)
+            sentence += f" Reversed, it does as well on {names}: the contrast it was fitted on is not what helps."
+        return Verdict("helps", sentence)
     if better and all(effect.over_random is None for effect in better):
         return Verdict(
             "no evidence", f"No evidence: {_list(better)} has no random control to be compared with; it costs {cost}."
