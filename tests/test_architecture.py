@@ -43,6 +43,11 @@ ORDER = (
     "answers",
     "chat",
     "models",
+    "export.card",
+    "export.linear",
+    "export.lora",
+    "export.merge",
+    "export.verify",
     "evaluation.resampling",
     "evaluation.statistics",
     "evaluation.verdict",
@@ -76,6 +81,7 @@ ORDER = (
     "cli.demo",
     "cli.evaluate",
     "cli.tune",
+    "cli.export",
     "__main__",
 )
 """Data order is import order: a module imports only from those before it."""

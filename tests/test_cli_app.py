@@ -28,7 +28,7 @@ from sealign.fit_config import FitConfig
 from tests.tiny_models import build_model
 
 CONTEXT = 2048
-COMMANDS = ("fit", "inspect", "generate", "chat", "demo")
+COMMANDS = ("demo", "fit", "inspect", "generate", "chat", "evaluate", "compare", "tune", "verify")
 
 # --- what the tests of all commands share ---
 
@@ -152,7 +152,7 @@ def rows(tmp_path: Path, demonstrations: list[Demonstration]) -> Path:
 def _options(command: str) -> dict[str, Any]:
     """The options of a command by their first name."""
     found: Any = typer.main.get_command(app)
-    return {param.opts[0]: param for param in found.commands[command].params}
+    return {param.opts[0]: param for param in found.commands[command].params if param.param_type_name == "option"}
 
 
 def _defaults(command: str) -> dict[str, str]:
@@ -193,6 +193,10 @@ def test_options_are_spelled_as_designed() -> None:
         "generate": "--model --edit --prompt --strength --dtype --device --ignore-mismatch --json",
         "chat": "--model --edit --strength --dtype --device --ignore-mismatch",
         "demo": "--model --output --strength --seed --dtype --device --json",
+        "evaluate": "--model --edit --tasks --data-dir --limit --output --strength --seed --dtype --device --json",
+        "compare": "--seed --json",
+        "tune": "--model --demonstrations --tasks --max-damage --deployable --data-dir --output --seed --dtype --json",
+        "verify": "--edit --against --model --strength --dtype --device --json",
     }
     for command, names in spelled.items():
         assert set(names.split()) <= set(_options(command)), command
@@ -226,8 +230,11 @@ def test_defaults_in_help_texts_are_those_of_the_library() -> None:
 
 
 def test_the_same_option_means_the_same_in_every_command() -> None:
-    for name in ("--edit", "--dtype", "--device", "--ignore-mismatch", "--json", "--seed", "--output"):
-        texts = {_options(command)[name].help for command in COMMANDS if name in _options(command)}
+    # Commands that write more than an edit say what, and one takes several edits by name.
+    own = {"--output": ("evaluate", "tune"), "--edit": ("evaluate",)}
+    for name in ("--edit", "--dtype", "--device", "--ignore-mismatch", "--json", "--seed", "--output", "--max-damage"):
+        commands = [command for command in COMMANDS if command not in own.get(name, ())]
+        texts = {_options(command)[name].help for command in commands if name in _options(command)}
         assert len(texts) == 1, name
 
 

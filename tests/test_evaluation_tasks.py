@@ -12,7 +12,7 @@ pytest.importorskip("lm_eval")
 
 from sealign.errors import SettingError
 from sealign.evaluation.item_scores import ItemScores, item_scores
-from sealign.evaluation.local_tasks import LOCAL_FILES, task_manager
+from sealign.evaluation.local_tasks import LOCAL_TASKS, task_manager
 
 pytestmark = [
     pytest.mark.slow,
@@ -126,5 +126,14 @@ def test_unknown_tasks_and_missing_files(tmp_path: Path, data_dir: Path) -> None
         pass
 
 
+def test_local_tasks_are_the_harnesss_of_their_name() -> None:
+    from sealign.evaluation.local_tasks import _known_tasks
+
+    for name, task in LOCAL_TASKS.items():
+        path = _known_tasks().task_index[name].yaml_path
+        if name != "mmlu":  # a group there
+            assert str(path).endswith(task.config), name
+
+
 def test_every_task_of_the_field_has_a_local_schema() -> None:
-    assert set(PRESENT) <= set(LOCAL_FILES)
+    assert set(PRESENT) <= set(LOCAL_TASKS)

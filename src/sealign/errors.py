@@ -50,6 +50,10 @@ class JudgeError(SealignError):
     """A judge model cannot be asked, or does not answer as it must."""
 
 
+class ExportError(SealignError):
+    """An edit cannot be carried into the form that is asked for."""
+
+
 class FingerprintError(SealignError):
     """An edit was fitted on another model than the one it is applied to."""
 

@@ -71,6 +71,40 @@ def load_model(
     return model.to(target).eval(), tokenizer
 
 
+def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> Path:
+    """Return the folder with a model's safetensors and tokenizer, downloaded or converted where it must be.
+
+    Args:
+        name: as for ``load_model``.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: there is no such model.
+    """
+    path = Path(name)
+    if name == EMBEDDED:
+        return embedded_model()
+    if path.is_dir():
+        return path
+    if path.suffix == ".gguf":
+        _gguf_folder(path, {})
+        return convert_gguf(path, cache_dir() / "models")
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        from huggingface_hub import snapshot_download
+
+        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        except Exception as error:  # the Hub client raises many unrelated types
+            raise ModelError(
+                f"cannot download model '{name}': {_reason(error)}; check the name and the network"
+            ) from error
+    raise ModelError(
+        f"there is no model '{name}'{suggestion(name, [EMBEDDED])}; give {EMBEDDED}, a Hub id as owner/name, "
+        "a local folder or a .gguf file"
+    )
+
+
 def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -23,7 +23,7 @@ Normalization = Literal["token", "feature", "none"]
 COMBINES: tuple[str, ...] = get_args(Combine)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
 
-_WEIGHTS = {
+COMBINATION_WEIGHTS = {
     "both": (0.0, 1.0, -1.0),
     "positive": (-1.0, 1.0, 0.0),
     "negative": (0.0, 0.0, -1.0),
@@ -164,7 +164,7 @@ class Projection:
         mean = None if self.mean is None else self.mean.to(x.device, x.dtype)
         if self.feature_map != "identity":
             return self._combine_nonlinear(x, combine, positive, negative, mean) - x
-        scale, keep, drop = _WEIGHTS[combine]
+        scale, keep, drop = COMBINATION_WEIGHTS[combine]
         z = x if mean is None else x - mean
         change = None
         for weight, factor in ((keep, positive), (drop, negative)):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sealign.cli.chat
 import sealign.cli.demo
 import sealign.cli.evaluate
+import sealign.cli.export
 import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect

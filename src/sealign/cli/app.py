@@ -135,6 +135,8 @@ def _root(
 
         sealign tune --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output TUNED
 
+        sealign export lora --edit EDIT --output ADAPTER
+
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object a line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
     """

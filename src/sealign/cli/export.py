@@ -1,0 +1,199 @@
+"""``sealign export`` and ``sealign verify``: an edit carried into weights, and the proof that it is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output, require_extra
+
+if TYPE_CHECKING:
+    from sealign.edit import SpectralEdit
+    from sealign.export.verify import Agreement, Deviation, Outputs
+
+exports = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(exports, name="export", help="Carry an edit into weights: a LoRA adapter or a merged checkpoint.")
+
+Approximate = Annotated[
+    bool,
+    typer.Option(
+        "--approximate", help="Export a rescaled edit without its rescaling, and measure how far that is off."
+    ),
+]
+Target = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write to.")]
+
+
+@exports.command()
+def lora(
+    edit: options.Edit,
+    output_folder: Target,
+    model: options.EditedModel = None,
+    strength: options.Strength = None,
+    approximate: Approximate = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Write an edit as a LoRA adapter that PEFT and servers load."""
+    require_extra("peft", "peft")
+    from sealign.export.lora import ADAPTER_CONFIG, export_lora
+    from sealign.models import load_model
+    from sealign.storage import check_folder
+
+    loaded = _load_edit(edit, strength)
+    check_folder(output_folder, replaces=ADAPTER_CONFIG)
+    with messages.status("Loading the model"):
+        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
+    paths = export_lora(base, loaded, output_folder, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    deviation = _deviation(base, tokenizer, loaded, output_folder) if approximate else None
+    _report("LoRA adapter", output_folder, paths, deviation, json)
+
+
+@exports.command()
+def merged(
+    edit: options.Edit,
+    output_folder: Target,
+    model: options.EditedModel = None,
+    strength: options.Strength = None,
+    approximate: Approximate = False,
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Write a complete checkpoint with an edit in its weights, shard by shard."""
+    from sealign.export.merge import export_merged
+    from sealign.models import checkpoint_folder, load_model
+    from sealign.storage import check_folder
+
+    loaded = _load_edit(edit, strength)
+    check_folder(output_folder, replaces="config.json")
+    name = model or loaded.record.model.id
+    with messages.status("Merging"):
+        source = checkpoint_folder(name)
+        changed = export_merged(source, loaded, output_folder, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    deviation = None
+    if approximate:
+        deviation = _deviation(*load_model(name), loaded, output_folder)
+    _report("merged checkpoint", output_folder, changed, deviation, json)
+
+
+@app.command()
+def verify(
+    edit: options.Edit,
+    against: Annotated[
+        list[str],
+        typer.Option(
+            "--against", metavar="KIND=PLACE", help="A deployment: lora=DIR or merged=DIR. Several, if you like."
+        ),
+    ],
+    model: options.EditedModel = None,
+    strength: options.Strength = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", metavar="X", help="Of the largest difference of a log-probability, in nats.")
+    ] = 1e-3,
+    max_new_tokens: options.MaxNewTokens = 16,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "auto",
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Run the same prompts through hooks and through deployments, and fail where one differs or does not edit."""
+    from sealign.cli.display import print_json
+    from sealign.export.verify import compare_outputs, reference_outputs
+    from sealign.models import load_model
+
+    loaded = _load_edit(edit, strength)
+    name = model or loaded.record.model.id
+    with messages.status("Running the hooks"):
+        base, tokenizer = load_model(name, dtype=dtype, device=device)
+        plain, edited = reference_outputs(base, tokenizer, loaded, max_new_tokens=max_new_tokens)
+    found = []
+    for text in against:
+        kind, _, place = text.partition("=")
+        with messages.status(f"Running {text}"):
+            deployed = _deployed(kind, place, name, dtype, device, max_new_tokens)
+        found.append(compare_outputs(text, plain, edited, deployed, tolerance=tolerance))
+    if json:
+        print_json([dataclasses.asdict(a) | {"fired": a.fired, "passed": a.passed} for a in found])
+    else:
+        _show(found)
+    if not all(agreement.passed for agreement in found):
+        raise typer.Exit(1)
+
+
+def _deployed(kind: str, place: str, name: str, dtype: str, device: str, max_new_tokens: int) -> Outputs:
+    from sealign.errors import SettingError, unknown_name
+    from sealign.export.verify import model_outputs
+    from sealign.models import load_model
+
+    if kind not in ("lora", "merged") or not place:
+        raise SettingError(unknown_name("deployment", kind, ("lora", "merged")) + ", as lora=DIR")
+    if not Path(place).is_dir():
+        raise SettingError(f"there is no folder '{place}' for --against {kind}={place}; check the path")
+    if kind == "merged":
+        return model_outputs(*load_model(place, dtype=dtype, device=device), max_new_tokens=max_new_tokens)
+    require_extra("peft", "peft")
+    from peft import PeftModel
+
+    base, tokenizer = load_model(name, dtype=dtype, device=device)
+    adapted: Any = PeftModel.from_pretrained(base, place).eval()
+    return model_outputs(adapted, tokenizer, max_new_tokens=max_new_tokens)
+
+
+def _load_edit(source: str, strength: float | None) -> SpectralEdit:
+    from sealign.edit import SpectralEdit
+
+    loaded = SpectralEdit.from_pretrained(source)
+    return loaded if strength is None else loaded.with_settings(strength=strength)
+
+
+def _deviation(model: Any, tokenizer: Any, edit: SpectralEdit, folder: Path) -> Deviation | None:
+    """Measure what leaving out the rescaling changes, and keep it with the export."""
+    import json
+
+    from sealign.evaluation.damage import bundled_texts
+    from sealign.export.verify import measure_deviation
+    from sealign.storage import write_bytes
+
+    if edit.settings.normalization == "none":
+        return None
+    with messages.status("Measuring the deviation on neutral text"):
+        deviation = measure_deviation(model, tokenizer, edit, bundled_texts())
+    write_bytes(folder / "deviation.json", json.dumps(dataclasses.asdict(deviation), indent=2).encode() + b"\n")
+    return deviation
+
+
+def _report(what: str, folder: Path, changed: list[str], deviation: Deviation | None, json: bool) -> None:
+    from sealign.cli.display import print_json
+
+    if json:
+        measured = None if deviation is None else dataclasses.asdict(deviation)
+        print_json({"folder": str(folder), "changed": changed, "deviation": measured})
+        return
+    output.print(f"Wrote the {what} to {folder}: {len(changed)} tensors carry the edit.", markup=False, soft_wrap=True)
+    if deviation is not None:
+        output.print(
+            f"Without its rescaling the edit differs: KL {deviation.mean_divergence:.2e} nats a token on average, "
+            f"{deviation.largest_divergence:.2e} at most; the same most probable token at {deviation.same_top:.1%} of "
+            "tokens of neutral text."
+        )
+
+
+def _show(found: list[Agreement]) -> None:
+    from sealign.cli.evaluation_display import plain_table
+
+    table = plain_table("Deployments against hooks: log-probabilities of the prompts, nats", "deployment")
+    for name in ("largest", "mean", "effect", "same tokens", "verdict"):
+        table.add_column(name, justify="right")
+    for a in found:
+        word = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
+        figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.same_tokens:.0%}")
+        table.add_row(escape(a.name), *figures, word)
+    table.caption = "effect: what the edit changes; a deployment that changes less than half of it does not edit."
+    table.caption_justify = "left"
+    output.print(table)

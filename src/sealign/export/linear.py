@@ -1,0 +1,207 @@
+"""An edit as a change of weights: which edits are linear, and which matrix carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sealign.edit import SpectralEdit
+from sealign.errors import ExportError
+from sealign.generation import evaluating
+from sealign.prefix import input_device
+from sealign.projection import COMBINATION_WEIGHTS, Projection
+from sealign.record import EditSettings
+from sealign.sites import unwrap_model
+
+
+@dataclass(frozen=True)
+class LinearChange:
+    """A linear edit of one layer: x' = x + scale x + left (right x) + shift.
+
+    Attributes:
+        left: (d, r).
+        right: (r, d).
+        scale: 0 where the change is of rank r.
+        shift: (d,), of a centred edit; None where there is none.
+    """
+
+    left: Float[Tensor, "d r"]
+    right: Float[Tensor, "r d"]
+    scale: float
+    shift: Float[Tensor, " d"] | None
+
+    @property
+    def rank(self) -> int:
+        """R."""
+        return self.left.shape[1]
+
+    def __call__(self, columns: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
+        """Return what the change adds to columns, without the shift."""
+        return self.scale * columns + self.left @ (self.right @ columns)
+
+
+@dataclass(frozen=True)
+class OutputMatrix:
+    """The matrix whose product is, unchanged, the output of an edited module.
+
+    Attributes:
+        layer: index of the decoder layer.
+        path: dotted path of the module that holds it.
+        module: the module.
+    """
+
+    layer: int
+    path: str
+    module: nn.Module
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is (in, out), as in GPT-2, not (out, in)."""
+        return type(self.module).__name__ == "Conv1D"
+
+
+def check_linear(edit: SpectralEdit, *, approximate: bool = False) -> None:
+    """Raise where an edit is not a linear function of the activation.
+
+    Args:
+        edit: the edit.
+        approximate: let an edit that is rescaled pass, to be exported without its rescaling.
+
+    Raises:
+        ExportError: a feature map, or a rescaling that may not be left out.
+    """
+    settings = edit.settings
+    if settings.feature_map != "identity":
+        raise ExportError(
+            f"the edit uses the feature map '{settings.feature_map}', which no change of weights can express; "
+            "serve it with hooks, or fit a linear edit with --feature-map identity"
+        )
+    if settings.normalization != "none" and not approximate:
+        raise ExportError(
+            f"the edit is rescaled per {settings.normalization}, which is not linear, so weights carry it only "
+            "approximately; pass --approximate to export it without rescaling and see by how much it differs, or fit "
+            "with --normalization none"
+        )
+
+
+def linear_change(projection: Projection, settings: EditSettings) -> LinearChange:
+    """Return a layer's edit at its strength as a linear change, without rescaling.
+
+    With z = x - mu and (a, b, c) the weights of the combination, x' = x + s (a z + b U+ U+^T z + c U- U-^T z).
+
+    Args:
+        projection: of the layer, without a feature map.
+        settings: of the edit.
+    """
+    scale, keep, drop = (settings.strength * weight for weight in COMBINATION_WEIGHTS[settings.combine])
+    parts = [(weight, f.double().cpu()) for weight, f in ((keep, projection.positive), (drop, projection.negative))]
+    used = [(weight, factor) for weight, factor in parts if weight] or [(0.0, parts[0][1][:, :0])]
+    left = torch.cat([weight * factor for weight, factor in used], dim=1)
+    right = torch.cat([factor for _, factor in used], dim=1).T
+    change = LinearChange(left, right, scale, None)
+    if projection.mean is None:
+        return change
+    return LinearChange(left, right, scale, -change(projection.mean.double().cpu()[:, None])[:, 0])
+
+
+@torch.no_grad()
+def output_matrices(model: nn.Module, edit: SpectralEdit) -> list[OutputMatrix]:
+    """Find the matrix behind each module that an edit edits, by running the model once on one token.
+
+    A matrix qualifies if what it puts out *is* what the module puts out, the same tensor: then a change of the one
+    is the same change of the other, whatever the architecture. The model may be on the meta device.
+
+    Args:
+        model: the base model.
+        edit: the edit.
+
+    Raises:
+        ExportError: the residual stream is edited, or a module's output is not that of one matrix, as in a mixture of
+            experts; names the module.
+    """
+    if edit.settings.site == "residual":
+        raise ExportError(
+            "the edit acts on the residual stream, which is a sum that no single matrix puts out; fit one with --site "
+            "mlp or --site attention, or serve this one with hooks"
+        )
+    base = unwrap_model(model)
+    paths = {layer: edit.record.layers[str(layer)].module for layer in edit.layers}
+    known = {name for name, _ in base.named_modules()}
+    absent = [path for path in paths.values() if path not in known]
+    if absent:
+        raise ExportError(
+            f"the model has no module '{absent[0]}', which the edit edits; name the edit's own with --model"
+        )
+    outputs: dict[str, Any] = {}
+
+    def keep(path: str) -> Any:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs[path] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    with ExitStack() as stack, evaluating(base):
+        for path in paths.values():
+            for name, module in base.get_submodule(path).named_modules(prefix=path):
+                stack.callback(module.register_forward_hook(keep(name)).remove)
+        base(input_ids=torch.zeros(1, 2, dtype=torch.long, device=input_device(base)), use_cache=False)
+    return [OutputMatrix(layer, *_matrix_of(base, path, outputs)) for layer, path in paths.items()]
+
+
+def _matrix_of(base: nn.Module, path: str, outputs: dict[str, Any]) -> tuple[str, nn.Module]:
+    found = [
+        (name, module)
+        for name, module in base.get_submodule(path).named_modules(prefix=path)
+        if outputs.get(name) is outputs[path] and hasattr(module, "weight") and not list(module.children())
+    ]
+    if not found:
+        raise ExportError(
+            f"the output of '{path}' is not that of a single matrix, as in a mixture of experts, so that weights "
+            "cannot carry the edit; serve it with hooks"
+        )
+    return found[-1]
+
+
+@torch.no_grad()
+def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
+    """Return the weight of a matrix as (out, in) in float32, also where it is quantised.
+
+    A quantised matrix is read by running it on the rows of the identity, which gives what its kernel computes with.
+
+    Raises:
+        ExportError: the module cannot be run so.
+    """
+    weight = matrix.module.weight
+    if isinstance(weight, nn.Parameter) and weight.is_floating_point() and type(weight.data) is Tensor:
+        return (weight.T if matrix.transposed else weight).detach().float().cpu()
+    try:
+        return _run_identity(matrix.module)
+    except Exception as error:  # each quantisation library raises its own
+        raise ExportError(
+            f"the weight of '{matrix.path}' ({type(matrix.module).__name__}) is quantised and cannot be read back "
+            f"({type(error).__name__}: {error}); export from the model before quantisation"
+        ) from error
+
+
+def _run_identity(module: Any, rows: int = 1024) -> Tensor:
+    width = module.in_features
+    device, bias = module.weight.device, getattr(module, "bias", None)
+    columns = []
+    for start in range(0, width, rows):
+        block = torch.zeros(min(rows, width - start), width, device=device)
+        block[:, start:].fill_diagonal_(1.0)
+        dtype = bias.dtype if bias is not None else torch.float32
+        output = module(block.to(dtype)).float()
+        columns.append((output - bias.float() if bias is not None else output).cpu())
+    return torch.cat(columns).T.contiguous()
+
+
+def widest(changes: Sequence[LinearChange]) -> int:
+    """Return the largest rank among changes, at least 1."""
+    return max(1, *(change.rank for change in changes))

@@ -1,0 +1,127 @@
+"""An edit as a LoRA adapter that PEFT and servers load as any other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sealign.edit import SpectralEdit
+from sealign.errors import ExportError
+from sealign.export.card import export_card
+from sealign.export.linear import (
+    LinearChange,
+    OutputMatrix,
+    check_linear,
+    linear_change,
+    output_matrices,
+    read_weight,
+    widest,
+)
+from sealign.fingerprint import check_fingerprint
+from sealign.sites import unwrap_model
+from sealign.storage import new_folder, write_tensors
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
+
+
+def export_lora(
+    model: nn.Module,
+    edit: SpectralEdit,
+    folder: str | Path,
+    *,
+    approximate: bool = False,
+    ignore_mismatch: bool = False,
+) -> list[str]:
+    """Write an edit as a PEFT LoRA adapter, and return the paths of the matrices that it changes.
+
+    With x = W h the output of the matrix, x' = x + left (right x) is W + B A with B = left and A = right W. All
+    layers have one rank, padded with zeros, since servers want one; lora_alpha equals it, so that the scale is 1.
+
+    Args:
+        model: the base model, with its weights.
+        edit: linear, not centred, of a change that is of low rank, on modules whose output is one matrix's.
+        folder: where the adapter goes; an adapter that is there is replaced.
+        approximate: leave out a rescaling.
+        ignore_mismatch: export for a model with another fingerprint.
+
+    Raises:
+        ExportError: a LoRA cannot carry the edit; says why, and what can.
+        FingerprintError: the model is not the edit's.
+        EditFileError: the folder holds something else.
+    """
+    from peft import LoraConfig
+
+    check_linear(edit, approximate=approximate)
+    if not ignore_mismatch:
+        check_fingerprint(model, edit.record.model.fingerprint, edit.record.model.id)
+    changes = {layer: linear_change(edit.projections[layer], edit.settings) for layer in edit.layers}
+    matrices = output_matrices(model, edit)
+    for matrix in matrices:
+        _check_low_rank(changes[matrix.layer], matrix, edit)
+    rank = widest(list(changes.values()))
+    tensors: dict[str, Tensor] = {}
+    for matrix in matrices:
+        a, b = _factors(changes[matrix.layer], read_weight(matrix), rank)
+        tensors[f"base_model.model.{matrix.path}.lora_A.weight"] = a
+        tensors[f"base_model.model.{matrix.path}.lora_B.weight"] = b
+    config = LoraConfig(
+        base_model_name_or_path=edit.record.model.id,
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=rank,
+        target_modules=[_suffix(model, matrices)],
+        layers_to_transform=[matrix.layer for matrix in matrices],
+        fan_in_fan_out=matrices[0].transposed,
+        inference_mode=True,
+    )
+    with new_folder(Path(folder), replaces=ADAPTER_CONFIG) as temporary:
+        write_tensors(temporary / ADAPTER_TENSORS, tensors)
+        config.save_pretrained(str(temporary))
+        (temporary / "README.md").write_text(
+            export_card(edit, "A spectral edit as a LoRA adapter", library="peft", approximate=approximate),
+            encoding="utf-8",
+        )
+    return [matrix.path for matrix in matrices]
+
+
+def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: SpectralEdit) -> None:
+    merged = "export a merged checkpoint instead"
+    if change.scale:
+        raise ExportError(
+            f"the combination '{edit.settings.combine}' also scales the whole activation, which a LoRA of low rank "
+            f"cannot do; {merged}"
+        )
+    if change.shift is not None:
+        raise ExportError(f"the edit is centred, which needs a bias that a LoRA does not have; {merged}")
+    bias = getattr(matrix.module, "bias", None)
+    if bias is not None and bool(change(bias.detach().double().cpu()[:, None]).abs().max() > 0):
+        raise ExportError(f"'{matrix.path}' has a bias, which the edit changes and a LoRA cannot; {merged}")
+
+
+def _factors(change: LinearChange, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """A (r, in) and B (out, r), padded to the common rank."""
+    a, b = change.right @ weight.double(), change.left
+    padding = rank - change.rank
+    a = torch.nn.functional.pad(a, (0, 0, 0, padding))
+    b = torch.nn.functional.pad(b, (0, padding))
+    return a.float().contiguous(), b.float().contiguous()
+
+
+def _suffix(model: nn.Module, matrices: Sequence[OutputMatrix]) -> str:
+    """The shortest end of the matrices' paths that, in their layers, no other module has."""
+    wanted = {matrix.path for matrix in matrices}
+    layers = {str(matrix.layer) for matrix in matrices}
+    names = [name for name, _ in unwrap_model(model).named_modules()]
+    parts = matrices[0].path.split(".")
+    for length in range(1, len(parts)):
+        suffix = ".".join(parts[-length:])
+        found = {name for name in names if name.endswith(f".{suffix}") and layers & set(name.split("."))}
+        if found == wanted:
+            return suffix
+    raise ExportError(
+        f"no common name tells '{matrices[0].path}' from other modules; export a merged checkpoint instead"
+    )
