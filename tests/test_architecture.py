@@ -46,6 +46,7 @@ ORDER = (
     "export.card",
     "export.linear",
     "export.lora",
+    "export.gguf",
     "export.merge",
     "export.verify",
     "evaluation.resampling",

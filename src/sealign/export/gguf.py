@@ -1,0 +1,235 @@
+"""An edit for llama.cpp: in the weights of a GGUF file, or beside it as a GGUF LoRA."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from gguf import GGMLQuantizationType as Kind
+from torch import nn
+
+from sealign.edit import SpectralEdit
+from sealign.errors import ExportError
+from sealign.export.linear import LinearChange, OutputMatrix, check_linear, linear_change, output_matrices
+from sealign.export.lora import lora_factors
+from sealign.fingerprint import check_fingerprint
+
+WRITTEN = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
+"""Types that the library can write, by rising bits a weight."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A tensor that carries the edit.
+
+    Attributes:
+        name: in the file.
+        before: its type in the base file.
+        after: its type now; another one where the library cannot write the first.
+    """
+
+    name: str
+    before: str
+    after: str
+
+
+def export_gguf(
+    model: nn.Module,
+    source: str | Path,
+    edit: SpectralEdit,
+    target: str | Path,
+    *,
+    approximate: bool = False,
+    ignore_mismatch: bool = False,
+) -> list[Rewritten]:
+    """Write a copy of a GGUF file with an edit in its weights, and return the tensors that carry it.
+
+    Each is read in float32, changed, and quantised again in its own type, or, where the library cannot write that, in
+    the type of the fewest bits a weight that is not below it. All else is copied as it is.
+
+    Args:
+        model: the base model, for its structure; weights are not used.
+        source: GGUF file of the base model.
+        edit: linear and not centred, on modules whose output is one matrix's.
+        target: the file to write; appears whole or not at all.
+        approximate: leave out a rescaling.
+        ignore_mismatch: export for a model with another fingerprint.
+
+    Raises:
+        ExportError: the edit cannot be folded, the file is of another model, or a new weight is not finite.
+        FingerprintError: the model is not the edit's.
+    """
+    check_linear(edit, approximate=approximate)
+    if not ignore_mismatch:
+        check_fingerprint(model, edit.record.model.fingerprint, edit.record.model.id)
+    reader = _open(source)
+    changes = _changes(model, edit)
+    names = _tensor_names(reader, model, changes)
+    rewritten: dict[str, tuple[Any, Rewritten]] = {}
+    for tensor in reader.tensors:
+        if tensor.name in names:
+            rewritten[tensor.name] = _rewrite(tensor, changes[names[tensor.name]])
+    writer_target = Path(target)
+    with tempfile.TemporaryDirectory(dir=writer_target.parent, prefix=f".{writer_target.name}.") as folder:
+        temporary = Path(folder) / "new.gguf"
+        _write(reader, temporary, {name: (data, Kind[found.after]) for name, (data, found) in rewritten.items()})
+        temporary.replace(writer_target)
+    return [found for _, found in rewritten.values()]
+
+
+def export_gguf_lora(
+    model: nn.Module,
+    source: str | Path,
+    edit: SpectralEdit,
+    target: str | Path,
+    *,
+    approximate: bool = False,
+    ignore_mismatch: bool = False,
+) -> list[str]:
+    """Write an edit as a GGUF LoRA for llama.cpp, and return the names of the tensors that it changes.
+
+    The factors are those of ``export_lora``, in float32; the base file gives the architecture and the names.
+
+    Args:
+        model: the base model, with its weights.
+        source: GGUF file of the base model.
+        edit: one that a LoRA can carry.
+        target: the file to write.
+        approximate: leave out a rescaling.
+        ignore_mismatch: export for a model with another fingerprint.
+
+    Raises:
+        ExportError, FingerprintError: as ``export_lora``.
+    """
+    factors = lora_factors(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    reader = _open(source)
+    names = {path: name for name, path in _tensor_names(reader, model, factors).items()}
+    writer = gguf.GGUFWriter(None, _architecture(reader))
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(next(iter(factors.values()))[0].shape[0]))
+    for path, (a, b) in factors.items():
+        writer.add_tensor(f"{names[path]}.lora_a", a.numpy())
+        writer.add_tensor(f"{names[path]}.lora_b", b.numpy())
+    writer_target = Path(target)
+    with tempfile.TemporaryDirectory(dir=writer_target.parent, prefix=f".{writer_target.name}.") as folder:
+        temporary = Path(folder) / "new.gguf"
+        writer.write_header_to_file(temporary)
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        temporary.replace(writer_target)
+    return list(names.values())
+
+
+def _open(source: str | Path) -> gguf.GGUFReader:
+    if not Path(source).is_file():
+        raise ExportError(f"there is no file '{source}'; give the GGUF file of the base model")
+    try:
+        return gguf.GGUFReader(str(source))
+    except (ValueError, OSError) as error:
+        raise ExportError(f"'{source}' cannot be read as GGUF ({error}); check the file") from error
+
+
+def _architecture(reader: gguf.GGUFReader) -> str:
+    field = reader.get_field(gguf.Keys.General.ARCHITECTURE)
+    return "" if field is None else str(field.contents())
+
+
+def _changes(model: nn.Module, edit: SpectralEdit) -> dict[str, LinearChange]:
+    """By path of the matrix, the change; a GGUF file has no place for a bias that is not there."""
+    found = {}
+    for matrix in output_matrices(model, edit):
+        change = linear_change(edit.projections[matrix.layer], edit.settings)
+        if change.shift is not None or _has_bias(matrix):
+            raise ExportError(
+                f"the edit needs a bias at '{matrix.path}' that differs from the base model's, which this export does "
+                "not write; export a merged checkpoint and convert that with llama.cpp"
+            )
+        found[matrix.path] = change
+    return found
+
+
+def _has_bias(matrix: OutputMatrix) -> bool:
+    return getattr(matrix.module, "bias", None) is not None
+
+
+def _tensor_names(reader: gguf.GGUFReader, model: nn.Module, paths: Mapping[str, Any]) -> dict[str, str]:
+    """By tensor of the file, the path of the matrix that it holds."""
+    architecture = _architecture(reader)
+    known = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    if architecture not in known:
+        raise ExportError(
+            f"the architecture '{architecture}' of the GGUF file is not known to the gguf library; upgrade it"
+        )
+    layers = int(getattr(model, "config", None).get_text_config(decoder=True).num_hidden_layers)  # type: ignore[union-attr]
+    table = gguf.get_tensor_name_map(known[architecture], layers)
+    present = {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in reader.tensors}
+    found = {}
+    for path in paths:
+        name = table.get_name(f"{path}.weight", try_suffixes=(".weight",))
+        if name not in present:
+            raise ExportError(
+                f"the GGUF file has no tensor for '{path}' (looked for '{name}'); give its base model's file"
+            )
+        found[str(name)] = path
+    return found
+
+
+def _rewrite(tensor: Any, change: LinearChange) -> tuple[Any, Rewritten]:
+    try:
+        weight = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as error:
+        raise ExportError(
+            f"'{tensor.name}' is {tensor.tensor_type.name}, which the gguf library cannot read"
+        ) from error
+    columns = torch.from_numpy(np.array(weight, dtype=np.float64))
+    if columns.shape[0] != change.left.shape[0]:
+        raise ExportError(
+            f"'{tensor.name}' has {columns.shape[0]} rows, the edit {change.left.shape[0]}; give its base model's file"
+        )
+    new = (columns + change(columns)).float().numpy()
+    if not np.isfinite(new).all():
+        raise ExportError(f"the new '{tensor.name}' holds NaN or infinity; use a lower strength")
+    kind = _written_type(tensor.tensor_type, new.shape[-1])
+    return gguf.quants.quantize(new, kind), Rewritten(tensor.name, tensor.tensor_type.name, kind.name)
+
+
+def _written_type(kind: Kind, width: int) -> Kind:
+    """The type to write: the same if the library can, else the smallest that is not below it."""
+    if kind in WRITTEN:
+        return kind
+
+    def bits(each: Kind) -> float:
+        block, size = gguf.GGML_QUANT_SIZES[each]
+        return 8 * size / block
+
+    return next(each for each in WRITTEN if bits(each) >= bits(kind) and width % gguf.GGML_QUANT_SIZES[each][0] == 0)
+
+
+def _write(reader: gguf.GGUFReader, target: Path, changed: Mapping[str, tuple[Any, Kind]]) -> None:
+    """Copy a file, with other data for some tensors."""
+    writer = gguf.GGUFWriter(target, _architecture(reader), endianess=reader.endianess)
+    for field in reader.fields.values():
+        if field.name == gguf.Keys.General.ARCHITECTURE or field.name.startswith("GGUF."):
+            continue  # the writer writes these itself
+        kind = field.types[0]
+        element = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        if field.contents() is not None:
+            writer.add_key_value(field.name, field.contents(), kind, sub_type=element)
+    for tensor in reader.tensors:
+        data, kind = changed.get(tensor.name, (tensor.data, tensor.tensor_type))
+        writer.add_tensor_info(tensor.name, data.shape, data.dtype, data.nbytes, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for tensor in reader.tensors:
+        data, _ = changed.get(tensor.name, (tensor.data, None))
+        writer.write_tensor_data(np.ascontiguousarray(data), tensor_endianess=reader.endianess)
+    writer.close()
