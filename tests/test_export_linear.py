@@ -61,7 +61,7 @@ MIXTURES = ("mixtral", "qwen3_moe")
 def test_the_matrix_behind_a_site(tokenizer: Any, tiny_model: Any, demonstrations: Any, name: str, site: Any) -> None:
     """Changing the matrix that was found changes the module's output in just that way."""
     model = tiny_model(name)
-    config = sealign.FitConfig(rank=2, layers=(0, 2), site=site, normalization="none", batch_size=4)
+    config = sealign.FitConfig(rank=2, layers=(1, 2), site=site, normalization="none", batch_size=4)
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     if site == "mlp" and name in MIXTURES:
         with pytest.raises(ExportError, match="not that of a single matrix, as in a mixture of experts"):
@@ -73,7 +73,7 @@ def test_the_matrix_behind_a_site(tokenizer: Any, tiny_model: Any, demonstration
         assert name == "deepseek_v3"  # its later layers are mixtures
         assert site == "mlp"
         return
-    assert [matrix.layer for matrix in matrices] == [0, 2]
+    assert [matrix.layer for matrix in matrices] == [1, 2]
     ids = torch.tensor([tokenizer.encode("The town lies by the river.")])
     with torch.no_grad(), sealign.apply_edit(model, edit):
         expected = model(ids).logits

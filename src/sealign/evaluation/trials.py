@@ -86,5 +86,5 @@ def trials_csv(trials: Sequence[TrialRecord]) -> str:
     writer = csv.DictWriter(buffer, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for trial in trials:
-        writer.writerow({**dataclasses.asdict(trial), **trial.settings})
+        writer.writerow({**trial.settings, **dataclasses.asdict(trial)})
     return buffer.getvalue()

@@ -112,7 +112,7 @@ def linear_change(projection: Projection, settings: EditSettings) -> LinearChang
 
 @torch.no_grad()
 def output_matrices(model: nn.Module, edit: SpectralEdit) -> list[OutputMatrix]:
-    """Find the matrix behind each module that an edit edits, by running the model once on one token.
+    """Find the matrix behind each module that an edit edits, by running the model once on two tokens.
 
     A matrix qualifies if what it puts out *is* what the module puts out, the same tensor: then a change of the one
     is the same change of the other, whatever the architecture. The model may be on the meta device.
@@ -150,7 +150,13 @@ def output_matrices(model: nn.Module, edit: SpectralEdit) -> list[OutputMatrix]:
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
                 stack.callback(module.register_forward_hook(keep(name)).remove)
-        base(input_ids=torch.zeros(1, 2, dtype=torch.long, device=input_device(base)), use_cache=False)
+        # With a ready-made mask and positions no value is looked at, of which the meta device has none.
+        bare = all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map")
+        device = torch.device("meta") if bare else input_device(base)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
+        mask = torch.zeros(1, 1, 2, 2, dtype=next(base.parameters()).dtype, device=device)
+        positions = torch.tensor([[0, 1]], device=device)
+        base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
     return [OutputMatrix(layer, *_matrix_of(base, path, outputs)) for layer, path in paths.items()]
 
 
