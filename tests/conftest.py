@@ -10,6 +10,8 @@ from typing import Any
 
 # No test may reach a model hub; the Hub's client reads this when it is imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Read when tqdm is imported; the command line sets it itself, early enough in a process of its own.
+os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
 from jaxtyping import install_import_hook

@@ -21,6 +21,7 @@ from sealign.evaluation.results import Results
 from sealign.evaluation.run import EvaluationConfig, evaluate
 from tests.conftest import our_hooks
 from tests.evaluation_data import write_controls, write_truthfulqa
+from tests.tiny_models import build_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -172,13 +173,20 @@ def test_the_base_model_alone_and_chosen_items(llama: Any, tokenizer: Any, local
     assert results.damage == {}
 
 
+@pytest.fixture
+def roomy(tokenizer: Any) -> Any:
+    """A tiny model whose context has room for a few-shot prompt and its answer."""
+    return build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
+
+
 def test_control_tasks_and_generation(
-    llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit, local: Path, tmp_path: Path
+    roomy: Any, tokenizer: Any, demonstrations: Any, local: Path, tmp_path: Path
 ) -> None:
+    edit = sealign.fit_edit(roomy, tokenizer, demonstrations, config=sealign.FitConfig(rank=2, layers=(1,)))
     config = EvaluationConfig(
         ["hellaswag", "mathqa", "toxigen", "truthfulqa_gen"], local, limit=3, control_seeds=(), reversed_control=False
     )
-    results = evaluate(llama, tokenizer, {"mild": small_edit}, config=config, output=tmp_path)
+    results = evaluate(roomy, tokenizer, {"mild": edit}, config=config, output=tmp_path)
     for task in ("hellaswag", "mathqa", "toxigen"):
         metrics = results.tasks[task].metrics
         assert [name for name, metric in metrics.items() if metric.headline] == ["acc"]
@@ -189,7 +197,7 @@ def test_control_tasks_and_generation(
     assert "bleu_acc" in generated.metrics
 
 
-def test_judged_generation(llama: Any, tokenizer: Any, local: Path, tmp_path: Path) -> None:
+def test_judged_generation(roomy: Any, tokenizer: Any, local: Path, tmp_path: Path) -> None:
     class Length:
         name = "length"
 
@@ -197,7 +205,7 @@ def test_judged_generation(llama: Any, tokenizer: Any, local: Path, tmp_path: Pa
             return [len(question) % 2 == 0 for question in questions]
 
     config = EvaluationConfig(["truthfulqa_gen"], local, limit=4, judge=Length())
-    task = evaluate(llama, tokenizer, {}, config=config, output=tmp_path).tasks["truthfulqa_gen"]
+    task = evaluate(roomy, tokenizer, {}, config=config, output=tmp_path).tasks["truthfulqa_gen"]
     headlines = [name for name, metric in task.metrics.items() if metric.headline]
     assert headlines == ["truth", "info", "truth*info"]
     truth, info, both = (np.array(task.metrics[name].arms["base"].numerators) for name in headlines)

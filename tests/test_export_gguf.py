@@ -8,13 +8,15 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import torch
 
 import sealign
 from sealign.errors import ExportError
-from sealign.export.gguf import _written_type, export_gguf, export_gguf_lora
+from sealign.export.gguf import _write, _written_type, export_gguf, export_gguf_lora
 from sealign.export.lora import lora_factors
+from sealign.export.verify import compare_outputs, model_outputs, reference_outputs
 from sealign.models import embedded_file
+
+F16 = gguf.GGMLQuantizationType.F16
 
 pytestmark = pytest.mark.slow
 
@@ -52,12 +54,14 @@ def test_weights_in_a_copy(smollm2: Any, edit: sealign.SpectralEdit, tmp_path: P
         projection = edit.projections[layer]
         u, v = projection.positive.double().numpy(), projection.negative.double().numpy()
         expected = weight + 0.5 * (u @ (u.T @ weight) - v @ (v.T @ weight))
-        rounding = np.abs(found - expected).mean() / np.abs(expected).mean()
-        moved = np.abs(weight - expected).mean() / np.abs(expected).mean()
-        assert rounding < 0.08  # four bits a weight
-        # The file is nearer to the edited weights than to the base's along the directions that are edited.
-        assert np.abs(u.T @ (found - expected)).mean() < 0.3 * np.abs(u.T @ (weight - expected)).mean()
-        assert moved > 0
+        kind = before[name].tensor_type
+        assert after[name].tensor_type == kind
+        again = gguf.quants.dequantize(gguf.quants.quantize(expected.astype(np.float32), kind), kind)
+        np.testing.assert_allclose(found, again, atol=1e-6)
+        change, wanted = found - weight, expected - weight
+        (told,) = [tensor.kept for tensor in rewritten if tensor.name == name]
+        assert told == pytest.approx((change * wanted).sum() / np.square(wanted).sum(), abs=1e-3)
+        assert told < 0.9  # in four bits, much of a mild change is rounded away, and that is said
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -78,18 +82,24 @@ def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.SpectralEdit, tmp_pa
         np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_b"].data, b.numpy())
 
 
-def test_transformers_reads_the_edited_file(smollm2: Any, edit: sealign.SpectralEdit, tmp_path: Path) -> None:
-    """With a strong edit, which four bits cannot hide."""
+def test_transformers_computes_what_the_hooks_compute(smollm2: Any, edit: sealign.SpectralEdit, tmp_path: Path) -> None:
+    """From a base file whose edited tensors are 16 bits wide, so that rounding hides nothing."""
     model, tokenizer = smollm2
-    strong = edit.with_settings(strength=1.0)
-    export_gguf(model, embedded_file(), strong, tmp_path / "edited.gguf")
+    names = [f"blk.{layer}.ffn_down.weight" for layer in (27, 29)]
+    tensors = _tensors(embedded_file())
+    wide = {
+        name: (gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float16), F16)
+        for name in names
+    }
+    _write(gguf.GGUFReader(str(embedded_file())), tmp_path / "wide.gguf", wide)
+    rewritten = export_gguf(model, tmp_path / "wide.gguf", edit, tmp_path / "edited.gguf")
+    assert [(tensor.before, tensor.after) for tensor in rewritten] == [("F16", "F16")] * 2
+    assert [tensor.kept for tensor in rewritten] == pytest.approx([1.0, 1.0], abs=1e-3)
     loaded, _ = sealign.load_model(str(tmp_path / "edited.gguf"), dtype="float32", device="cpu")
-    ids = torch.tensor([tokenizer.encode("The library opens at nine in the morning.")])
-    with torch.no_grad():
-        base, found = (torch.log_softmax(m(ids).logits[0], -1) for m in (model, loaded))
-        with sealign.apply_edit(model, strong):
-            expected = torch.log_softmax(model(ids).logits[0], -1)
-    assert float((found - expected).abs().mean()) < 0.3 * float((base - expected).abs().mean())
+    base, edited = reference_outputs(model, tokenizer, edit)
+    agreement = compare_outputs("gguf", base, edited, model_outputs(loaded, tokenizer), tolerance=0.02)
+    assert agreement.passed
+    assert agreement.mean < 0.02 * agreement.effect
 
 
 def test_types_that_cannot_be_written() -> None:

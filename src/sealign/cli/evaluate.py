@@ -55,8 +55,7 @@ def evaluate(
         typer.Option(
             "--judge-url",
             metavar="URL",
-            help="OpenAI-compatible endpoint of the judge, such as http://localhost:8000/v1; the key is read from "
-            "OPENAI_API_KEY.",
+            help="OpenAI-compatible endpoint of the judge, up to and with /v1; its key is read from OPENAI_API_KEY.",
         ),
     ] = None,
     batch_size: Annotated[

@@ -123,7 +123,11 @@ def gguf(
     _report("GGUF model", output_file, [tensor.name for tensor in rewritten], None, json)
     if not json:
         told = ", ".join(before if before == after else f"{before}, written as {after}" for before, after in kinds)
-        output.print(f"Types of these tensors: {told}. Quantising them again rounds the edit.", soft_wrap=True)
+        kept = sum(tensor.kept for tensor in rewritten) / len(rewritten)
+        advice = "; --lora keeps all of it" if kept < 0.9 else ""
+        output.print(
+            f"Types of these tensors: {told}. After rounding, {kept:.0%} of the edit is left{advice}.", soft_wrap=True
+        )
 
 
 @app.command()

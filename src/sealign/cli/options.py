@@ -56,7 +56,7 @@ Tasks = Annotated[
     typer.Option(
         "--tasks",
         metavar="TASK,TASK,...",
-        help="Tasks of the evaluation harness, as truthfulqa_mc1,truthfulqa_mc2,bbq, or halueval_qa.",
+        help="Tasks of the evaluation harness by name, such as truthfulqa_mc2 or bbq, with commas between several.",
     ),
 ]
 TaskDataDir = Annotated[

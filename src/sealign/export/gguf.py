@@ -32,11 +32,13 @@ class Rewritten:
         name: in the file.
         before: its type in the base file.
         after: its type now; another one where the library cannot write the first.
+        kept: how much of the change is left after rounding, <new - old, wanted - old> / |wanted - old|^2; 1 is all.
     """
 
     name: str
     before: str
     after: str
+    kept: float
 
 
 def export_gguf(
@@ -51,7 +53,9 @@ def export_gguf(
     """Write a copy of a GGUF file with an edit in its weights, and return the tensors that carry it.
 
     Each is read in float32, changed, and quantised again in its own type, or, where the library cannot write that, in
-    the type of the fewest bits a weight that is not below it. All else is copied as it is.
+    the type of the fewest bits a weight that is not below it. All else is copied as it is. A change that is smaller
+    than the steps of a type is rounded away, most of it in four bits: look at ``kept``, and take a LoRA where it is
+    low.
 
     Args:
         model: the base model, for its structure; weights are not used.
@@ -198,7 +202,10 @@ def _rewrite(tensor: Any, change: LinearChange) -> tuple[Any, Rewritten]:
     if not np.isfinite(new).all():
         raise ExportError(f"the new '{tensor.name}' holds NaN or infinity; use a lower strength")
     kind = _written_type(tensor.tensor_type, new.shape[-1])
-    return gguf.quants.quantize(new, kind), Rewritten(tensor.name, tensor.tensor_type.name, kind.name)
+    data = gguf.quants.quantize(new, kind)
+    wanted, found = new - weight, gguf.quants.dequantize(data, kind) - weight
+    kept = float((found * wanted).sum(dtype=np.float64) / max(np.square(wanted).sum(dtype=np.float64), 1e-30))
+    return data, Rewritten(tensor.name, tensor.tensor_type.name, kind.name, kept)
 
 
 def _written_type(kind: Kind, width: int) -> Kind:
