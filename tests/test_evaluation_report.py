@@ -30,7 +30,7 @@ def results() -> Results:
 @pytest.fixture(scope="module")
 def folder(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "out"
-    write_report(results, path)
+    write_report(results, report_edits(results), path)
     return path
 
 
@@ -46,7 +46,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_twice(results: Results, fol
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<script" not in page
     assert "http" not in re.sub(r"data:[^\"']*", "", page)
-    write_report(results, tmp_path)
+    write_report(results, report_edits(results), tmp_path)
     assert (tmp_path / "report.html").read_text() == page
 
 
@@ -118,7 +118,7 @@ def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
         for name, task in results.tasks.items()
     }
     alone = dataclasses.replace(results, arms={"base": results.arms["base"]}, tasks=tasks, damage={})
-    write_report(alone, tmp_path)
+    write_report(alone, report_edits(alone), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "No edit was evaluated" in page
     assert f"{tasks['truthfulqa_mc2'].metrics['mc2'].value('base'):.3f}" in page

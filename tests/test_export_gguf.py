@@ -77,9 +77,9 @@ def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.SpectralEdit, tmp_pa
     assert told["general.architecture"] == "llama"
     factors = lora_factors(smollm2[0], edit)
     for layer in (27, 29):
-        a, b = factors[f"model.layers.{layer}.mlp.down_proj"]
-        np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_a"].data, a.numpy())
-        np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_b"].data, b.numpy())
+        factor = factors[f"model.layers.{layer}.mlp.down_proj"]
+        np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_a"].data, factor.a.numpy())
+        np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_b"].data, factor.b.numpy())
 
 
 def test_transformers_computes_what_the_hooks_compute(smollm2: Any, edit: sealign.SpectralEdit, tmp_path: Path) -> None:

@@ -57,13 +57,10 @@ def load_model(
         folder = _gguf_folder(path, kwargs)
     elif path.is_dir():
         folder = path
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    elif _is_hub_id(name):
         folder, kwargs["revision"] = name, revision  # type: ignore[assignment]
     else:
-        raise ModelError(
-            f"there is no model '{name}'{suggestion(name, [EMBEDDED])}; give {EMBEDDED}, a Hub id as owner/name, "
-            "a local folder or a .gguf file"
-        )
+        raise _no_model(name)
     model, tokenizer = _load(name, folder, kwargs)
     model.name_or_path = name
     if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
@@ -89,7 +86,7 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
     if path.suffix == ".gguf":
         _gguf_folder(path, {})
         return convert_gguf(path, cache_dir() / "models")
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if _is_hub_id(name):
         from huggingface_hub import snapshot_download
 
         patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -99,7 +96,15 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
             raise ModelError(
                 f"cannot download model '{name}': {_reason(error)}; check the name and the network"
             ) from error
-    raise ModelError(
+    raise _no_model(name)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _no_model(name: str) -> ModelError:
+    return ModelError(
         f"there is no model '{name}'{suggestion(name, [EMBEDDED])}; give {EMBEDDED}, a Hub id as owner/name, "
         "a local folder or a .gguf file"
     )

@@ -20,23 +20,31 @@ TENSORS_NAME = "edit.safetensors"
 CARD_NAME = "README.md"
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name, then rename it.
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that becomes ``path`` when the block ends without an error.
 
     Raises:
         OSError: the disk is full or the folder cannot be written; nothing is left behind.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, as ``new_file`` does."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

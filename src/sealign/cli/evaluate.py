@@ -108,7 +108,7 @@ def evaluate(
     )
     with messages.status("Computing statistics and drawing the report"):
         reports = report_edits(results, max_damage=max_damage, seed=seed)
-        write_report(results, output_folder, max_damage=max_damage, seed=seed)
+        write_report(results, reports, output_folder, max_damage=max_damage)
     if json:
         print_json(reports_as_data(results, reports))
     else:
@@ -148,8 +148,7 @@ def _load_edits(given: list[str], strength: float | None) -> tuple[dict[str, Spe
         name, source = _parse_name(text)
         if name in edits:
             raise SettingError(f"two edits are called '{name}'; name them, as in --edit first=DIR --edit second=DIR")
-        loaded = SpectralEdit.from_pretrained(source)
-        edits[name] = loaded if strength is None else loaded.with_settings(strength=strength)
+        edits[name] = SpectralEdit.from_pretrained(source).with_settings(strength=strength)
         sources[name] = source
     return edits, sources
 

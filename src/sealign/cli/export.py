@@ -196,8 +196,7 @@ def _deployed(kind: str, place: str, name: str, dtype: str, device: str, max_new
 def _load_edit(source: str, strength: float | None) -> SpectralEdit:
     from sealign.edit import SpectralEdit
 
-    loaded = SpectralEdit.from_pretrained(source)
-    return loaded if strength is None else loaded.with_settings(strength=strength)
+    return SpectralEdit.from_pretrained(source).with_settings(strength=strength)
 
 
 def _deviation(model: Any, tokenizer: Any, edit: SpectralEdit, folder: Path) -> Deviation | None:

@@ -94,8 +94,8 @@ def tune(
         loaded, tokenizer, learnt, config=config, output=output_folder, command=recorded_command(), track=track
     )
     save_figure(frontier_figure(result.trials, result.winner, max_damage), output_folder / "figures", "frontier")
-    if result.results is not None:
-        write_report(result.results, output_folder / "evaluation", max_damage=max_damage, seed=seed)
+    if result.results is not None and result.report is not None:
+        write_report(result.results, [result.report], output_folder / "evaluation", max_damage=max_damage)
     if json:
         print_json(_as_data(result))
     else:

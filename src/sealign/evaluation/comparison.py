@@ -105,7 +105,7 @@ def _report(results: Results, edit: str, max_damage: float, seed: int) -> EditRe
 
 def _row(results: Results, edit: str, task_name: str, task: Task, name: str, metric: Metric, seed: int) -> Row:
     def compare(first: ItemScores, second: ItemScores) -> Difference | None:
-        return difference_of(first, second, groups=item_groups(task, metric), seed=seed)
+        return difference_of(first, second, groups=item_groups(task, first), seed=seed)
 
     base, edited = metric.item_scores(BASE), metric.item_scores(edit)
     row = Row(task_name, name, metric.headline, metric.aim, base.value, edited.value, compare(base, edited))
@@ -118,9 +118,9 @@ def _row(results: Results, edit: str, task_name: str, task: Task, name: str, met
     return row
 
 
-def item_groups(task: Task, metric: Metric) -> list[str] | None:
+def item_groups(task: Task, scores: ItemScores) -> list[str] | None:
     """Return the label of each item of a metric, or None where every item stands alone."""
-    return None if task.groups is None else [task.groups[item] for item in metric.items]
+    return None if task.groups is None else [task.groups[item] for item in scores.items]
 
 
 def mean_scores(arms: Sequence[ItemScores]) -> ItemScores:
@@ -228,16 +228,8 @@ def _rows(first: Results, second: Results, task: str, ours: str, theirs: str, se
         if name not in other.metrics:
             continue
         count = min(len(mine.questions), len(other.questions))
-        before = _up_to(metric.item_scores(ours), count)
-        after = _up_to(other.metrics[name].item_scores(theirs), count)
-        groups = None if mine.groups is None else [mine.groups[item] for item in before.items]
-        difference = difference_of(before, after, groups=groups, seed=seed)
+        before, after = metric.item_scores(ours), other.metrics[name].item_scores(theirs)
+        before, after = before.select(before.items < count), after.select(after.items < count)
+        difference = difference_of(before, after, groups=item_groups(mine, before), seed=seed)
         rows.append(Row(task, name, metric.headline, metric.aim, before.value, after.value, difference))
     return rows
-
-
-def _up_to(scores: ItemScores, count: int) -> ItemScores:
-    """The scores of the first items of a task."""
-    chosen = scores.items < count
-    below = None if scores.denominators is None else scores.denominators[chosen]
-    return replace(scores, items=scores.items[chosen], numerators=scores.numerators[chosen], denominators=below)

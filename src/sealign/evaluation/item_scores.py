@@ -47,6 +47,11 @@ class ItemScores:
         total = self.denominators.sum()
         return float(self.scale * self.numerators.sum() / total + self.offset) if total > 0 else float("nan")
 
+    def select(self, chosen: NDArray[np.bool_]) -> ItemScores:
+        """Return the scores of some items, those where ``chosen`` is true."""
+        below = None if self.denominators is None else self.denominators[chosen]
+        return replace(self, items=self.items[chosen], numerators=self.numerators[chosen], denominators=below)
+
 
 def item_scores(
     task: str, samples: Sequence[Sample], higher_is_better: Mapping[str, bool | None] | None = None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sealign.evaluation.comparison import EditReport, Row, report_edits
+from sealign.evaluation.comparison import EditReport, Row
 from sealign.evaluation.plots import categories_figure, damage_figure, differences_figure, save_figure, svg_text
 from sealign.evaluation.results import BASE, Results
 from sealign.evaluation.verdict import MAX_DAMAGE
@@ -48,18 +48,19 @@ class Change:
     change: float
 
 
-def write_report(results: Results, folder: str | Path, *, max_damage: float = MAX_DAMAGE, seed: int = 0) -> None:
+def write_report(
+    results: Results, reports: Sequence[EditReport], folder: str | Path, *, max_damage: float = MAX_DAMAGE
+) -> None:
     """Write ``report.html``, ``table.csv`` and the figures of an evaluation to a folder.
 
     Args:
         results: of ``sealign evaluate``.
+        reports: of ``report_edits`` on them.
         folder: is made if it is not there.
         max_damage: budget of the verdicts, in nats a token.
-        seed: of the resampling.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    reports = report_edits(results, max_damage=max_damage, seed=seed)
     figures = {report.edit: _figures(report, max_damage) for report in reports}
     for edit, named in figures.items():
         for name, (_, figure) in named.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ class TaskSamples:
             next(iter(found["higher_is_better"].values())),
         )
 
-    @property
+    @functools.cached_property
     def samples(self) -> list[Sample]:
         """All items, with ``doc_id`` numbered through."""
         joined = (sample for part in self.parts.values() for sample in part)
@@ -81,10 +81,7 @@ class TaskSamples:
             for part, samples in self.parts.items():
                 chosen = (values.items >= start) & (values.items < start + len(samples))
                 start += len(samples)
-                below = None if values.denominators is None else values.denominators[chosen]
-                found[f"{metric}/{part.removeprefix(self.task + '_')}"] = dataclasses.replace(
-                    values, items=values.items[chosen], numerators=values.numerators[chosen], denominators=below
-                )
+                found[f"{metric}/{part.removeprefix(self.task + '_')}"] = values.select(chosen)
         return found
 
 

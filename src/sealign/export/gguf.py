@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from torch import nn
 
 from sealign.edit import SpectralEdit
 from sealign.errors import ExportError
-from sealign.export.linear import LinearChange, OutputMatrix, check_linear, linear_change, output_matrices
+from sealign.export.linear import LinearChange, check_linear, linear_change, output_matrices
 from sealign.export.lora import lora_factors
 from sealign.fingerprint import check_fingerprint
+from sealign.sites import text_config
+from sealign.storage import new_file
 
 WRITTEN = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
 """Types that the library can write, by rising bits a weight."""
@@ -79,11 +80,8 @@ def export_gguf(
     for tensor in reader.tensors:
         if tensor.name in names:
             rewritten[tensor.name] = _rewrite(tensor, changes[names[tensor.name]])
-    writer_target = Path(target)
-    with tempfile.TemporaryDirectory(dir=writer_target.parent, prefix=f".{writer_target.name}.") as folder:
-        temporary = Path(folder) / "new.gguf"
+    with new_file(Path(target)) as temporary:
         _write(reader, temporary, {name: (data, Kind[found.after]) for name, (data, found) in rewritten.items()})
-        temporary.replace(writer_target)
     return [found for _, found in rewritten.values()]
 
 
@@ -117,18 +115,15 @@ def export_gguf_lora(
     writer = gguf.GGUFWriter(None, _architecture(reader))
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(next(iter(factors.values()))[0].shape[0]))
-    for path, (a, b) in factors.items():
-        writer.add_tensor(f"{names[path]}.lora_a", a.numpy())
-        writer.add_tensor(f"{names[path]}.lora_b", b.numpy())
-    writer_target = Path(target)
-    with tempfile.TemporaryDirectory(dir=writer_target.parent, prefix=f".{writer_target.name}.") as folder:
-        temporary = Path(folder) / "new.gguf"
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(next(iter(factors.values())).a.shape[0]))
+    for path, factor in factors.items():
+        writer.add_tensor(f"{names[path]}.lora_a", factor.a.numpy())
+        writer.add_tensor(f"{names[path]}.lora_b", factor.b.numpy())
+    with new_file(Path(target)) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        temporary.replace(writer_target)
     return list(names.values())
 
 
@@ -151,17 +146,13 @@ def _changes(model: nn.Module, edit: SpectralEdit) -> dict[str, LinearChange]:
     found = {}
     for matrix in output_matrices(model, edit):
         change = linear_change(edit.projections[matrix.layer], edit.settings)
-        if change.shift is not None or _has_bias(matrix):
+        if change.shift is not None or getattr(matrix.module, "bias", None) is not None:
             raise ExportError(
                 f"the edit needs a bias at '{matrix.path}' that differs from the base model's, which this export does "
                 "not write; export a merged checkpoint and convert that with llama.cpp"
             )
         found[matrix.path] = change
     return found
-
-
-def _has_bias(matrix: OutputMatrix) -> bool:
-    return getattr(matrix.module, "bias", None) is not None
 
 
 def _tensor_names(reader: gguf.GGUFReader, model: nn.Module, paths: Mapping[str, Any]) -> dict[str, str]:
@@ -172,9 +163,8 @@ def _tensor_names(reader: gguf.GGUFReader, model: nn.Module, paths: Mapping[str,
         raise ExportError(
             f"the architecture '{architecture}' of the GGUF file is not known to the gguf library; upgrade it"
         )
-    layers = int(getattr(model, "config", None).get_text_config(decoder=True).num_hidden_layers)  # type: ignore[union-attr]
-    table = gguf.get_tensor_name_map(known[architecture], layers)
-    present = {tensor.name: tuple(int(size) for size in tensor.shape) for tensor in reader.tensors}
+    table = gguf.get_tensor_name_map(known[architecture], text_config(model).num_hidden_layers)
+    present = {tensor.name for tensor in reader.tensors}
     found = {}
     for path in paths:
         name = table.get_name(f"{path}.weight", try_suffixes=(".weight",))

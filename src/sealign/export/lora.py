@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.edit import SpectralEdit
@@ -26,6 +28,21 @@ from sealign.storage import new_folder, write_tensors
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The change B A of one matrix.
+
+    Attributes:
+        matrix: the matrix.
+        a: A, (r, in), float32.
+        b: B, (out, r), float32.
+    """
+
+    matrix: OutputMatrix
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "out r"]
 
 
 def export_lora(
@@ -56,12 +73,12 @@ def export_lora(
     from peft import LoraConfig
 
     factors = lora_factors(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
-    matrices = output_matrices(model, edit)
-    rank = next(iter(factors.values()))[0].shape[0]
+    matrices = [factor.matrix for factor in factors.values()]
+    rank = next(iter(factors.values())).a.shape[0]
     tensors: dict[str, Tensor] = {}
-    for path, (a, b) in factors.items():
-        tensors[f"base_model.model.{path}.lora_A.weight"] = a
-        tensors[f"base_model.model.{path}.lora_B.weight"] = b
+    for path, factor in factors.items():
+        tensors[f"base_model.model.{path}.lora_A.weight"] = factor.a
+        tensors[f"base_model.model.{path}.lora_B.weight"] = factor.b
     config = LoraConfig(
         base_model_name_or_path=edit.record.model.id,
         task_type="CAUSAL_LM",
@@ -84,8 +101,8 @@ def export_lora(
 
 def lora_factors(
     model: nn.Module, edit: SpectralEdit, *, approximate: bool = False, ignore_mismatch: bool = False
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return A, (r, in), and B, (out, r), by path of the matrix that they change, float32, of one r for all.
+) -> dict[str, LoraFactors]:
+    """Return the factors of each matrix that an edit changes, by its path, of one rank for all.
 
     Args:
         model, edit, approximate, ignore_mismatch: as for ``export_lora``.
@@ -101,7 +118,7 @@ def lora_factors(
     for matrix in matrices:
         _check_low_rank(changes[matrix.layer], matrix, edit)
     rank = widest(list(changes.values()))
-    return {matrix.path: _factors(changes[matrix.layer], read_weight(matrix), rank) for matrix in matrices}
+    return {matrix.path: _factors(matrix, changes[matrix.layer], rank) for matrix in matrices}
 
 
 def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: SpectralEdit) -> None:
@@ -118,13 +135,13 @@ def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: SpectralEd
         raise ExportError(f"'{matrix.path}' has a bias, which the edit changes and a LoRA cannot; {merged}")
 
 
-def _factors(change: LinearChange, weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """A (r, in) and B (out, r), padded to the common rank."""
-    a, b = change.right @ weight.double(), change.left
+def _factors(matrix: OutputMatrix, change: LinearChange, rank: int) -> LoraFactors:
+    """The factors, padded to the common rank."""
+    a, b = change.right @ read_weight(matrix).double(), change.left
     padding = rank - change.rank
     a = torch.nn.functional.pad(a, (0, 0, 0, padding))
     b = torch.nn.functional.pad(b, (0, padding))
-    return a.float().contiguous(), b.float().contiguous()
+    return LoraFactors(matrix, a.float().contiguous(), b.float().contiguous())
 
 
 def _suffix(model: nn.Module, matrices: Sequence[OutputMatrix]) -> str:
