@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.evaluation.results import Arm, DamageRecord, Metric, Results, Scores, Task
 from sealign.record import EditSettings, ModelRecord
+
+HARNESS_WARNINGS = [
+    pytest.mark.filterwarnings(f"ignore::{kind}")
+    for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning", "UserWarning")
+]
+"""Raised inside the harness and its libraries."""
 
 SETTINGS = EditSettings("mlp", "both", "token", 0.5, "identity", False)
 

@@ -13,7 +13,7 @@ from sealign.cli.app import output
 from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from tests import test_cli_app as shared
-from tests.evaluation_data import planted_results, write_rows, write_truthfulqa
+from tests.evaluation_data import HARNESS_WARNINGS, planted_results, write_rows, write_truthfulqa
 from tests.test_cli_app import passed, refused, table_rows
 
 cache = shared.cache
@@ -21,13 +21,7 @@ edit_folder = shared.edit_folder
 model_folder = shared.model_folder
 one_thread = shared.one_thread
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,10 @@ from sealign.evaluation.judge import NOT_JUDGED
 from sealign.evaluation.results import Results
 from sealign.evaluation.run import EvaluationConfig, evaluate
 from tests.conftest import our_hooks
-from tests.evaluation_data import write_controls, write_truthfulqa
+from tests.evaluation_data import HARNESS_WARNINGS, write_controls, write_truthfulqa
 from tests.tiny_models import build_model
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 TASKS = ["truthfulqa_mc1", "truthfulqa_mc2"]
 

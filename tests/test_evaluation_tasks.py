@@ -13,14 +13,9 @@ pytest.importorskip("lm_eval")
 from sealign.errors import SettingError
 from sealign.evaluation.item_scores import ItemScores, item_scores
 from sealign.evaluation.local_tasks import LOCAL_TASKS, task_manager
+from tests.evaluation_data import HARNESS_WARNINGS
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 
 def _run(task: str, data_dir: Path, limit: int) -> dict[str, Any]:

@@ -19,15 +19,10 @@ from sealign.evaluation.trials import TrialRecord, best_trial, trial_config
 from sealign.evaluation.tune import mean_gain, tune
 from sealign.evaluation.tune_config import TuneConfig
 from tests.conftest import our_hooks
-from tests.evaluation_data import write_truthfulqa
+from tests.evaluation_data import HARNESS_WARNINGS, write_truthfulqa
 from tests.tiny_models import build_model
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::UserWarning"),
-]
+pytestmark = HARNESS_WARNINGS
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 import sealign
 from sealign.errors import EditFileError, ExportError, FingerprintError
 from sealign.export.lora import export_lora
-from tests.tiny_models import build_model
+from tests.tiny_models import build_model, logits
 
 peft = pytest.importorskip("peft")
 
@@ -25,13 +25,6 @@ def _edit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> s
     return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**chosen))
 
 
-@torch.no_grad()
-def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    ids = torch.tensor([tokenizer.encode("The clerk asks for a form, and then for another.")])
-    logits: torch.Tensor = model(input_ids=ids).logits
-    return logits
-
-
 @pytest.mark.parametrize("site", ["mlp", "attention"])
 @pytest.mark.parametrize("name", DENSE)
 def test_peft_computes_what_the_hooks_compute(
@@ -40,15 +33,15 @@ def test_peft_computes_what_the_hooks_compute(
     model = build_model(name, vocab_size=len(tokenizer))
     edit = _edit(model, tokenizer, demonstrations, site=site, strength=0.6)
     paths = export_lora(model, edit, tmp_path / "adapter")
-    base = _logits(model, tokenizer)
+    base = logits(model, tokenizer)
     with sealign.apply_edit(model, edit):
-        expected = _logits(model, tokenizer)
+        expected = logits(model, tokenizer)
     assert float((expected - base).abs().max()) > 1e-2
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(_logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
     touched = [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if hasattr(m, "lora_A")]
     assert touched == paths
-    torch.testing.assert_close(_logits(adapted.merge_and_unload(), tokenizer), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted.merge_and_unload(), tokenizer), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_one_rank_for_all_layers_and_the_record(
@@ -94,9 +87,9 @@ def test_an_approximation_leaves_out_the_rescaling_only(
     assert not (tmp_path / "adapter").exists()
     export_lora(model, edit, tmp_path / "adapter", approximate=True)
     with sealign.apply_edit(model, edit.with_settings(normalization="none")):
-        expected = _logits(model, tokenizer)
+        expected = logits(model, tokenizer)
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(_logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
     assert "this is an approximation" in (tmp_path / "adapter" / "README.md").read_text()
 
 
@@ -135,9 +128,9 @@ def test_transposed_weights(tokenizer: Any, demonstrations: Any, tmp_path: Path)
     edit = _edit(model, tokenizer, demonstrations)
     export_lora(model, edit, tmp_path / "adapter")
     with sealign.apply_edit(model, edit):
-        expected = _logits(model, tokenizer)
+        expected = logits(model, tokenizer)
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(_logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_another_model_or_another_folder(

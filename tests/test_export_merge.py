@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import sealign
 from sealign.errors import ExportError, FingerprintError
 from sealign.export.merge import export_merged
-from tests.tiny_models import build_model
+from tests.tiny_models import build_model, logits
 
 NAMES = [
     "llama",
@@ -36,13 +36,6 @@ def _edit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> s
     return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**chosen))
 
 
-@torch.no_grad()
-def _logits(model: Any, tokenizer: Any) -> torch.Tensor:
-    ids = torch.tensor([tokenizer.encode("The clerk asks for a form, and then for another.")])
-    logits: torch.Tensor = model(input_ids=ids).logits
-    return logits
-
-
 def _save(model: Any, tokenizer: Any, folder: Path, **kwargs: Any) -> Path:
     model.save_pretrained(folder, **kwargs)
     tokenizer.save_pretrained(folder)
@@ -53,12 +46,12 @@ def _check(model: Any, edit: Any, tokenizer: Any, merged: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     with sealign.apply_edit(model, edit):
-        expected = _logits(model, tokenizer)
-    assert float((expected - _logits(model, tokenizer)).abs().max()) > 1e-3
+        expected = logits(model, tokenizer)
+    assert float((expected - logits(model, tokenizer)).abs().max()) > 1e-3
     loaded, report = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    torch.testing.assert_close(_logits(loaded.eval(), tokenizer), expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(loaded.eval(), tokenizer), expected, atol=2e-4, rtol=1e-4)
     return loaded
 
 

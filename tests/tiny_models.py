@@ -76,3 +76,11 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
+
+
+@torch.no_grad()
+def logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    """Return what a model makes of one sentence."""
+    ids = torch.tensor([tokenizer.encode("The clerk asks for a form, and then for another.")])
+    found: torch.Tensor = model(input_ids=ids).logits
+    return found
