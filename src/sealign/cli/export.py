@@ -17,13 +17,21 @@ if TYPE_CHECKING:
     from sealign.export.verify import Agreement, Deviation, Outputs
 
 exports = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(exports, name="export", help="Carry an edit into weights: a LoRA adapter or a merged checkpoint.")
+app.add_typer(
+    exports, name="export", help="Carry an edit into weights: a LoRA adapter, a merged checkpoint or a GGUF file."
+)
+
+_KINDS = ("lora", "merged", "gguf", "vllm")
 
 Approximate = Annotated[
     bool,
     typer.Option(
         "--approximate", help="Export a rescaled edit without its rescaling, and measure how far that is off."
     ),
+]
+GgufBase = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="FILE", help="GGUF file of the base model; not needed for the embedded one."),
 ]
 Target = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write to.")]
 
@@ -86,10 +94,7 @@ def merged(
 def gguf(
     edit: options.Edit,
     output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="GGUF file to write.")],
-    base: Annotated[
-        Path | None,
-        typer.Option("--base", metavar="FILE", help="GGUF file of the base model; not needed for the embedded one."),
-    ] = None,
+    base: GgufBase = None,
     as_lora: Annotated[
         bool, typer.Option("--lora", help="Write a GGUF LoRA, to be loaded beside the base file, not a whole model.")
     ] = False,
@@ -136,10 +141,14 @@ def verify(
     against: Annotated[
         list[str],
         typer.Option(
-            "--against", metavar="KIND=PLACE", help="A deployment: lora=DIR or merged=DIR. Several, if you like."
+            "--against",
+            metavar="KIND=PLACE",
+            help="A deployment: lora=DIR, merged=DIR, gguf=FILE, or vllm=URL#NAME for an edit that a server calls "
+            "NAME. Several, if you like.",
         ),
     ],
     model: options.EditedModel = None,
+    base: GgufBase = None,
     strength: options.Strength = None,
     tolerance: Annotated[
         float, typer.Option("--tolerance", metavar="X", help="Of the largest difference of a log-probability, in nats.")
@@ -158,13 +167,13 @@ def verify(
     loaded = _load_edit(edit, strength)
     name = model or loaded.record.model.id
     with messages.status("Running the hooks"):
-        base, tokenizer = load_model(name, dtype=dtype, device=device)
-        plain, edited = reference_outputs(base, tokenizer, loaded, max_new_tokens=max_new_tokens)
+        loading = {"dtype": dtype, "device": device}
+        built, tokenizer = load_model(name, **loading)
+        plain, edited = reference_outputs(built, tokenizer, loaded, max_new_tokens=max_new_tokens)
     found = []
     for text in against:
-        kind, _, place = text.partition("=")
         with messages.status(f"Running {text}"):
-            deployed = _deployed(kind, place, name, dtype, device, max_new_tokens)
+            deployed = _deployed(text, name, base, tokenizer, loading, max_new_tokens)
         found.append(compare_outputs(text, plain, edited, deployed, tolerance=tolerance))
     if json:
         print_json([dataclasses.asdict(a) | {"fired": a.fired, "passed": a.passed} for a in found])
@@ -174,23 +183,53 @@ def verify(
         raise typer.Exit(1)
 
 
-def _deployed(kind: str, place: str, name: str, dtype: str, device: str, max_new_tokens: int) -> Outputs:
+def _deployed(
+    text: str, name: str, base: Path | None, tokenizer: Any, loading: dict[str, Any], max_new_tokens: int
+) -> Outputs:
+    """Run the prompts through one deployment."""
     from sealign.errors import SettingError, unknown_name
     from sealign.export.verify import model_outputs
     from sealign.models import load_model
 
-    if kind not in ("lora", "merged") or not place:
-        raise SettingError(unknown_name("deployment", kind, ("lora", "merged")) + ", as lora=DIR")
-    if not Path(place).is_dir():
-        raise SettingError(f"there is no folder '{place}' for --against {kind}={place}; check the path")
+    kind, _, place = text.partition("=")
+    if kind not in _KINDS or not place:
+        raise SettingError(unknown_name("deployment", kind, _KINDS) + ", as lora=DIR")
+    if kind == "vllm":
+        return _served(place, tokenizer, max_new_tokens)
+    if not (Path(place).is_file() if kind == "gguf" else Path(place).is_dir()):
+        raise SettingError(
+            f"there is no {'file' if kind == 'gguf' else 'folder'} '{place}' for --against {text}; check the path"
+        )
+    if kind == "gguf":
+        return _in_llama_cpp(Path(place), base, name, tokenizer, max_new_tokens)
     if kind == "merged":
-        return model_outputs(*load_model(place, dtype=dtype, device=device), max_new_tokens=max_new_tokens)
+        return model_outputs(*load_model(place, **loading), max_new_tokens=max_new_tokens)
     require_extra("peft", "peft")
     from peft import PeftModel
 
-    base, tokenizer = load_model(name, dtype=dtype, device=device)
-    adapted: Any = PeftModel.from_pretrained(base, place).eval()
+    model, tokenizer = load_model(name, **loading)
+    adapted: Any = PeftModel.from_pretrained(model, place).eval()
     return model_outputs(adapted, tokenizer, max_new_tokens=max_new_tokens)
+
+
+def _served(place: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
+    from sealign.errors import SettingError
+    from sealign.serving.client import server_outputs
+
+    require_extra("serve", "openai")
+    url, _, edit_name = place.partition("#")
+    if not edit_name:
+        raise SettingError(f"--against vllm={place} names no edit; write vllm={place}#NAME")
+    return server_outputs(url, edit_name, tokenizer, max_new_tokens=max_new_tokens)
+
+
+def _in_llama_cpp(file: Path, base: Path | None, name: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
+    from sealign.export.llama_cpp import llama_outputs
+    from sealign.models import EMBEDDED, embedded_file
+
+    require_extra("llama", "llama_cpp", "gguf")
+    source = embedded_file() if base is None and name == EMBEDDED else base
+    return llama_outputs(file, source, tokenizer, max_new_tokens=max_new_tokens)
 
 
 def _load_edit(source: str, strength: float | None) -> SpectralEdit:
@@ -235,12 +274,14 @@ def _show(found: list[Agreement]) -> None:
     from sealign.cli.evaluation_display import plain_table
 
     table = plain_table("Deployments against hooks: log-probabilities of the prompts, nats", "deployment")
-    for name in ("largest", "mean", "effect", "same tokens", "verdict"):
+    for name in ("largest", "mean", "effect", "of the edit", "same tokens", "verdict"):
         table.add_column(name, justify="right")
     for a in found:
         word = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
-        figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.same_tokens:.0%}")
+        figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.share:.1%}", f"{a.same_tokens:.0%}")
         table.add_row(escape(a.name), *figures, word)
-    table.caption = "effect: what the edit changes; a deployment that changes less than half of it does not edit."
+    table.caption = (
+        "effect: what the edit changes; of the edit: how much of that the deployment has; under half is none."
+    )
     table.caption_justify = "left"
     output.print(table)

@@ -49,7 +49,8 @@ class Agreement:
         largest: largest difference of a token's log-probability, in nats.
         mean: mean difference, in nats.
         effect: mean difference between the edited and the base model under hooks, in nats.
-        remaining: mean difference between the deployment and the base model, in nats.
+        share: how much of the edit the deployment has: the least-squares coefficient of its change, from the base
+            model under hooks, on the edit's; 1 is all of it, 0 none.
         same_tokens: share of greedy tokens that agree, up to the first that does not, in [0, 1].
         tolerance: of ``largest``.
     """
@@ -58,14 +59,14 @@ class Agreement:
     largest: float
     mean: float
     effect: float
-    remaining: float
+    share: float
     same_tokens: float
     tolerance: float
 
     @property
     def fired(self) -> bool:
-        """Whether the deployment edits: it is nearer to the edited than to the base model."""
-        return self.remaining > 0.5 * self.effect and self.mean < self.remaining
+        """Whether the deployment edits: it is nearer, by squared distance, to the edited than to the base model."""
+        return self.share > 0.5
 
     @property
     def passed(self) -> bool:
@@ -135,12 +136,14 @@ def compare_outputs(name: str, base: Outputs, edited: Outputs, deployed: Outputs
     """
     plain, reference, found = (np.concatenate(outputs.log_probabilities) for outputs in (base, edited, deployed))
     gaps = np.abs(found - reference)
+    change = reference - plain
+    energy = float(change @ change)
     return Agreement(
         name=name,
         largest=float(gaps.max()),
         mean=float(gaps.mean()),
-        effect=float(np.abs(reference - plain).mean()),
-        remaining=float(np.abs(found - plain).mean()),
+        effect=float(np.abs(change).mean()),
+        share=float((found - plain) @ change) / energy if energy else 0.0,
         same_tokens=_same_share(edited.completions, deployed.completions),
         tolerance=tolerance,
     )
