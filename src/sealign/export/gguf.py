@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from sealign.storage import new_file
 
 WRITTEN = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
 """Types that the library can write, by rising bits a weight."""
+
+LEAST_KEPT = 0.5
+"""The least share of an edit that a file must hold: with less it is nearer to the base model than to the edited one."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ def export_gguf(
 
     Each is read in float32, changed, and quantised again in its own type, or, where the library cannot write that, in
     the type of the fewest bits a weight that is not below it. All else is copied as it is. A change that is smaller
-    than the steps of a type is rounded away, most of it in four bits: look at ``kept``, and take a LoRA where it is
-    low.
+    than the steps of a type is rounded away, most of it in four bits: ``kept`` tells what is left, and a file that
+    would hold less than half of the edit is refused.
 
     Args:
         model: the base model, for its structure; weights are not used.
@@ -67,7 +70,8 @@ def export_gguf(
         ignore_mismatch: export for a model with another fingerprint.
 
     Raises:
-        ExportError: the edit cannot be folded, the file is of another model, or a new weight is not finite.
+        ExportError: the edit cannot be folded, the file is of another model, a new weight is not finite, or rounding to
+            the types of the file would leave less than half of the edit.
         FingerprintError: the model is not the edit's.
     """
     check_linear(edit, approximate=approximate)
@@ -80,6 +84,7 @@ def export_gguf(
     for tensor in reader.tensors:
         if tensor.name in names:
             rewritten[tensor.name] = _rewrite(tensor, changes[names[tensor.name]])
+    _check_kept([found for _, found in rewritten.values()], edit)
     with new_file(Path(target)) as temporary:
         _write(reader, temporary, {name: (data, Kind[found.after]) for name, (data, found) in rewritten.items()})
     return [found for _, found in rewritten.values()]
@@ -196,6 +201,17 @@ def _rewrite(tensor: Any, change: LinearChange) -> tuple[Any, Rewritten]:
     wanted, found = new - weight, gguf.quants.dequantize(data, kind) - weight
     kept = float((found * wanted).sum(dtype=np.float64) / max(np.square(wanted).sum(dtype=np.float64), 1e-30))
     return data, Rewritten(tensor.name, tensor.tensor_type.name, kind.name, kept)
+
+
+def _check_kept(rewritten: Sequence[Rewritten], edit: SpectralEdit) -> None:
+    """A change that is smaller than the steps of a type is rounded away; such a file would silently not edit."""
+    kept = sum(tensor.kept for tensor in rewritten) / len(rewritten)
+    if kept < LEAST_KEPT and edit.settings.strength != 0:
+        kinds = ", ".join(sorted({tensor.after for tensor in rewritten}))
+        raise ExportError(
+            f"of the edit, {kept:.0%} would be left after rounding to {kinds}, but at least {LEAST_KEPT:.0%} must be; "
+            "export it with --lora, which keeps all of it, or give a --base with wider weights, such as Q8_0 or F16"
+        )
 
 
 def _written_type(kind: Kind, width: int) -> Kind:

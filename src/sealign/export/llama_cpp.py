@@ -32,7 +32,7 @@ def llama_outputs(
         ExportError: the file is a LoRA and no base is given.
     """
     from gguf import GGUFReader
-    from llama_cpp import Llama
+    from llama_cpp import GGML_TYPE_F32, Llama
 
     kind = GGUFReader(str(file)).fields.get("general.type")
     adapter = kind is not None and kind.contents() == "adapter"
@@ -44,6 +44,9 @@ def llama_outputs(
         lora_path=str(file) if adapter else None,
         n_ctx=max(map(len, prompt_ids)) + max_new_tokens + 1,
         logits_all=True,
+        # Its default keeps keys and values in 16 bits, which would hide what the file itself does.
+        type_k=GGML_TYPE_F32,
+        type_v=GGML_TYPE_F32,
         verbose=False,
     )
     logs, completions = [], []
