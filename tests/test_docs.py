@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.edit_server import engine_command
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = ("--no-deps", "--model_args", "--port", "--silent", "--fail", "--header", "--enforce-eager")
+"""Options of pip, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -19,24 +26,69 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
+def _command(folder: Path) -> Path:
+    """``sealign`` as a reader has it who serves: one command; here the engines have an environment of their own."""
+    folder.mkdir()
+    own = Path(sys.executable).parent / "sealign"
+    script = f'#!/bin/sh\n[ "$1" = serve ] && exec {engine_command("sealign")} "$@"\nexec {own} "$@"\n'
+    (folder / "sealign").write_text(script)
+    (folder / "sealign").chmod(0o755)
+    return folder
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def _marked(page: Path) -> object:
+    serves = "sealign serve" in page.read_text(encoding="utf-8")
+    return pytest.param(page, id=page.name, marks=[pytest.mark.vllm] if serves else [])
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("page", [page for page in PAGES if _blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [_marked(page) for page in PAGES if _blocks(page)])
 def test_commands_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if "--data-dir data" in page.read_text(encoding="utf-8"):
+    text = page.read_text(encoding="utf-8")
+    if "--data-dir data" in text:
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1"}
-    for language, text in _blocks(page):
-        if re.match(r"make\b", text):
-            continue  # the commands that run this test
-        command = (
-            [sys.executable, "-W", "error::UserWarning:sealign", "-c", text]
-            if language == "python"
-            else ["bash", "-ec", text]
-        )
-        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, input="/quit\n")
-        assert result.returncode == 0, f"{text}\n{result.stdout}\n{result.stderr}"
+    serves = "sealign serve" in text
+    first = _command(tmp_path / "bin") if serves else Path(sys.executable).parent
+    path = os.pathsep.join([str(first), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    port = str(_free_port())
+    groups: list[int] = []
+    try:
+        for language, block in _blocks(page):
+            if re.match(r"make\b", block):
+                continue  # the commands that run this test
+            _run_block(language, block.replace("8000", port) if serves else block, tmp_path, environment, groups)
+    finally:
+        for group in groups:  # a server that a block left running
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
+
+
+def _run_block(language: str, text: str, folder: Path, environment: dict[str, str], groups: list[int]) -> None:
+    python = [sys.executable, "-W", "error::UserWarning:sealign", "-c", text]
+    command = python if language == "python" else ["bash", "-ec", text]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    groups.append(process.pid)
+    printed, complained = process.communicate("/quit\n")
+    log = folder / "server.log"
+    more = log.read_text()[-4000:] if log.is_file() else ""
+    assert process.returncode == 0, f"{text}\n{printed}\n{complained}\n{more}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -49,10 +101,10 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_in_the_documents_exist() -> None:
     import inspect
 
-    from sealign.cli import chat, demo, evaluate, export, fit, generate, options, tune
+    from sealign.cli import chat, demo, evaluate, export, fit, generate, options, serve, tune
 
-    modules = (options, fit, generate, chat, demo, evaluate, export, tune)
+    modules = (options, fit, generate, chat, demo, evaluate, export, serve, tune)
     text = "".join(inspect.getsource(module) for module in modules)
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text(encoding="utf-8"))):
-            assert option in text or option in ("--no-deps", "--model_args"), f"{page.name}: {option}"
+            assert option in text or option in OTHERS, f"{page.name}: {option}"

@@ -129,6 +129,20 @@ def test_quantised_weights_are_read_through_their_kernel() -> None:
         module = Quantised(bias)
         torch.testing.assert_close(read_weight(OutputMatrix(0, "m", module)), module.weight * module.scales)
 
+    class Packed(Quantised):
+        """As GPTQ and AWQ name them."""
+
+        def __init__(self) -> None:
+            super().__init__(bias=True)
+            self.register_buffer("qweight", self.weight.data)
+            del self.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, self.qweight * self.scales, self.bias)
+
+    packed = Packed()
+    torch.testing.assert_close(read_weight(OutputMatrix(0, "m", packed)), packed.qweight * packed.scales)
+
     class Broken(Quantised):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise NotImplementedError("no kernel here")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -164,7 +165,7 @@ def _matrix_of(base: nn.Module, path: str, outputs: dict[str, Any]) -> tuple[str
     found = [
         (name, module)
         for name, module in base.get_submodule(path).named_modules(prefix=path)
-        if outputs.get(name) is outputs[path] and hasattr(module, "weight") and not list(module.children())
+        if outputs.get(name) is outputs[path] and _holds_weight(module) and not list(module.children())
     ]
     if not found:
         raise ExportError(
@@ -172,6 +173,11 @@ def _matrix_of(base: nn.Module, path: str, outputs: dict[str, Any]) -> tuple[str
             "cannot carry the edit; serve it with hooks"
         )
     return found[-1]
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    """Whether a module has a matrix; GPTQ and AWQ keep theirs as packed integers under another name."""
+    return hasattr(module, "weight") or hasattr(module, "qweight")
 
 
 @torch.no_grad()
@@ -183,7 +189,7 @@ def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
     Raises:
         ExportError: the module cannot be run so.
     """
-    weight = matrix.module.weight
+    weight = getattr(matrix.module, "weight", None)
     if isinstance(weight, nn.Parameter) and weight.is_floating_point() and type(weight.data) is Tensor:
         return (weight.T if matrix.transposed else weight).detach().float().cpu()
     try:
@@ -197,7 +203,7 @@ def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
 
 def _run_identity(module: Any, rows: int = 1024) -> Tensor:
     width = module.in_features
-    device, bias = module.weight.device, getattr(module, "bias", None)
+    device, bias = next(chain(module.parameters(), module.buffers())).device, getattr(module, "bias", None)
     columns = []
     for start in range(0, width, rows):
         block = torch.zeros(min(rows, width - start), width, device=device)
