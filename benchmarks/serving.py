@@ -149,29 +149,27 @@ def main() -> None:
         if options.only != "lora":
             arms = {"one edit": ["rescaled"], "four edits mixed": names, "half edited": ["rescaled", None]}
             results["plugin"] = compare(base, bank, arms, options, folder)
+            show("plugin", results)
         if options.only != "plugin":
             results["lora"] = compare([*base, "--enforce-eager"], lora, {"one edit": ["lora"]}, options, folder)
-    show(results)
+            show("lora", results)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-def show(results: dict[str, Any]) -> None:
+def show(route: str, results: dict[str, Any]) -> None:
     """Print medians and ratios."""
-    for route in ("plugin", "lora"):
-        if route not in results:
-            continue
-        table = Table("requests", "tokens a second", "of stock vLLM", "lowest to highest", title=route, box=None)
-        for arm, speeds in results[route].items():
-            ratios = [speed / stock for speed, stock in zip(speeds, results[route]["stock"], strict=True)]
-            spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
-            table.add_row(arm, f"{statistics.median(speeds):.1f}", f"{statistics.median(ratios):.3f}", spread)
-        Console().print(table)
+    table = Table("requests", "tokens a second", "of stock vLLM", "lowest to highest", title=route, box=None)
+    for arm, speeds in results[route].items():
+        ratios = [speed / stock for speed, stock in zip(speeds, results[route]["stock"], strict=True)]
+        spread = f"{min(ratios):.3f} to {max(ratios):.3f}"
+        table.add_row(arm, f"{statistics.median(speeds):.1f}", f"{statistics.median(ratios):.3f}", spread)
     load = results["load"]
-    print(
+    table.caption = (
         f"{load['requests']} requests of {load['prompt_tokens']} +- 16 prompt and {load['new_tokens']} new tokens, "
         f"{load['concurrency']} at a time, {load['rounds']} rounds, {load['dtype']}, {results['cores']} cores"
     )
+    Console(width=100).print(table)
 
 
 if __name__ == "__main__":

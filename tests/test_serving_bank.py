@@ -113,6 +113,23 @@ def test_a_batch_of_requests_is_edited_by_row(bank: EditBank, small_edit: Spectr
     assert torch.equal(again, tokens)
 
 
+def test_the_residual_stream_is_edited_in_one_of_its_summands(bank: EditBank, small_edit: SpectralEdit) -> None:
+    bank.load(small_edit)
+    bank.choose([(None, 2), (small_edit.hash, 5)])
+    hidden, residual = torch.randn(2, 8, small_edit.projections[1].width)
+    before, kept = hidden.clone(), residual.clone()
+    bank.edit_stream(1, hidden, residual)
+    expected = edited(small_edit, 1, (before + residual)[2:7])
+    torch.testing.assert_close((hidden + residual)[2:7], expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(hidden[:2], before[:2])
+    assert torch.equal(hidden[7:], before[7:])
+    assert torch.equal(residual, kept)
+    bank.choose_none()
+    again = hidden.clone()
+    bank.edit_stream(1, again, residual)
+    assert torch.equal(again, hidden)
+
+
 def test_buffers_keep_their_addresses(bank: EditBank, small_edit: SpectralEdit) -> None:
     def addresses() -> list[int]:
         sites = bank._ordered

@@ -137,6 +137,8 @@ def _root(
 
         sealign export lora --edit EDIT --output ADAPTER
 
+        sealign serve --edit NAME=EDIT
+
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object a line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
     """

@@ -265,9 +265,25 @@ class EditBank:
             site: number of the module, in the order given.
             tokens: (t, d), the output for the batch that ``choose`` described.
         """
-        # A graph that is captured on an accelerator runs for later batches too, so there nothing may be left out.
-        if self._edits_now or tokens.device.type != "cpu":
+        if self._applies(tokens):
             tokens.copy_(self._ordered[site](tokens, self._token_slots[: tokens.shape[0]]))
+
+    @torch.no_grad()
+    def edit_stream(self, site: int, hidden: Float[Tensor, "t d"], residual: Float[Tensor, "t d"]) -> None:
+        """Edit the residual stream, the sum of two tensors, by changing the first in place.
+
+        Args:
+            site: number of the module, in the order given.
+            hidden: (t, d), what the layer adds.
+            residual: (t, d), what it adds to.
+        """
+        if self._applies(hidden):
+            stream = hidden.float() + residual.float()
+            hidden.add_(self._ordered[site](stream, self._token_slots[: hidden.shape[0]]) - stream)
+
+    def _applies(self, tokens: Tensor) -> bool:
+        # A graph that is captured on an accelerator runs for later batches too, so there nothing may be left out.
+        return self._edits_now or tokens.device.type != "cpu"
 
 
 def size_for(edits: Mapping[str, SpectralEdit], *, at_least: int = 1) -> BankSize:

@@ -29,10 +29,7 @@ def edit_output(tokens: Tensor, site: int) -> None:
 def edit_stream(hidden: Tensor, residual: Tensor, site: int) -> None:
     """Edit the residual stream, which vLLM carries as two summands, by changing the first in place."""
     assert _bank is not None
-    stream = hidden + residual
-    edited = stream.clone()
-    _bank.edit(site, edited)
-    hidden.add_(edited - stream)
+    _bank.edit_stream(site, hidden, residual)
 
 
 def register_operators() -> None:
