@@ -54,7 +54,7 @@ def test_what_is_no_json_is_left_to_the_engine(data: bytes) -> None:
     assert overlooked("/v1/completions", b'["sealign_edit"]') is None
 
 
-def pass_through(method: str, chunks: list[bytes], path: str = "/v1/completions") -> tuple[list[Any], list[Any]]:
+def pass_through(method: str, chunks: list[bytes], kind: bytes = b"application/json") -> tuple[list[Any], list[Any]]:
     """What the application behind the check received, and what the client did."""
     received: list[Any] = []
     sent: list[Any] = []
@@ -73,7 +73,9 @@ def pass_through(method: str, chunks: list[bytes], path: str = "/v1/completions"
     async def send(message: Any) -> None:
         sent.append(message)
 
-    asyncio.run(NoOverlookedEdit(application)({"type": "http", "method": method, "path": path}, receive, send))
+    headers = [(b"content-type", kind)]
+    scope = {"type": "http", "method": method, "path": "/v1/completions", "headers": headers}
+    asyncio.run(NoOverlookedEdit(application)(scope, receive, send))
     return received, sent
 
 
@@ -82,8 +84,9 @@ def test_a_body_in_pieces_arrives_whole() -> None:
     received, sent = pass_through("POST", [whole[:9], whole[9:20], whole[20:]])
     assert received == [{"type": "http.request", "body": whole, "more_body": False}, {"type": "http.disconnect"}]
     assert sent == []
-    received, _ = pass_through("GET", [b"as", b"sent"])
-    assert [message["body"] for message in received] == [b"as", b"sent"]
+    for method, kind in (("GET", b"application/json"), ("POST", b"multipart/form-data; boundary=x")):
+        received, _ = pass_through(method, [b"as", b"sent"], kind)
+        assert [message["body"] for message in received] == [b"as", b"sent"]
 
 
 def test_a_refusal_never_reaches_the_application() -> None:

@@ -260,6 +260,9 @@ def check_isolation(
     for salt in ("one", "other"):
         assert cached_tokens(server, ids, "rescaled", cache_salt=salt)[0] == 0
     assert cached_tokens(server, ids, "rescaled", cache_salt="one")[0] >= 256
+    # A client cannot store blocks where an edit's requests look for theirs.
+    salt = f"sealign {edits['rescaled'].hash} "
+    assert server.post("/v1/completions", **completion_body(ids, None, 4, cache_salt=salt)).status_code == 400
 
 
 def test_every_edit_answers_as_its_hooks(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
+import json
 import os
 import sys
 from argparse import Namespace
@@ -134,8 +136,11 @@ class EditLoader:
         try:
             loaded = await self._engine.collective_rpc("sealign_load_edit", args=(str(folder),))
         except Exception as error:  # vLLM passes a worker's error on as its text, in a type of its own
+            await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))  # from those that did load it
             raise ServingError(f"a worker cannot load the edit '{name}': {error}") from error
         if set(loaded) != {edit.hash}:
+            for other in set(loaded):
+                await self._engine.collective_rpc("sealign_unload_edit", args=(other,))
             raise ServingError(f"'{folder}' changed while it was read; load it again")
         return ServedEdit(name, edit.hash, "plugin")
 
@@ -143,14 +148,26 @@ class EditLoader:
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-        # vLLM keys cached blocks by the adapter's name and path, so the path has the edit's hash in it.
-        adapter = Path(self.settings.adapters) / edit.hash
+        # vLLM keys cached blocks by the adapter's name and path, so the path tells edit and weights apart.
+        weights = Path(self._engine.vllm_config.model_config.model)
+        adapter = Path(self.settings.adapters) / adapter_key(edit, weights)
         if not adapter.is_dir():
             await _export_adapter(folder, self.settings.model, adapter)
         answer = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(adapter)))
         if isinstance(answer, ErrorResponse):
             raise ServingError(f"the server cannot load the edit '{name}' as a LoRA: {answer.error.message}")
         return ServedEdit(name, edit.hash, "lora", self._models.lora_requests[name])
+
+
+def adapter_key(edit: SpectralEdit, weights: Path) -> str:
+    """Return a name for the LoRA of an edit on the weights in a folder, which are part of the LoRA.
+
+    Args:
+        edit: the edit.
+        weights: folder of the base model's safetensors, told apart by size and time.
+    """
+    files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights.glob("*.safetensors"))
+    return hashlib.sha256(json.dumps([edit.hash, str(weights), files]).encode()).hexdigest()
 
 
 async def _export_adapter(folder: Path, model: str, adapter: Path) -> None:
@@ -169,8 +186,8 @@ def _administrator(request: Request) -> None:
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
         raise HTTPException(403, f"the server was started without {TOKEN_VARIABLE}, so that edits stay as they are")
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), token.encode()):
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
         raise HTTPException(401, "this needs 'Authorization: Bearer TOKEN' with the administrator's token")
 
 

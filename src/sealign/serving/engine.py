@@ -11,6 +11,9 @@ from sealign.serving.registry import held, registry
 from sealign.serving.settings import REQUEST_KEY
 from sealign.serving.worker import edit_of
 
+_SALT = "sealign "
+"""How the cache salts begin that we give."""
+
 
 def patch_engine() -> None:
     """Let vLLM's engine client look at the edit of each request, once a process."""
@@ -69,8 +72,11 @@ def _salted(process_inputs: Any) -> Any:
         if edit_hash is not None and not registry.holds(edit_hash):
             raise VLLMValidationError(f"no edit {str(edit_hash)[:100]!r} is loaded", parameter=REQUEST_KEY)
         request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
+        if (request.cache_salt or "").startswith(_SALT):
+            # It would let a client store blocks where the requests of an edit look for theirs.
+            raise VLLMValidationError(f"cache_salt must not begin with '{_SALT}'", parameter="cache_salt")
         if edit_hash is not None:
-            request.cache_salt = f"sealign {edit_hash} {request.cache_salt or ''}"
+            request.cache_salt = f"{_SALT}{edit_hash} {request.cache_salt or ''}"
         return request
 
     return call

@@ -22,7 +22,7 @@ class NoOverlookedEdit:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, as ASGI has it."""
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             await self._app(scope, receive, send)
             return
         body, ended = b"", False
@@ -36,6 +36,11 @@ class NoOverlookedEdit:
             return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
         await self._app(scope, lambda: _replay(messages, receive), send)
+
+
+def _is_json(scope: Any) -> bool:
+    """Whether a body is JSON; of others, such as recordings, the engine reads ``vllm_xargs`` itself."""
+    return b"json" in dict(scope["headers"]).get(b"content-type", b"").lower()
 
 
 async def _refuse(complaint: str, send: Any) -> None:

@@ -56,8 +56,10 @@ class EditWorker:
         return _bank_here().load(SpectralEdit.from_pretrained(Path(folder)))
 
     def sealign_unload_edit(self, edit_hash: str) -> None:
-        """Free an edit's slot."""
-        _bank_here().unload(edit_hash)
+        """Free an edit's slot, if it has one here."""
+        bank = _bank_here()
+        if edit_hash in bank.hashes:
+            bank.unload(edit_hash)
 
 
 def _bank_here() -> EditBank:
