@@ -17,7 +17,7 @@ from tests.edit_server import engine_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("--no-deps", "--model_args", "--port", "--silent", "--fail", "--header", "--enforce-eager")
+OTHERS = ("--no-deps", "--model_args", "--port", "--silent", "--fail", "--header")
 """Options of pip, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 

@@ -274,14 +274,14 @@ def _show(found: list[Agreement]) -> None:
     from sealign.cli.evaluation_display import plain_table
 
     table = plain_table("Deployments against hooks: log-probabilities of the prompts, nats", "deployment")
-    for name in ("largest", "mean", "effect", "of the edit", "same tokens", "verdict"):
-        table.add_column(name, justify="right")
+    for name in ("largest", "mean", "effect", "share", "same tokens", "verdict"):
+        table.add_column(name, justify="right", no_wrap=True)
     for a in found:
         word = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
         figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.share:.1%}", f"{a.same_tokens:.0%}")
         table.add_row(escape(a.name), *figures, word)
     table.caption = (
-        "effect: what the edit changes; of the edit: how much of that the deployment has; under half is none."
+        "effect: what the edit changes; share: how much of that the deployment has, where under half is none."
     )
     table.caption_justify = "left"
     output.print(table)
