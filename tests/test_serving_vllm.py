@@ -21,7 +21,7 @@ import sealign
 from sealign.errors import ExportError
 from sealign.export.verify import compare_outputs, reference_outputs
 from sealign.serving.client import server_outputs
-from tests.edit_server import EditServer, completion_body, engine_command
+from tests.edit_server import TOKEN, EditServer, completion_body, engine_command
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -114,9 +114,9 @@ def expected(
     return found
 
 
-def start(folder: Path, names: Sequence[str], *more: str, log: str) -> EditServer:
+def start(folder: Path, names: Sequence[str], *more: str, log: str, token: str | None = TOKEN) -> EditServer:
     named = [argument for edit in names for argument in ("--edit", f"{edit}={folder / 'edits' / edit}")]
-    return EditServer(folder, *named, "--enable-prompt-tokens-details", *more, name=log)
+    return EditServer(folder, *named, "--enable-prompt-tokens-details", *more, name=log, token=token)
 
 
 @pytest.fixture(scope="module")
@@ -438,7 +438,7 @@ def test_compiled(
 ) -> None:
     """Without LoRAs vLLM compiles the model, with the operators in its graph; an administrator is not provided for."""
     names = [name for name in STARTED if name != "linear"]
-    with start(folder, names, log="compiled") as server:
+    with start(folder, names, log="compiled", token=None) as server:
         log = server.log.read_text()
         assert "'mode': <CompilationMode.DYNAMO_TRACE_ONCE" in log
         assert "Warming up model for the compilation" in log
