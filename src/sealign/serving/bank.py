@@ -181,14 +181,15 @@ class EditBank:
         Raises:
             ServingError: no slot is free, or the edit does not fit; says what would.
         """
-        if edit.hash in self._slots:
-            return edit.hash
+        edit_hash = edit.hash  # which reads every factor
+        if edit_hash in self._slots:
+            return edit_hash
         self._check(edit)
         slot = next(slot for slot in range(1, self.size.edits + 1) if slot not in self._slots.values())
         for layer, module in zip(edit.layers, edit.modules, strict=True):
             self._sites[module].load(slot, edit.projections[layer], edit.settings)
-        self._slots[edit.hash] = slot
-        return edit.hash
+        self._slots[edit_hash] = slot
+        return edit_hash
 
     def _check(self, edit: SpectralEdit) -> None:
         settings = edit.settings

@@ -215,11 +215,16 @@ def _edits_of(runner: Any) -> dict[str, str]:
 
 def _after(owner: type, name: str, action: Callable[..., Any]) -> None:
     """Let a method do one thing more when it is done: ``action(self, result, *args)``."""
-    _wrap(
-        owner,
-        name,
-        lambda method: lambda self, *args, **kwargs: _then(method(self, *args, **kwargs), action, self, args),
-    )
+
+    def around(method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            result = method(self, *args, **kwargs)
+            action(self, result, *args)
+            return result
+
+        return call
+
+    _wrap(owner, name, around)
 
 
 def _before(owner: type, name: str, action: Callable[..., Any]) -> None:
@@ -231,11 +236,6 @@ def _before(owner: type, name: str, action: Callable[..., Any]) -> None:
         return call
 
     _wrap(owner, name, around)
-
-
-def _then(result: Any, action: Callable[..., Any], runner: Any, args: tuple[Any, ...]) -> Any:
-    action(runner, result, *args)
-    return result
 
 
 def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
