@@ -28,7 +28,7 @@ from sealign.fit_config import FitConfig
 from tests.tiny_models import build_model
 
 CONTEXT = 2048
-COMMANDS = ("demo", "fit", "inspect", "generate", "chat", "evaluate", "compare", "tune", "verify")
+COMMANDS = ("demo", "fit", "inspect", "baseline", "generate", "chat", "evaluate", "compare", "tune", "verify")
 
 # --- what the tests of all commands share ---
 

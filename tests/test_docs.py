@@ -101,9 +101,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_in_the_documents_exist() -> None:
     import inspect
 
-    from sealign.cli import chat, demo, evaluate, export, fit, generate, options, serve, tune
+    from sealign.cli import chat, demo, evaluate, export, fit, generate, methods, options, serve, tune
 
-    modules = (options, fit, generate, chat, demo, evaluate, export, serve, tune)
+    modules = (options, fit, generate, chat, demo, evaluate, export, methods, serve, tune)
     text = "".join(inspect.getsource(module) for module in modules)
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text(encoding="utf-8"))):

@@ -50,6 +50,10 @@ class EditHandle:
         check_strength(value)
         self.strength = value
 
+    def switch(self, enabled: bool) -> None:
+        """Switch the edit on or off."""
+        self.enabled = enabled
+
     @contextmanager
     def switched(self, enabled: bool) -> Iterator[None]:
         """Switch the edit on or off inside a ``with`` block."""

@@ -12,6 +12,7 @@ import sealign.cli.export
 import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect
+import sealign.cli.methods
 import sealign.cli.serve
 import sealign.cli.tune  # noqa: F401
 from sealign.cli.app import app

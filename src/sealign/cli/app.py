@@ -24,7 +24,7 @@ messages = Console(stderr=True, highlight=False)
 """Where progress and errors go."""
 
 
-_RESUMABLE = ("fit", "evaluate", "tune")
+_RESUMABLE = ("fit", "baseline", "evaluate", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -132,6 +132,8 @@ def _root(
         sealign chat --edit EDIT
 
         sealign evaluate --edit EDIT --tasks truthfulqa_mc1,truthfulqa_mc2 --output RESULTS
+
+        sealign evaluate --method iti --method dola --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output RESULTS
 
         sealign tune --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output TUNED
 

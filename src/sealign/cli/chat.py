@@ -12,6 +12,7 @@ from sealign.cli.app import app, messages, output
 
 if TYPE_CHECKING:
     from sealign.apply import EditHandle
+    from sealign.baselines.method import Attached
 
 _COMMANDS = ("/on", "/off", "/strength", "/compare", "/reset", "/help", "/quit")
 
@@ -37,18 +38,27 @@ def chat(
     device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
 ) -> None:
-    """Talk to an edited model, switching the edit on and off and changing its strength on the way."""
-    from sealign.apply import apply_edit
+    """Talk to an edited model, switching the edit on and off and changing its strength on the way.
+
+    EDIT may also be the folder of a method that sealign baseline wrote; a method has no strength.
+    """
+    from sealign.baselines.registry import apply_change, prefix_of
     from sealign.chat import Conversation
+    from sealign.cli.methods import load_at_strength
     from sealign.edit import SpectralEdit
+    from sealign.errors import SettingError
     from sealign.models import load_model
 
-    loaded = SpectralEdit.from_pretrained(edit)
+    loaded = load_at_strength(edit, strength)
+    if prefix_of(loaded):
+        raise SettingError(
+            f"'{edit}' puts demonstrations before a prompt, and a chat has no place for them; use generate"
+        )
     with messages.status("Loading the model"):
         base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
-    use_cache = loaded.settings.normalization != "feature"
+    use_cache = not isinstance(loaded, SpectralEdit) or loaded.settings.normalization != "feature"
     conversation = Conversation(base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=use_cache)
-    with apply_edit(base, loaded, strength=strength, ignore_mismatch=ignore_mismatch) as handle:
+    with apply_change(base, loaded, ignore_mismatch=ignore_mismatch) as handle:
         output.print(_HELP)
         while True:
             try:
@@ -62,13 +72,17 @@ def chat(
                 _answer(line, handle, conversation)
 
 
-def _prompt(handle: EditHandle) -> str:
-    state = f"edit on, strength {handle.strength:g}" if handle.enabled else "edit off"
+def _prompt(handle: EditHandle | Attached) -> str:
+    from sealign.apply import EditHandle
+
+    strength = f", strength {handle.strength:g}" if isinstance(handle, EditHandle) else ""
+    state = f"edit on{strength}" if handle.enabled else "edit off"
     return f"[bold cyan]({state})>[/] "
 
 
-def _answer(line: str, handle: EditHandle, conversation: Any) -> None:
+def _answer(line: str, handle: EditHandle | Attached, conversation: Any) -> None:
     """Carry out a command, or say the line to the model."""
+    from sealign.apply import EditHandle
     from sealign.errors import SealignError, SettingError, unknown_name
 
     command, _, rest = line.partition(" ")
@@ -79,8 +93,10 @@ def _answer(line: str, handle: EditHandle, conversation: Any) -> None:
         if not line.startswith("/"):
             output.print(escape(conversation.say(line)))
         elif command in ("/on", "/off"):
-            handle.enabled = command == "/on"
+            handle.switch(command == "/on")
         elif command == "/strength":
+            if not isinstance(handle, EditHandle):
+                raise SettingError("only spectral edits have a strength; switch this one with /on and /off")
             handle.set_strength(rest)
         elif command == "/compare" and rest:
             for enabled, name in ((False, "base"), (True, "edited")):

@@ -9,9 +9,9 @@ import typer
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.methods import fit_methods, load_all, load_changes, parse_name, require_method_extras
 
 if TYPE_CHECKING:
-    from sealign.edit import SpectralEdit
     from sealign.evaluation.judge import Judge
 
 
@@ -26,9 +26,22 @@ def evaluate(
         typer.Option(
             "--edit",
             metavar="[NAME=]EDIT",
-            help="Folder of an edit, or its repository on the Hub. Give it several times to compare; without one, the "
-            "base model alone is scored.",
+            help="Folder of an edit or a method, or an edit's repository on the Hub. Give it several times to compare; "
+            "without one, the base model alone is scored. With a plus, as in a=DIR+best_of_n, both are put on.",
         ),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="[NAME=]METHOD",
+            help="A method to fit with its defaults and compare with: icl, lora_ft, iti, dola, icd, best_of_n, caa or "
+            "leace. Give it several times.",
+        ),
+    ] = None,
+    demonstrations: Annotated[
+        list[str] | None,
+        typer.Option("--demonstrations", metavar="SOURCE", help="What --method learns from; as for sealign fit."),
     ] = None,
     model: options.EditedModel = None,
     data_dir: options.TaskDataDir = None,
@@ -74,6 +87,7 @@ def evaluate(
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()
+    from sealign.baselines.registry import model_id
     from sealign.cli.display import print_json, track
     from sealign.cli.evaluation_display import print_evaluation, reports_as_data
     from sealign.evaluation.comparison import report_edits
@@ -82,10 +96,14 @@ def evaluate(
     from sealign.evaluation.run import evaluate as run
     from sealign.models import EMBEDDED, load_model
 
-    edits, sources = _load_edits(edit or [], strength)
-    name = model or next((edit.record.model.id for edit in edits.values()), EMBEDDED)
+    edits, sources = load_changes(edit or [], strength)
+    for wanted in method or []:
+        require_method_extras(parse_name(wanted)[1])
+    learnt = load_all(demonstrations or [], data_dir, None, seed)
+    name = model or next((model_id(edit) for edit in edits.values()), EMBEDDED)
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(name, dtype=dtype, device=device)
+    edits |= fit_methods(method or [], list(edits), loaded, tokenizer, learnt, output_folder, track)
     config = EvaluationConfig(
         tasks=options.names(tasks),
         data_dir=data_dir,
@@ -135,30 +153,6 @@ def compare(
         return
     for table in comparison_tables(comparisons, str(first), str(second)):
         output.print(table)
-
-
-def _load_edits(given: list[str], strength: float | None) -> tuple[dict[str, SpectralEdit], dict[str, str]]:
-    """Load edits by name, each at the strength asked for."""
-    from sealign.edit import SpectralEdit
-    from sealign.errors import SettingError
-
-    edits: dict[str, SpectralEdit] = {}
-    sources: dict[str, str] = {}
-    for text in given:
-        name, source = _parse_name(text)
-        if name in edits:
-            raise SettingError(f"two edits are called '{name}'; name them, as in --edit first=DIR --edit second=DIR")
-        edits[name] = SpectralEdit.from_pretrained(source).with_settings(strength=strength)
-        sources[name] = source
-    return edits, sources
-
-
-def _parse_name(text: str) -> tuple[str, str]:
-    """Return name and source of ``NAME=EDIT``; the name is the last part of the path where none is given."""
-    name, separator, source = text.partition("=")
-    if separator and name and "/" not in name:
-        return name, source
-    return Path(text).resolve().name, text
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:

@@ -28,9 +28,13 @@ def generate(
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Answer prompts greedily with the base and with the edited model, side by side."""
+    """Answer prompts greedily with the base and with the edited model, side by side.
+
+    EDIT may also be the folder of a method that sealign baseline wrote.
+    """
     from sealign.answers import compare_answers
     from sealign.cli.display import answers_table, print_json
+    from sealign.cli.methods import load_at_strength
     from sealign.edit import SpectralEdit
     from sealign.errors import SettingError
     from sealign.models import load_model
@@ -39,8 +43,9 @@ def generate(
     prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
-    loaded = SpectralEdit.from_pretrained(edit)
-    written = prompt_format_of(loaded.record.fit, prompt_format, preamble)
+    loaded = load_at_strength(edit, strength)
+    fitted = loaded.record.fit if isinstance(loaded, SpectralEdit) else {}
+    written = prompt_format_of(fitted, prompt_format, preamble)
     with messages.status("Loading the model"):
         base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
     with messages.status("Answering"):
@@ -50,7 +55,6 @@ def generate(
             loaded,
             prompts,
             prompt_format=written,
-            strength=strength,
             max_new_tokens=max_new_tokens,
             ignore_mismatch=ignore_mismatch,
         )

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from sealign.apply import apply_edit
+from sealign.baselines.registry import Change, apply_change
 from sealign.edit import SpectralEdit
 from sealign.evaluation.journal import Journal
 from sealign.generation import evaluating
@@ -130,7 +130,7 @@ def rise_with_bound(
 def measure_damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edit: SpectralEdit,
+    edit: Change,
     *,
     texts: Sequence[str] | None = None,
     batch_size: int = 4,
@@ -154,7 +154,7 @@ def measure_damage(
 def measure_damages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edits: Sequence[SpectralEdit],
+    edits: Sequence[Change],
     *,
     texts: Sequence[str] | None = None,
     batch_size: int = 4,
@@ -175,7 +175,7 @@ def measure_damages(
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]
     given = list(bundled_texts() if texts is None else texts)
-    if any(edit.settings.normalization == "feature" for edit in edits):
+    if any(isinstance(edit, SpectralEdit) and edit.settings.normalization == "feature" for edit in edits):
         batch_size = 1  # not defined for batches
     encoded = [list(tokenizer.encode(text)) for text in given]
     batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
@@ -192,7 +192,7 @@ def measure_damages(
 
 
 def _measure_batch(
-    model: Any, edits: Sequence[SpectralEdit], batch: Sequence[Sequence[int]], pad: int
+    model: Any, edits: Sequence[Change], batch: Sequence[Sequence[int]], pad: int
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each text of a batch."""
     ids, mask = pad_right(batch, pad, input_device(model))
@@ -204,7 +204,7 @@ def _measure_batch(
 
     base = log_probabilities()
     for edit in edits:
-        with apply_edit(model, edit):
+        with apply_change(model, edit):
             edited = log_probabilities()
         divergence = (base.exp() * (base - edited)).sum(-1)
         values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]

@@ -8,6 +8,7 @@ line as
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sealign.apply import EditHandle, attach
+from sealign.apply import EditHandle
+from sealign.baselines.method import Attached
+from sealign.baselines.registry import Change, attach_change, load_change, prefix_of
 from sealign.edit import SpectralEdit
+from sealign.errors import SettingError
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, score_choices, supports_packing
 from sealign.models import load_model
@@ -31,14 +35,15 @@ Tokens = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("sealign")
 class SealignLM(HFLM):  # type: ignore[misc]
-    """The harness's Hugging Face model with an edit on it.
+    """The harness's Hugging Face model with an edit, or a method that edits are compared with, on it.
 
     Log-likelihoods are scored packed (see ``score_choices``) wherever edit and model allow it, and by the harness's own
     code elsewhere: an edit that is rescaled per feature is not causal, so that sequences can share nothing.
 
     Args:
         pretrained: a loaded model, or a name that ``load_model`` knows.
-        edit: an edit, its folder or repository; None is the base model.
+        edit: an edit or a method, its folder or repository; None is the base model.
+        preamble: text before every prompt; a method's own prefix follows it.
         strength: in place of the edit's own.
         tokenizer: the model's own; needed with a loaded model.
         journal: a file in which results are kept; a second run reads them.
@@ -55,7 +60,8 @@ class SealignLM(HFLM):  # type: ignore[misc]
         self,
         pretrained: Any,
         *,
-        edit: SpectralEdit | str | None = None,
+        edit: Change | str | None = None,
+        preamble: str = "",
         strength: float | None = None,
         tokenizer: Any = None,
         journal: str | Path | None = None,
@@ -68,16 +74,22 @@ class SealignLM(HFLM):  # type: ignore[misc]
     ) -> None:
         if isinstance(pretrained, str):
             pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device or "auto")
-        loaded = SpectralEdit.from_pretrained(edit) if isinstance(edit, str | Path) else edit
-        self._per_feature = loaded is not None and loaded.settings.normalization == "feature"
+        loaded = load_change(edit) if isinstance(edit, str | Path) else edit
+        spectral = loaded if isinstance(loaded, SpectralEdit) else None
+        self._per_feature = spectral is not None and spectral.settings.normalization == "feature"
+        self._before = preamble + prefix_of(loaded)
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=1 if self._per_feature else batch_size, **kwargs)
         self._journal = Journal(journal)
         self._track = track
-        self._handle: EditHandle | None = None
+        self._handle: EditHandle | Attached | None = None
         if loaded is not None:
             if strength is not None:
-                loaded = loaded.with_settings(strength=float(strength))
-            self._handle = attach(pretrained, loaded, ignore_mismatch=ignore_mismatch)
+                if spectral is None:
+                    raise SettingError(
+                        "strength is given, but what is on the model is not a spectral edit; leave it out"
+                    )
+                loaded = spectral.with_settings(strength=float(strength))
+            self._handle = attach_change(pretrained, loaded, ignore_mismatch=ignore_mismatch)
 
     def close(self) -> None:
         """Take the edit off the model."""
@@ -87,7 +99,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
     def get_model_info(self) -> dict[str, Any]:
         """Return what the harness records of a model, with the edit's hash and strength."""
         info: dict[str, Any] = super().get_model_info()
-        if self._handle is not None:
+        if isinstance(self._handle, EditHandle):
             info["sealign_edit_hash"] = self._handle.edit.hash
             info["sealign_edit_strength"] = self._handle.strength
             info["sealign_edited_modules"] = self._handle.modules
@@ -95,8 +107,16 @@ class SealignLM(HFLM):  # type: ignore[misc]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Return log-likelihoods; progress is shown by ``track`` alone."""
-        scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+        asked = [self._prefixed(request) for request in requests]
+        scores: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm=True)
         return scores
+
+    def _prefixed(self, request: Instance) -> Instance:
+        """The request with what stands before every prompt."""
+        if not self._before:
+            return request
+        context, *rest = request.args
+        return dataclasses.replace(request, arguments=(self._before + context, *rest))
 
     def _loglikelihood_tokens(
         self, requests: list[Tokens], disable_tqdm: bool = False, override_bs: int | None = None
@@ -139,6 +159,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
     @torch.no_grad()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return greedy or sampled completions, batch by batch, longest first."""
+        requests = [self._prefixed(request) for request in requests]
         keys = [Journal.key("generate", *request.args) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
         items = sorted(missing.items(), key=lambda item: len(item[1].args[0]), reverse=True)

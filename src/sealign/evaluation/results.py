@@ -36,8 +36,10 @@ class Arm:
         source: folder or repository of the edit; None for all others.
         hash: of the edit that was on the model.
         seed: of the random directions.
-        settings: that the edit was applied with.
-        layers: that were edited.
+        settings: that the edit was applied with; None for the base model and for other methods.
+        layers: that were edited; empty likewise.
+        method: the names of its parts, joined by a plus, where it is not a spectral edit.
+        fit_seconds: that a method took to fit; None where that was not measured.
         seconds: by task, the time it took in the run that finished it.
     """
 
@@ -50,6 +52,8 @@ class Arm:
     settings: EditSettings | None
     layers: list[int]
     seconds: dict[str, float]
+    method: str | None = None
+    fit_seconds: float | None = None
 
 
 @dataclass(frozen=True)

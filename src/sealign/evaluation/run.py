@@ -13,6 +13,7 @@ import numpy as np
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
+from sealign.baselines.registry import Change, describe_change, fit_seconds, randomized, reversed_roles
 from sealign.checkpoints import weights_digest
 from sealign.edit import SpectralEdit
 from sealign.errors import ResultsFileError, SettingError
@@ -47,6 +48,7 @@ class EvaluationConfig:
         neutral_texts: on which damage is measured; the bundled ones if None.
         control_seeds: of the random directions, one control each; empty for none.
         reversed_control: whether the edit with its roles swapped is run too.
+        preamble: text before every prompt, in every arm.
         batch_size: sequences run together where scoring is not packed, and in generation.
         judge: judges the answers of ``truthfulqa_gen``; None leaves Truth and Info out and says so.
 
@@ -61,6 +63,7 @@ class EvaluationConfig:
     neutral_texts: Sequence[str] | None = None
     control_seeds: Sequence[int] = (0, 1, 2)
     reversed_control: bool = True
+    preamble: str = ""
     batch_size: int = 8
     judge: Judge | None = None
 
@@ -80,13 +83,13 @@ class EvaluationConfig:
 @dataclass(frozen=True)
 class _Arm:
     record: Arm
-    edit: SpectralEdit | None
+    edit: Change | None
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edits: Mapping[str, SpectralEdit],
+    edits: Mapping[str, Change],
     *,
     config: EvaluationConfig,
     output: str | Path,
@@ -103,7 +106,7 @@ def evaluate(
     Args:
         model: the base model.
         tokenizer: its own.
-        edits: by name.
+        edits: by name, edits and the methods that they are compared with.
         config: what is evaluated.
         output: the folder to write to.
         sources: by name, where each edit came from, for the record.
@@ -130,6 +133,7 @@ def evaluate(
             lm = SealignLM(
                 model,
                 edit=arm.edit,
+                preamble=config.preamble,
                 tokenizer=tokenizer,
                 journal=journal,
                 batch_size=config.batch_size,
@@ -176,22 +180,30 @@ def _settings(config: EvaluationConfig) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
 
-def _arms(edits: Mapping[str, SpectralEdit], sources: Mapping[str, str], config: EvaluationConfig) -> dict[str, _Arm]:
+def _arms(edits: Mapping[str, Change], sources: Mapping[str, str], config: EvaluationConfig) -> dict[str, _Arm]:
     """The base model, then each edit with its controls."""
     arms = {BASE: _Arm(Arm("base", None, None, None, None, None, [], {}), None)}
 
-    def add(name: str, kind: Any, of: str, edit: SpectralEdit, source: str | None = None, seed: Any = None) -> None:
+    def add(name: str, kind: Any, of: str, edit: Change, source: str | None = None, seed: Any = None) -> None:
         if name in arms:
             raise SettingError(f"an edit is called '{name}', which is the name of another arm; choose another name")
-        arms[name] = _Arm(Arm(kind, of, source, edit.hash, seed, edit.settings, edit.layers, {}), edit)
+        arms[name] = _Arm(_record(kind, of, edit, source, seed), edit)
 
     for name, edit in edits.items():
         add(name, "edit", name, edit, sources.get(name))
         for seed in config.control_seeds:
-            add(f"{name} random {seed}", "random", name, edit.randomized(seed), seed=seed)
-        if config.reversed_control:
-            add(f"{name} reversed", "reversed", name, edit.reversed())
+            if (control := randomized(edit, seed)) is not None:
+                add(f"{name} random {seed}", "random", name, control, seed=seed)
+        if config.reversed_control and (control := reversed_roles(edit)) is not None:
+            add(f"{name} reversed", "reversed", name, control)
     return arms
+
+
+def _record(kind: Any, of: str, edit: Change, source: str | None, seed: int | None) -> Arm:
+    if isinstance(edit, SpectralEdit):
+        return Arm(kind, of, source, edit.hash, seed, edit.settings, edit.layers, {})
+    seconds = fit_seconds(edit) if kind == "edit" else None
+    return Arm(kind, of, source, edit.hash, seed, None, [], {}, describe_change(edit), seconds)
 
 
 def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str | None]) -> None:

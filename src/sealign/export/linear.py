@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -139,6 +139,21 @@ def output_matrices(model: nn.Module, edit: SpectralEdit) -> list[OutputMatrix]:
         raise ExportError(
             f"the model has no module '{absent[0]}', which the edit edits; name the edit's own with --model"
         )
+    return matrices_behind(base, paths)
+
+
+@torch.no_grad()
+def matrices_behind(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMatrix]:
+    """Find the matrix that puts out what each module puts out, by running the model once on two tokens.
+
+    Args:
+        model: the base model; may be on the meta device.
+        paths: by layer, the dotted path of the module.
+
+    Raises:
+        ExportError: a module's output is not that of one matrix; names the module.
+    """
+    base = unwrap_model(model)
     outputs: dict[str, Any] = {}
 
     def keep(path: str) -> Any:

@@ -66,9 +66,13 @@ class SiteBank:
         self._positive = zeros(slots, columns)
         self._negative = zeros(slots, columns)
         self._mean = zeros(slots, width)
-        # For each slot: a, strength, whether rescaled, number of the map, and the weights of its three parts.
-        self._scale, self._strength, self._rescaled, self._map = (zeros(slots, 1) for _ in range(4))
+        # For each slot: strength, whether rescaled and a; number of the map, and the weights of its three parts.
+        self._settings = zeros(slots, 3)
+        self._map = zeros(slots, 1)
         self._parts = zeros(3, slots, 1)
+        # A graph that was captured on an accelerator has to serve every edit; elsewhere, what none uses is left out.
+        self._captured = device.type != "cpu"
+        self._shifted: set[int] = set()
 
     def load(self, slot: int, projection: Projection, settings: EditSettings) -> None:
         """Write one edit's factors into a slot; the buffers keep their addresses."""
@@ -81,14 +85,17 @@ class SiteBank:
         self._factors[:, middle:end] = projection.negative
         if projection.mean is not None:
             self._mean[slot] = projection.mean
-        self._strength[slot] = settings.strength
-        self._rescaled[slot] = float(settings.normalization == "token")
+        self._settings[slot, 0] = settings.strength
+        self._settings[slot, 1] = float(settings.normalization == "token")
         if settings.feature_map == "identity":
             scale, keep, drop = COMBINATION_WEIGHTS[settings.combine]
-            self._scale[slot] = scale
+            self._settings[slot, 2] = scale
+            if scale or projection.mean is not None:
+                self._shifted.add(slot)
             self._linear[slot, start:middle] = keep
             self._linear[slot, middle:end] = drop
             return
+        self._shifted.add(slot)
         self._map[slot] = 1.0 + self._maps.index(settings.feature_map)
         self._positive[slot, start:middle] = 1.0
         self._negative[slot, middle:end] = 1.0
@@ -100,11 +107,10 @@ class SiteBank:
         """Make a slot edit nothing."""
         columns = slice(slot * self._rank, (slot + 1) * self._rank)
         self._factors[:, columns] = 0.0
-        for buffer in (self._linear, self._positive, self._negative, self._mean):
+        for buffer in (self._linear, self._positive, self._negative, self._mean, self._settings, self._map):
             buffer[slot] = 0.0
-        for column in (self._scale, self._strength, self._rescaled, self._map):
-            column[slot] = 0.0
         self._parts[:, slot] = 0.0
+        self._shifted.discard(slot)
 
     def __call__(self, tokens: Float[Tensor, "t d"], slots: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Return each token as its slot edits it, in the type it came in; those of slot 0 bit for bit.
@@ -114,16 +120,25 @@ class SiteBank:
             slots: of each token.
         """
         x = tokens.float()
+        strength, rescaled, scale = torch.split(self._settings[slots], 1, dim=-1)
+        if self._captured or self._shifted:
+            y = self._shifted_edit(x, slots, scale)
+        else:
+            y = torch.addmm(x, (x @ self._factors).mul_(self._linear[slots]), self._factors.T)
+        before, after = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (x, y))
+        # Where y is zero it stays so, at whatever ratio that is finite.
+        ratio = torch.lerp(torch.ones_like(before), before / after.clamp_min(1e-20), rescaled)
+        edited = torch.lerp(x, y * ratio, strength)
+        return torch.where(slots[:, None] > 0, edited.to(tokens.dtype), tokens)
+
+    def _shifted_edit(self, x: Tensor, slots: Tensor, scale: Tensor) -> Tensor:
+        """Y where an edit has a mean, a multiple of z or a feature map."""
         mean = self._mean[slots]
         z = x - mean
-        y = x + ((z @ self._factors) * self._linear[slots]) @ self._factors.T + self._scale[slots] * z
+        y = torch.addmm(x + scale * z, (z @ self._factors).mul_(self._linear[slots]), self._factors.T)
         for number, name in enumerate(self._maps, start=1):
             y = torch.where(self._map[slots] == number, self._nonlinear(name, x, mean, slots), y)
-        norm = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-        rescaled = (self._rescaled[slots] > 0) & (norm > 0)
-        ratio = torch.where(rescaled, torch.linalg.vector_norm(x, dim=-1, keepdim=True) / norm, 1.0)
-        edited = x + self._strength[slots] * (y * ratio - x)
-        return torch.where(slots[:, None] > 0, edited.to(tokens.dtype), tokens)
+        return y
 
     def _nonlinear(self, name: str, x: Tensor, mean: Tensor, slots: Tensor) -> Tensor:
         phi = get_feature_map(name)

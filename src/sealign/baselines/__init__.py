@@ -1,0 +1,1 @@
+"""The methods that spectral editing is compared with, behind one interface."""

@@ -1,0 +1,147 @@
+"""DoLa: the final layer contrasted with an earlier one, chosen token by token."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from sealign.baselines.contrast import contrast, jensen_shannon
+from sealign.baselines.method import Attached, Method, make_record, settings_of
+from sealign.demonstrations import Demonstration
+from sealign.errors import SettingError, unknown_name
+from sealign.progress import Track, no_progress
+from sealign.sites import resolve_sites, text_config, unwrap_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Bucket = Literal["high", "low"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoLaConfig:
+    """Settings of DoLa.
+
+    Attributes:
+        bucket: which layers may be the premature one: ``high``, every second of the upper half, as the paper takes for
+            TruthfulQA, or ``low``, every second of the lower half.
+        plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
+        seed: unused, since nothing is random; every method takes one.
+
+    Raises:
+        SettingError: a value is unknown or out of range.
+
+    Example:
+        >>> DoLaConfig().bucket
+        'high'
+    """
+
+    bucket: Bucket = "high"
+    plausibility: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bucket not in ("high", "low"):
+            raise SettingError(unknown_name("bucket", self.bucket, ("high", "low")))
+        if not 0 <= self.plausibility <= 1:
+            raise SettingError(f"plausibility is {self.plausibility}, but it must be in [0, 1]; try 0.1")
+
+
+@dataclass(frozen=True, eq=False)
+class DoLa(Method):
+    """Decoding by contrasting layers.
+
+    F = log q_N - log q_M on the plausible tokens, with q_j = softmax(head(h_j)) and M the candidate layer whose q_M
+    has the largest Jensen-Shannon divergence from q_N, chosen at every token (Chuang et al. 2024, arXiv 2309.03883,
+    section 2). As in the authors' code the head reads the candidates' hidden states without the final norm. Their code
+    scores with a divergence taken the other way round and normalises over implausible tokens too; here both are as in
+    the paper. h_0 is the embedding, left out where it is tied to the head: it predicts the token just read.
+    """
+
+    name: ClassVar[str] = "dola"
+    needs_demonstrations: ClassVar[bool] = False
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: Sequence[Demonstration] = (),
+        config: DoLaConfig = DoLaConfig(),
+        *,
+        checkpoint_dir: Path | None = None,
+        track: Track = no_progress,
+    ) -> Self:
+        """Name the candidate layers; nothing is learnt."""
+        started = time.perf_counter()
+        settings = settings_of(config) | {"candidates": candidate_layers(model, config.bucket)}
+        seconds = time.perf_counter() - started
+        return cls(make_record(cls.name, settings, model, tokenizer, (), {}, seconds), {})
+
+    def put_on(self, model: Any, attached: Attached) -> None:
+        """Replace the model's logits by the contrast."""
+        base = unwrap_model(model)
+        states: dict[int, Tensor] = {}
+        candidates: list[int] = self.settings["candidates"]
+        embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+        sites = resolve_sites(base, "residual", [index - 1 for index in candidates if index > 0])
+        modules: dict[int, nn.Module] = {0: embedding} if 0 in candidates else {}
+        modules |= {site.layer + 1: site.module for site in sites}
+        for index, module in modules.items():
+            attached.stack.callback(module.register_forward_hook(_keep(states, index, attached)).remove)
+        plausibility = float(self.settings["plausibility"])
+
+        def hook(_module: nn.Module, _args: Any, kwargs: Any, output: Any) -> Any:
+            if not attached.enabled or output.logits is None:
+                return None
+            final = output.logits
+            kept = _kept_positions(kwargs.get("logits_to_keep", 0))
+            premature = farthest(final, (head(states[index][:, kept]) for index in candidates))
+            output.logits = contrast(final, premature, plausibility=plausibility).to(final.dtype)
+            states.clear()
+            return output
+
+        attached.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+
+
+def candidate_layers(model: Any, bucket: Bucket) -> list[int]:
+    """Return which hidden states may be contrasted, 0 being the embedding and N the final layer, never itself one.
+
+    The high bucket is every second of [N/2, N), the low one every second of [0, N/2), or of [2, N/2) where the
+    embedding is the head.
+    """
+    config = text_config(unwrap_model(model))
+    depth, half = config.num_hidden_layers, config.num_hidden_layers // 2
+    first = 2 if getattr(config, "tie_word_embeddings", False) and half > 2 else 0
+    return list(range(half, depth, 2)) if bucket == "high" else list(range(first, half, 2))
+
+
+def farthest(final: Tensor, candidates: Iterable[Tensor]) -> Tensor:
+    """Return, position by position, the logits that are farthest from the final ones by Jensen-Shannon divergence."""
+    chosen = final
+    largest = torch.full(final.shape[:-1], -1.0, device=final.device)
+    for logits in candidates:
+        divergence = jensen_shannon(final, logits)
+        better = divergence > largest
+        chosen = torch.where(better[..., None], logits.to(chosen.dtype), chosen)
+        largest = torch.where(better, divergence, largest)
+    return chosen
+
+
+def _keep(states: dict[int, Tensor], index: int, attached: Attached) -> Any:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        if attached.enabled:
+            states[index] = output[0] if isinstance(output, tuple) else output
+
+    return hook
+
+
+def _kept_positions(logits_to_keep: Any) -> Any:
+    """What transformers indexes hidden states with before its head."""
+    return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep

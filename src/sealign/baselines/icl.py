@@ -1,0 +1,96 @@
+"""ICL: demonstrations in the context, before every prompt."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from sealign.baselines.method import Attached, Method, check_at_least, make_record, settings_of
+from sealign.demonstrations import Demonstration
+from sealign.errors import DemonstrationError
+from sealign.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class ICLConfig:
+    """Settings of few-shot prompting.
+
+    Attributes:
+        shots: demonstrations in the context, at least 1; the paper's BBQ prompt has 4.
+        instruction: text before them.
+        seed: of their draw.
+
+    Raises:
+        SettingError: no shots.
+
+    Example:
+        >>> ICLConfig(shots=2).shots
+        2
+    """
+
+    shots: int = 4
+    instruction: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_at_least("shots", self.shots, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class ICL(Method):
+    """Few-shot prompting: ``Q: prompt``, ``A: positive`` of a few demonstrations before every prompt."""
+
+    name: ClassVar[str] = "icl"
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: Sequence[Demonstration],
+        config: ICLConfig = ICLConfig(),
+        *,
+        checkpoint_dir: Path | None = None,
+        track: Track = no_progress,
+    ) -> Self:
+        """Draw the demonstrations and write them out.
+
+        Raises:
+            DemonstrationError: fewer demonstrations than shots.
+        """
+        started = time.perf_counter()
+        if len(demonstrations) < config.shots:
+            raise DemonstrationError(
+                f"there are {len(demonstrations)} demonstrations, but {config.shots} shots were asked for; "
+                "give more, or ask for fewer"
+            )
+        chosen = random.Random(config.seed).sample(list(demonstrations), config.shots)
+        settings = settings_of(config) | {"prefix": few_shot_text(chosen, config.instruction)}
+        seconds = time.perf_counter() - started
+        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, {}, seconds), {})
+
+    @property
+    def prefix(self) -> str:
+        """The demonstrations as text."""
+        return str(self.settings["prefix"])
+
+    def put_on(self, model: object, attached: Attached) -> None:
+        """Leave the model as it is: the prompt is what changes."""
+
+
+def few_shot_text(demonstrations: Sequence[Demonstration], instruction: str = "") -> str:
+    r"""Return demonstrations as answered questions, ready to be followed by the next one.
+
+    Example:
+        >>> few_shot_text([Demonstration("What do bees make?", "Honey.", "Milk.")])
+        'Q: What do bees make?\nA: Honey.\n\n'
+    """
+    shots = [f"Q: {item.prompt.strip()}\nA: {item.positive.strip()}\n\n" for item in demonstrations]
+    return (f"{instruction.strip()}\n\n" if instruction.strip() else "") + "".join(shots)

@@ -1,0 +1,126 @@
+"""LEACE: what tells positives from negatives linearly is erased, layer by layer, by ``concept-erasure``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from sealign.activations import collect_activations
+from sealign.baselines.method import Attached, Method, make_record, settings_of
+from sealign.baselines.steering import change_output
+from sealign.demonstrations import Demonstration
+from sealign.errors import SettingError
+from sealign.fit_config import select_layers
+from sealign.progress import Track, no_progress
+from sealign.sites import resolve_sites, text_config, unwrap_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class LEACEConfig:
+    """Settings of LEACE.
+
+    Attributes:
+        layers: whose outputs are scrubbed, in order; as in ``FitConfig``, without ``signature:L``.
+        seed: unused, since nothing is random; every method takes one.
+
+    Raises:
+        SettingError: the layers are chosen by signature.
+
+    Example:
+        >>> LEACEConfig(layers="last:3").layers
+        'last:3'
+    """
+
+    layers: str = "last:21/32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layers.startswith("signature"):
+            raise SettingError("LEACE cannot choose layers by signature; name them, as in last:21/32 or 10,11")
+
+
+@dataclass(frozen=True, eq=False)
+class LEACE(Method):
+    """Least-squares concept erasure of the label, positive or negative, from the residual stream.
+
+    x' = x - L R (x - b), the smallest change of x after which no linear classifier does better than the majority
+    (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3). Layers are scrubbed one after another, each fitted on what
+    the ones before it have left (section 5, concept scrubbing).
+    """
+
+    name: ClassVar[str] = "leace"
+
+    @classmethod
+    def fit(
+        cls,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        demonstrations: Sequence[Demonstration],
+        config: LEACEConfig = LEACEConfig(),
+        *,
+        checkpoint_dir: Path | None = None,
+        track: Track = no_progress,
+    ) -> Self:
+        """Fit the eraser of each layer on the activations that earlier erasers leave."""
+        from concept_erasure import LeaceFitter
+
+        started = time.perf_counter()
+        depth = text_config(unwrap_model(model)).num_hidden_layers
+        layers = select_layers(config.layers, depth)
+        tensors: dict[str, Tensor] = {}
+        attached = Attached()
+        with ExitStack() as stack:
+            stack.callback(attached.detach)
+            for layer in track(layers, "Erasing", len(layers)):
+                # No checkpoints: what a layer gives depends on the erasers before it.
+                found = collect_activations(model, tokenizer, demonstrations, site="residual", layers=[layer])
+                x = torch.cat([found.positive[layer], found.negative[layer]]).double()
+                z = torch.cat([torch.ones(len(demonstrations)), torch.zeros(len(demonstrations))]).double()
+                eraser = LeaceFitter.fit(x, z).eraser
+                parts = {"left": eraser.proj_left, "right": eraser.proj_right, "bias": eraser.bias}
+                tensors |= {f"layers.{layer}.{name}": part.float() for name, part in parts.items()}
+                _erase_at(model, layer, tensors, attached)
+        settings = settings_of(config) | {"scrubbed": layers}
+        seconds = time.perf_counter() - started
+        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+
+    def put_on(self, model: object, attached: Attached) -> None:
+        """Erase at the output of each layer."""
+        for layer in self.settings["scrubbed"]:
+            _erase_at(model, layer, self.tensors, attached)
+
+    def randomized(self, seed: int) -> LEACE:
+        """Return erasers of random directions: each orthogonal, of the same rank, about the same point."""
+        generator = torch.Generator().manual_seed(seed)
+        tensors = dict(self.tensors)
+        for layer in self.settings["scrubbed"]:
+            left = tensors[f"layers.{layer}.left"]
+            basis = torch.linalg.qr(torch.randn(left.shape, generator=generator)).Q
+            tensors |= {f"layers.{layer}.left": basis, f"layers.{layer}.right": basis.T.contiguous()}
+        return self.with_tensors(tensors)
+
+
+def _erase_at(model: Any, layer: int, tensors: dict[str, Tensor] | Any, attached: Attached) -> None:
+    from concept_erasure import LeaceEraser
+
+    (site,) = resolve_sites(model, "residual", [layer])
+    parts = [tensors[f"layers.{layer}.{name}"] for name in ("left", "right", "bias")]
+    placed: dict[torch.device, LeaceEraser] = {}
+
+    def erase(hidden: Tensor) -> Tensor:
+        if hidden.device not in placed:
+            placed[hidden.device] = LeaceEraser(*(part.to(hidden.device) for part in parts))
+        erased: Tensor = placed[hidden.device](hidden.float())
+        return erased.to(hidden.dtype)
+
+    change_output(site.module, erase, attached)
