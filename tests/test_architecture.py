@@ -85,6 +85,8 @@ ORDER = (
     "evaluation.search_space",
     "evaluation.tune_config",
     "evaluation.tune",
+    "serving.alone",
+    "serving.site_bank",
     "serving.bank",
     "serving.settings",
     "serving.client",

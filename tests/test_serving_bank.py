@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sealign.edit import SpectralEdit
 from sealign.errors import ServingError
 from sealign.projection import COMBINES, Projection
-from sealign.serving.bank import BankSize, EditBank, SiteBank, size_for
+from sealign.serving.alone import edit_alone, rows_by_slot
+from sealign.serving.bank import EditBank, size_for
 from sealign.serving.settings import plan_bank
+from sealign.serving.site_bank import BankSize, SiteBank
 
 WIDTH = 13
 
@@ -86,11 +90,11 @@ def test_tokens_of_zero_and_narrow_types(small_edit: SpectralEdit) -> None:
     torch.testing.assert_close(found[[0, 2, 3]], expected[[0, 2, 3]])
 
 
-@pytest.fixture
-def bank(small_edit: SpectralEdit) -> EditBank:
+@pytest.fixture(params=[False, True], ids=["alone", "captured"])
+def bank(request: pytest.FixtureRequest, small_edit: SpectralEdit) -> EditBank:
     modules = [f"model.layers.{layer}.mlp" for layer in range(5)]
     width = small_edit.projections[1].width
-    return EditBank(modules, width, 20, BankSize(edits=2, rank=5))
+    return EditBank(modules, width, 20, BankSize(edits=2, rank=5), captured=request.param)
 
 
 def test_a_batch_of_requests_is_edited_by_row(bank: EditBank, small_edit: SpectralEdit) -> None:
@@ -132,7 +136,7 @@ def test_the_residual_stream_is_edited_in_one_of_its_summands(bank: EditBank, sm
 
 def test_buffers_keep_their_addresses(bank: EditBank, small_edit: SpectralEdit) -> None:
     def addresses() -> list[int]:
-        sites = bank._ordered
+        sites = list(bank._sites.values())
         tensors = [t for site in sites for t in vars(site).values() if isinstance(t, torch.Tensor)]
         return [t.data_ptr() for t in [*tensors, bank._token_slots]]
 
@@ -186,3 +190,33 @@ def test_the_graph_is_one_for_every_choice(small_edit: SpectralEdit) -> None:
     chosen = torch.tensor([0, 1, 1, 0, 0, 1])
     torch.testing.assert_close(traced(tokens, chosen), site(tokens, chosen))
     assert not torch.equal(traced(tokens, chosen), tokens)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("normalization", ["token", "none"])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_an_edit_alone_is_its_projection(
+    small_edit: SpectralEdit, combine: Any, normalization: Any, centered: bool, feature_map: str
+) -> None:
+    settings = small_edit.with_settings(combine=combine, normalization=normalization, strength=0.7).settings
+    settings = dataclasses.replace(settings, feature_map=feature_map, centered=centered)
+    projection = make_projection(4, 3, 2, centered=centered, feature_map=feature_map)
+    tokens = torch.randn(7, WIDTH)
+    tokens[2] = 0
+    given = tokens.clone()
+    found = edit_alone(projection, settings)(tokens)
+    expected = projection(tokens, combine=combine, normalization=normalization, strength=0.7)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(tokens, given)
+    assert edit_alone(projection, settings)(tokens.bfloat16()).dtype == torch.bfloat16
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=8))
+def test_rows_of_each_slot(requests: list[tuple[int, int]]) -> None:
+    slots = [slot for slot, count in requests for _ in range(count)]
+    tokens = torch.arange(len(slots))
+    found = {slot: tokens[rows].tolist() for slot, rows in rows_by_slot(requests)}
+    assert found == {
+        slot: [index for index, own in enumerate(slots) if own == slot] for slot in dict.fromkeys(slots) if slot
+    }

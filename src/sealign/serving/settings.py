@@ -12,7 +12,8 @@ from typing import Any
 
 from sealign.edit import SpectralEdit
 from sealign.errors import ServingError, UnknownEditError
-from sealign.serving.bank import BankSize, size_for
+from sealign.serving.bank import size_for
+from sealign.serving.site_bank import BankSize
 
 REQUEST_KEY = "sealign_edit"
 """The key in a request's ``vllm_xargs`` that names its edit."""
