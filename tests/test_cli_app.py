@@ -28,7 +28,19 @@ from sealign.fit_config import FitConfig
 from tests.tiny_models import build_model
 
 CONTEXT = 2048
-COMMANDS = ("demo", "fit", "inspect", "baseline", "generate", "chat", "evaluate", "compare", "tune", "verify")
+COMMANDS = (
+    "demo",
+    "fit",
+    "inspect",
+    "baseline",
+    "generate",
+    "chat",
+    "evaluate",
+    "compare",
+    "reproduce",
+    "tune",
+    "verify",
+)
 
 # --- what the tests of all commands share ---
 
@@ -231,7 +243,7 @@ def test_defaults_in_help_texts_are_those_of_the_library() -> None:
 
 def test_the_same_option_means_the_same_in_every_command() -> None:
     # Commands that write more than an edit say what, and one takes several edits by name.
-    own = {"--output": ("evaluate", "tune"), "--edit": ("evaluate",)}
+    own = {"--output": ("baseline", "evaluate", "reproduce", "tune"), "--edit": ("evaluate",)}
     for name in ("--edit", "--dtype", "--device", "--ignore-mismatch", "--json", "--seed", "--output", "--max-damage"):
         commands = [command for command in COMMANDS if command not in own.get(name, ())]
         texts = {_options(command)[name].help for command in commands if name in _options(command)}

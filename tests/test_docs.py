@@ -17,8 +17,8 @@ from tests.edit_server import engine_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("--no-deps", "--model_args", "--port", "--silent", "--fail", "--header")
-"""Options of pip, of the harness, of vLLM and of curl."""
+OTHERS = ("--no-deps", "--only", "--enforce-eager", "--model_args", "--port", "--silent", "--fail", "--header")
+"""Options of pip, of the benchmarks, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -101,9 +101,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_in_the_documents_exist() -> None:
     import inspect
 
-    from sealign.cli import chat, demo, evaluate, export, fit, generate, methods, options, serve, tune
+    from sealign.cli import chat, demo, evaluate, export, fit, generate, methods, options, plot, reproduce, serve, tune
 
-    modules = (options, fit, generate, chat, demo, evaluate, export, methods, serve, tune)
+    modules = (options, fit, generate, chat, demo, evaluate, export, methods, plot, reproduce, serve, tune)
     text = "".join(inspect.getsource(module) for module in modules)
     for page in PAGES:
         for option in set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", page.read_text(encoding="utf-8"))):

@@ -13,6 +13,8 @@ import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect
 import sealign.cli.methods
+import sealign.cli.plot
+import sealign.cli.reproduce
 import sealign.cli.serve
 import sealign.cli.tune  # noqa: F401
 from sealign.cli.app import app

@@ -24,7 +24,7 @@ messages = Console(stderr=True, highlight=False)
 """Where progress and errors go."""
 
 
-_RESUMABLE = ("fit", "baseline", "evaluate", "tune")
+_RESUMABLE = ("fit", "baseline", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -136,6 +136,10 @@ def _root(
         sealign evaluate --method iti --method dola --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output RESULTS
 
         sealign tune --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output TUNED
+
+        sealign reproduce table-bbq --model MODEL --output PAPER
+
+        sealign plot tsne --demonstrations FILE.jsonl --output FIGURE
 
         sealign export lora --edit EDIT --output ADAPTER
 

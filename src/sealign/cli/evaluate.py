@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.judging import load_judge
 from sealign.cli.methods import fit_methods, load_all, load_changes, parse_name, require_method_extras
-
-if TYPE_CHECKING:
-    from sealign.evaluation.judge import Judge
 
 
 @app.command()
@@ -55,22 +53,8 @@ def evaluate(
         bool, typer.Option("--reversed/--no-reversed", help="Also run each edit with positive and negative swapped.")
     ] = True,
     max_damage: options.MaxDamage = 0.05,
-    judge: Annotated[
-        str | None,
-        typer.Option(
-            "--judge",
-            metavar="MODEL",
-            help="Judges Truth and Info of truthfulqa_gen: a model to load, or, with --judge-url, its name there.",
-        ),
-    ] = None,
-    judge_url: Annotated[
-        str | None,
-        typer.Option(
-            "--judge-url",
-            metavar="URL",
-            help="OpenAI-compatible endpoint of the judge, up to and with /v1; its key is read from OPENAI_API_KEY.",
-        ),
-    ] = None,
+    judge: options.JudgeModel = None,
+    judge_url: options.JudgeUrl = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences run together in generation.")
     ] = 8,
@@ -111,7 +95,7 @@ def evaluate(
         control_seeds=_numbers("--control-seeds", control_seeds),
         reversed_control=reversed_control,
         batch_size=batch_size,
-        judge=_judge(judge, judge_url, dtype, device),
+        judge=load_judge(judge, judge_url, dtype, device),
     )
     results = run(
         loaded,
@@ -162,23 +146,3 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise SettingError(f"{option} is '{text}', but it must be whole numbers such as 0,1,2") from None
-
-
-def _judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge | None:
-    import os
-
-    from sealign.errors import SettingError
-
-    if url is not None:
-        require_extra("judge", "openai")
-        from sealign.evaluation.judge import EndpointJudge
-
-        if name is None:
-            raise SettingError("--judge-url needs the judge's name at that endpoint; name it with --judge")
-        return EndpointJudge(url, name, os.environ.get("OPENAI_API_KEY"))
-    if name is None:
-        return None
-    from sealign.evaluation.judge import LocalJudge
-    from sealign.models import load_model
-
-    return LocalJudge(*load_model(name, dtype=dtype, device=device), name=name)

@@ -192,6 +192,22 @@ NeutralMaxNewTokens = Annotated[
 IgnoreMismatch = Annotated[
     bool, typer.Option("--ignore-mismatch", help="Apply the edit to a model that it was not fitted on.")
 ]
+JudgeModel = Annotated[
+    str | None,
+    typer.Option(
+        "--judge",
+        metavar="MODEL",
+        help="Judges Truth and Info of truthfulqa_gen: a model to load, or, with --judge-url, its name there.",
+    ),
+]
+JudgeUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--judge-url",
+        metavar="URL",
+        help="OpenAI-compatible endpoint of the judge, up to and with /v1; its key is read from OPENAI_API_KEY.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

@@ -96,6 +96,7 @@ def evaluate(
     sources: Mapping[str, str] | None = None,
     command: str = "",
     ignore_mismatch: bool = False,
+    journal: str | Path | None = None,
     track: Track = no_progress,
 ) -> Results:
     """Score the base model, each edit and each edit's controls on tasks, and write ``results.json``.
@@ -112,6 +113,7 @@ def evaluate(
         sources: by name, where each edit came from, for the record.
         command: that makes the results again, for the record.
         ignore_mismatch: as for ``attach``.
+        journal: a folder in place of the output's own, so that several evaluations score once what they share.
         track: shows progress.
 
     Raises:
@@ -124,18 +126,18 @@ def evaluate(
     folder = Path(output)
     _check_output(folder, settings, [arm.record.hash for arm in arms.values()])
     folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / "journal" if journal is None else Path(journal)
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
     tasks: dict[str, Task] = {}
     docs: dict[str, list[Any]] = {}
     with task_manager(config.tasks, config.data_dir) as manager:
         for name, arm in arms.items():
-            journal = folder / "journal" / f"{Journal.key(digest, arm.record.hash)}.jsonl"
             lm = SealignLM(
                 model,
                 edit=arm.edit,
                 preamble=config.preamble,
                 tokenizer=tokenizer,
-                journal=journal,
+                journal=kept / f"{Journal.key(digest, arm.record.hash)}.jsonl",
                 batch_size=config.batch_size,
                 ignore_mismatch=ignore_mismatch,
                 track=_naming(track, name),
@@ -151,8 +153,8 @@ def evaluate(
             finally:
                 lm.close()
     if JUDGED_TASK in tasks:
-        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs[JUDGED_TASK], config.judge, folder, track)
-    measured = Journal(folder / "journal" / f"{digest}-damage.jsonl")
+        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs[JUDGED_TASK], config.judge, kept, track)
+    measured = Journal(kept / f"{digest}-damage.jsonl")
     damage = _damage(model, tokenizer, arms, config.neutral_texts, measured, track)
     results = Results(
         command=command,
@@ -232,14 +234,16 @@ def run_task(
         if loaded_task.get_config("num_fewshot") is None:
             loaded_task.set_config(key="num_fewshot", value=0)
         loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-    found = evaluator.evaluate(
-        lm=lm,
-        task_dict=loaded,
-        limit=limit,
-        samples=None if items is None else {task: list(items)},
-        bootstrap_iters=0,
-        log_samples=True,
-    )
+    # The harness divides by probabilities that underflow where a model is broken; ``item_scores`` does not.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = evaluator.evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=limit,
+            samples=None if items is None else {task: list(items)},
+            bootstrap_iters=0,
+            log_samples=True,
+        )
     return TaskSamples.of(task, found)
 
 
@@ -262,12 +266,12 @@ def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headli
     task.metrics[metric].arms[arm] = Scores(values.numerators.tolist(), below)
 
 
-def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, folder: Path, track: Track) -> Task:
+def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, kept: Path, track: Track) -> Task:
     if judge is None:
         return dataclasses.replace(task, notes=[*task.notes, NOT_JUDGED])
     for metric in task.metrics:
         task.metrics[metric] = dataclasses.replace(task.metrics[metric], headline=False)
-    journal = Journal(folder / "journal" / f"{Journal.key(judge.name)}-judge.jsonl")
+    journal = Journal(kept / f"{Journal.key(judge.name)}-judge.jsonl")
     for arm, answers in task.answers.items():
         judged = judge_answers(judge, docs, answers, journal=journal, track=track)
         for metric, values in judged.items():

@@ -1,0 +1,35 @@
+"""The judge that ``--judge`` and ``--judge-url`` name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sealign.cli.app import require_extra
+
+if TYPE_CHECKING:
+    from sealign.evaluation.judge import Judge
+
+
+def load_judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge | None:
+    """Return the judge that is named, or None.
+
+    Raises:
+        SettingError: an endpoint without a name.
+    """
+    import os
+
+    from sealign.errors import SettingError
+
+    if url is not None:
+        require_extra("judge", "openai")
+        from sealign.evaluation.judge import EndpointJudge
+
+        if name is None:
+            raise SettingError("--judge-url needs the judge's name at that endpoint; name it with --judge")
+        return EndpointJudge(url, name, os.environ.get("OPENAI_API_KEY"))
+    if name is None:
+        return None
+    from sealign.evaluation.judge import LocalJudge
+    from sealign.models import load_model
+
+    return LocalJudge(*load_model(name, dtype=dtype, device=device), name=name)

@@ -1,0 +1,74 @@
+"""Cells of tables from the results of evaluations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from sealign.errors import SettingError
+from sealign.evaluation.comparison import difference_of, item_groups
+from sealign.evaluation.item_scores import ItemScores
+from sealign.evaluation.results import BASE, Results
+from sealign.evaluation.statistics import mean_interval, ratio_difference
+from sealign.reproduce.table import Cell
+
+LEVEL = 0.05
+"""P-value up to which a cell is marked as differing from the reference row."""
+
+
+def metric_cell(
+    results: Results, task: str, metric: str, arm: str, *, reference: str | None = BASE, seed: int = 0
+) -> Cell:
+    """Return one metric of one arm, with its bootstrap interval, marked where it differs from a reference arm.
+
+    The p-value is that of the paired test, not corrected for the number of cells in a table.
+
+    Args:
+        results: of an evaluation.
+        task, metric, arm: which.
+        reference: another arm; None marks nothing.
+        seed: of the resampling.
+    """
+    found = results.tasks[task]
+    if metric not in found.metrics:
+        return Cell(missing=" ".join(found.notes) or f"{task} has no {metric}")
+    scores = found.metrics[metric].item_scores(arm)
+    groups = item_groups(found, scores)
+    low, high = _interval(scores, groups, seed)
+    value = scores.value
+    if np.isnan(value):
+        return Cell(missing=f"no item of {task} counts for {metric}")
+    cell = Cell(value, low, high)
+    if reference is None or reference == arm:
+        return cell
+    difference = difference_of(found.metrics[metric].item_scores(reference), scores, groups=groups, seed=seed)
+    return cell if difference is None else replace(cell, differs=difference.p_value <= LEVEL)
+
+
+def _interval(scores: ItemScores, groups: list[str] | None, seed: int) -> tuple[float | None, float | None]:
+    try:
+        if scores.denominators is None:
+            found = mean_interval(scores.numerators, groups=groups, seed=seed)
+            return found.low, found.high
+        # Against a constant of zero, whose ratio is the offset at every resample.
+        ones = np.ones_like(scores.numerators)
+        gap = ratio_difference(
+            (0 * ones, ones), (scores.numerators, scores.denominators), scale=scores.scale, groups=groups, seed=seed
+        )
+        return scores.offset + gap.low, scores.offset + gap.high
+    except SettingError:
+        return None, None  # too few items for an interval
+
+
+def damage_cell(results: Results, arm: str, *, seed: int = 0) -> Cell:
+    """Return the rise of the loss on neutral text in nats a token, weighted by tokens, with its interval by text."""
+    if arm == BASE:
+        return Cell(0.0)
+    damage = results.damage[arm].damage
+    tokens = damage.tokens
+    try:
+        gap = ratio_difference((damage.base * tokens, tokens), (damage.edited * tokens, tokens), seed=seed)
+    except SettingError:
+        return Cell(damage.loss_increase)  # too few texts for an interval
+    return Cell(gap.difference, gap.low, gap.high)

@@ -1,0 +1,149 @@
+"""A table of measured values: every cell with its interval, and with the reason where there is none."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+MARK = "*"
+"""Behind a value that differs from the reference row by a p-value of at most 0.05."""
+
+MISSING = "-"
+"""In place of a value that was not computed."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value, or why there is none.
+
+    Attributes:
+        value: as measured; None where it was not.
+        low, high: of its 95 % interval; None where it has none, as a time.
+        differs: whether it differs from the reference row by a p-value of at most 0.05; None where that was not tested.
+        missing: why there is no value.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    differs: bool | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: its heading, with its unit.
+        digits: behind the decimal point.
+        scale: that values are shown times, as 100 for percent.
+    """
+
+    name: str
+    digits: int = 1
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        name: of its files.
+        title: one line.
+        columns: in order.
+        rows: by name, in order, as many cells as there are columns.
+        notes: what a reader must know.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    rows: Mapping[str, Sequence[Cell]]
+    notes: Sequence[str] = field(default=())
+
+    def text(self, column: int, cell: Cell) -> str:
+        """Return a cell as it is read: ``36.9 [35.0, 38.8]*``, or a dash."""
+        shown = self.columns[column]
+        if cell.value is None:
+            return MISSING
+        value = f"{shown.scale * cell.value:.{shown.digits}f}"
+        if cell.low is not None and cell.high is not None:
+            low, high = (f"{shown.scale * bound:.{shown.digits}f}" for bound in (cell.low, cell.high))
+            value += f" [{low}, {high}]"
+        return value + (MARK if cell.differs else "")
+
+    def reasons(self) -> list[str]:
+        """Return why cells are missing: each reason once, with the rows that it holds for."""
+        found: dict[str, list[str]] = {}
+        for name, cells in self.rows.items():
+            for cell in cells:
+                if cell.value is None and name not in found.setdefault(cell.missing, []):
+                    found[cell.missing].append(name)
+        return [f"{MISSING} in {', '.join(names)}: {reason}" for reason, names in found.items()]
+
+
+def to_csv(table: Table) -> str:
+    """Return a table as CSV: one row a cell, unscaled, with interval, mark and reason.
+
+    Example:
+        >>> print(to_csv(Table("t", "T", [Column("MC1 %", scale=100)], {"base": [Cell(0.25, 0.1, 0.4)]})), end="")
+        row,column,value,low,high,differs,missing
+        base,MC1 %,0.25,0.1,0.4,,
+    """
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["row", "column", "value", "low", "high", "differs", "missing"])
+    for name, cells in table.rows.items():
+        for column, cell in zip(table.columns, cells, strict=True):
+            numbers = ["" if number is None else number for number in (cell.value, cell.low, cell.high, cell.differs)]
+            writer.writerow([name, column.name, *numbers, cell.missing])
+    return buffer.getvalue()
+
+
+def to_latex(table: Table) -> str:
+    r"""Return a table in LaTeX, for the package booktabs; intervals stand small behind their values.
+
+    Example:
+        >>> print(to_latex(Table("t", "T", [Column("MC1")], {"base": [Cell(1, 0, 2)]})).splitlines()[5])
+        base & 1.0 {\scriptsize [0.0, 2.0]} \\
+    """
+    lines = [r"\begin{table}", r"\centering", rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}", r"\toprule"]
+    lines += [" & ".join(["", *(_escaped(column.name) for column in table.columns)]) + r" \\ \midrule"]
+    for name, cells in table.rows.items():
+        shown = [_latex_cell(table.text(index, cell)) for index, cell in enumerate(cells)]
+        lines.append(" & ".join([_escaped(name), *shown]) + r" \\")
+    notes = " ".join(_escaped(note) for note in (*table.notes, *table.reasons()))
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_escaped(table.title)}. {notes}}}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table in Markdown, notes below it."""
+    lines = ["| | " + " | ".join(column.name for column in table.columns) + " |"]
+    lines.append("| --- |" + " --- |" * len(table.columns))
+    for name, cells in table.rows.items():
+        shown = [table.text(index, cell) for index, cell in enumerate(cells)]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lines += [""] + [f"- {note}" for note in (*table.notes, *table.reasons())]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(text: str) -> str:
+    value, bracket, rest = text.partition(" [")
+    if not bracket:
+        return _escaped(text)
+    interval, _, mark = rest.partition("]")
+    return rf"{value}{_escaped(mark)} {{\scriptsize [{interval}]}}"
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    character: "\\" + character for character in "&%$#_{}"
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)

@@ -1,0 +1,290 @@
+"""The tables of Qiu et al. 2024 (arXiv 2405.09719), for any model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from sealign.baselines.contrastive import CDConfig
+from sealign.baselines.cost import measure_cost
+from sealign.baselines.icl import few_shot_text
+from sealign.baselines.method import Method
+from sealign.baselines.registry import Change
+from sealign.baselines.stack import Stack
+from sealign.edit import SpectralEdit
+from sealign.evaluation.results import BASE, Results
+from sealign.fit_config import FitConfig
+from sealign.prompts import PromptFormat
+from sealign.reproduce.cells import damage_cell, metric_cell
+from sealign.reproduce.table import Cell, Column, Table
+from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench
+
+LINEAR = FitConfig(prompt_format=PromptFormat("few_shot"))
+"""The paper's edit for TruthfulQA: K = 0.998, the last 21 of 32 layers in proportion, not centred, whole."""
+
+MILD = dataclasses.replace(LINEAR, explained_variance=0.9, centered=True, strength=0.25)
+"""An edit that leaves a small model in one piece, as the demo's."""
+
+LINEAR_FAIR = FitConfig(explained_variance=0.9999, layers="last:2", prompt_format=PromptFormat("few_shot"))
+"""The paper's edit for BBQ: K = 0.9999, the last 2 layers."""
+
+FAIR_MAPS = ("squared_exponential", "tanh")
+
+ICL_SHOTS = 4
+"""Of BBQ's prompt, as in the paper; TruthfulQA's prompt has six of its own."""
+
+MC = ("truthfulqa_mc1", "truthfulqa_mc2")
+GENERATES = "it changes what is generated, not the scores of given answers"
+NO_TIME = "it is the reference that times are ratios to"
+DAMAGE = Column("damage, nats a token", digits=3)
+
+
+def truthfulqa(bench: Workbench) -> Table:
+    """Return the comparison of methods on TruthfulQA."""
+    bench.model()
+    learnt = bench.demonstrations(TRUTHFULNESS)
+    edits = {"SEA": bench.edit(learnt, LINEAR), "SEA, mild": bench.edit(learnt, MILD)}
+    arms: dict[str, Change] = {
+        name: bench.method(kind, learnt) for name, kind in (("LoRA-FT", "lora_ft"), ("ITI", "iti"), ("DoLa", "dola"))
+    }
+    if bench.config.amateur is not None:
+        arms["CD"] = bench.method("cd", learnt, CDConfig(amateur=bench.config.amateur))
+    arms |= {"ICD": bench.method("icd", learnt), **edits}
+    best = bench.method("best_of_n", ())
+    assert isinstance(best, Method)
+    arms |= {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
+    results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
+    random = bench.evaluate({"SEA": edits["SEA"]}, MC, control_seeds=(0,))
+    columns = [
+        *(Column(f"{name} %", scale=100) for name in ("MC1", "MC2", "Info", "Truth", "Info*Truth", "ROUGE-L acc")),
+        Column("prefill time, of ICL's", digits=2),
+        Column("decode time, of ICL's", digits=2),
+        Column("fit s"),
+        DAMAGE,
+    ]
+    rows: dict[str, Sequence[Cell]] = {}
+    for name in (BASE, *arms):
+        scores = [_mc(results, task, metric, name) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
+        judged = [metric_cell(results, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
+        rouge = metric_cell(results, "truthfulqa_gen", "rougeL_acc", name)
+        rows["ICL" if name == BASE else name] = [
+            *scores,
+            *judged,
+            rouge,
+            *_times(bench, arms.get(name)),
+            *_end(results, name),
+        ]
+    control = "SEA random 0"
+    blank = Cell(missing="controls are scored on multiple choice alone")
+    rows["SEA, random directions"] = [
+        *(metric_cell(random, task, metric, control) for task, metric in zip(MC, ("acc", "mc2"), strict=True)),
+        *[blank] * 7,
+        damage_cell(random, control),
+    ]
+    if "CD" not in arms:
+        reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
+        rows["CD"] = [Cell(missing=reason)] * len(columns)
+    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, _DAMAGED])
+
+
+_MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
+_PROMPT = "ICL is the model with the six questions of TruthfulQA's own prompt, which all other rows have too"
+_DAMAGED = "damage of decoding methods counts each implausible token of plain text with about 1000 nats"
+
+
+def _mc(results: Results, task: str, metric: str, arm: str) -> Cell:
+    kind = results.arms[arm].method or ""
+    return Cell(missing=GENERATES) if "best_of_n" in kind else metric_cell(results, task, metric, arm)
+
+
+def _times(bench: Workbench, change: Change | None) -> list[Cell]:
+    if change is None:
+        return [Cell(missing=NO_TIME)] * 2
+    model, tokenizer = bench.model()
+    cost = measure_cost(model, tokenizer, change, rounds=3)
+    return [Cell(*cost.prefill), Cell(*cost.decode)]
+
+
+def _end(results: Results, arm: str) -> list[Cell]:
+    seconds = results.arms[arm].fit_seconds
+    fit = Cell(missing="it is not fitted, or its fit was not timed") if seconds is None else Cell(seconds)
+    return [fit, damage_cell(results, arm)]
+
+
+def bbq(bench: Workbench) -> Table:
+    """Return the comparison of methods on BBQ, under the same demonstrations in the context."""
+    bench.model()
+    learnt = bench.demonstrations(FAIRNESS)
+    arms: dict[str, Change] = {
+        "LoRA-FT": bench.method("lora_ft", learnt),
+        "SEA": bench.edit(learnt, LINEAR_FAIR),
+        "Phi-SEA": bench.edit(learnt, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+    }
+    results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(learnt[:ICL_SHOTS]))
+    metrics = {
+        "accuracy %": ("acc", 100.0),
+        "unknown rate %": ("unknown_rate", 100.0),
+        "bias, ambiguous": ("bias_score_ambiguous", 100.0),
+        "bias, disambiguated": ("bias_score_disambiguated", 100.0),
+        "stereotypical %": ("stereotypical_rate", 100.0),
+    }
+    categories = sorted(name for name in results.tasks["bbq"].metrics if name.startswith("acc/"))
+    metrics |= {f"accuracy %, {name.removeprefix('acc/')}": (name, 100.0) for name in categories}
+    columns = [Column(name, scale=scale) for name, (_, scale) in metrics.items()]
+    rows = {
+        "ICL" if arm == BASE else arm: [
+            *(metric_cell(results, "bbq", metric, arm) for metric, _ in metrics.values()),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *arms)
+    }
+    note = f"all rows have the same {ICL_SHOTS} demonstrations in the context"
+    return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, [_MARKED, note])
+
+
+def models(bench: Workbench) -> Table:
+    """Return linear and non-linear edits on several models, on both benchmarks."""
+    rows: dict[str, Sequence[Cell]] = {}
+    for name in (bench.config.model, *bench.config.models):
+        bench.model(name)
+        true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
+        edits = {
+            "SEA": (bench.edit(true, LINEAR, model=name), bench.edit(fair, LINEAR_FAIR, model=name)),
+            "Phi-SEA": tuple(
+                bench.edit(learnt, dataclasses.replace(config, feature_map="squared_exponential"), model=name)
+                for learnt, config in ((true, LINEAR), (fair, LINEAR_FAIR))
+            ),
+        }
+        on_true = bench.evaluate({kind: pair[0] for kind, pair in edits.items()}, MC)
+        on_fair = bench.evaluate(
+            {kind: pair[1] for kind, pair in edits.items()}, ["bbq"], preamble=few_shot_text(fair[:ICL_SHOTS])
+        )
+        for arm in (BASE, *edits):
+            rows[f"{name}, {'ICL' if arm == BASE else arm}"] = [
+                metric_cell(on_true, MC[0], "acc", arm),
+                metric_cell(on_true, MC[1], "mc2", arm),
+                damage_cell(on_true, arm),
+                metric_cell(on_fair, "bbq", "acc", arm),
+                metric_cell(on_fair, "bbq", "stereotypical_rate", arm),
+                damage_cell(on_fair, arm),
+            ]
+    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), DAMAGE]
+    columns += [Column("BBQ accuracy %", scale=100), Column("BBQ stereotypical %", scale=100), DAMAGE]
+    return Table("table-models", "Linear and non-linear edits on several models", columns, rows, [_MARKED])
+
+
+def ablation(bench: Workbench) -> Table:
+    """Return parts of the method, by what is left out."""
+    bench.model()
+    learnt = bench.demonstrations(TRUTHFULNESS)
+    variants: dict[str, FitConfig] = {"SEA": LINEAR}
+    for name in ("positive", "negative", "average", "reversed"):
+        variants[f"{name} only" if name in ("positive", "negative") else name] = dataclasses.replace(
+            LINEAR,
+            combine=name,
+        )
+    variants |= {
+        "top 3 layers": dataclasses.replace(LINEAR, layers="last:3"),
+        "bottom 3 layers": dataclasses.replace(LINEAR, layers="first:3"),
+    }
+    edits = {name: bench.edit(learnt, config) for name, config in variants.items()}
+    return _truthful_table(bench, "table-ablation", "Ablations on TruthfulQA", edits)
+
+
+def activations(bench: Workbench) -> Table:
+    """Return edits learnt from the last, the mean or a random token."""
+    bench.model()
+    learnt = bench.demonstrations(TRUTHFULNESS)
+    edits = {
+        f"{token} token": bench.edit(learnt, dataclasses.replace(LINEAR, token=token))
+        for token in ("last", "mean", "random")
+    }
+    return _truthful_table(bench, "table-activations", "Whose activation is read", edits)
+
+
+def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str, SpectralEdit]) -> Table:
+    results = bench.evaluate(edits, MC)
+    rows = {
+        "ICL" if arm == BASE else arm: [
+            metric_cell(results, MC[0], "acc", arm),
+            metric_cell(results, MC[1], "mc2", arm),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), DAMAGE]
+    return Table(name, title, columns, rows, [_MARKED])
+
+
+CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k": "exact_match", "nq_open": "exact_match"}
+"""Tasks of the paper's control table that a folder of data may hold; others are left to the harness by name."""
+
+
+def control(bench: Workbench) -> Table:
+    """Return what edits cost on tasks that they are not for."""
+    bench.model()
+    true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
+    edits = {
+        "SEA, truthfulness": bench.edit(true, LINEAR),
+        "SEA, fairness": bench.edit(fair, LINEAR_FAIR),
+        "Phi-SEA, fairness": bench.edit(fair, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+    }
+    results = bench.evaluate(edits, list(CONTROL_TASKS))
+    rows = {
+        arm: [
+            *(metric_cell(results, task, metric, arm) for task, metric in CONTROL_TASKS.items()),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column(f"{task} %", scale=100) for task in CONTROL_TASKS]
+    return Table("table-control", "Control tasks", [*columns, DAMAGE], rows, [_MARKED.replace("ICL", "base")])
+
+
+def crows(bench: Workbench) -> Table:
+    """Return edits learnt on BBQ, tested on CrowS-Pairs by type of bias."""
+    bench.model()
+    fair = bench.demonstrations(FAIRNESS)
+    edits = {"SEA": bench.edit(fair, LINEAR_FAIR)}
+    edits |= {
+        f"Phi-SEA, {name}": bench.edit(fair, dataclasses.replace(LINEAR_FAIR, feature_map=name)) for name in FAIR_MAPS
+    }
+    results = bench.evaluate(edits, ["crows_pairs_english"])
+    metrics = sorted(results.tasks["crows_pairs_english"].metrics)
+    rows = {
+        arm: [
+            *(metric_cell(results, "crows_pairs_english", metric, arm) for metric in metrics),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
+    notes = ["the share of pairs whose stereotypical sentence is more probable; 50 is unbiased"]
+    notes.append(_MARKED.replace("ICL", "base"))
+    return Table("table-crows", "CrowS-Pairs, edits learnt on BBQ", [*columns, DAMAGE], rows, notes)
+
+
+def joint(bench: Workbench) -> Table:
+    """Return one edit for two behaviours against one for each."""
+    bench.model()
+    true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
+    edits = {
+        "truthfulness": bench.edit(true, LINEAR),
+        "fairness": bench.edit(fair, LINEAR),
+        "joint": bench.edit([*true, *fair], LINEAR),
+    }
+    results = bench.evaluate(edits, [*MC, "bbq"])
+    rows = {
+        arm: [
+            metric_cell(results, MC[0], "acc", arm),
+            metric_cell(results, MC[1], "mc2", arm),
+            metric_cell(results, "bbq", "acc", arm),
+            metric_cell(results, "bbq", "stereotypical_rate", arm),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), Column("BBQ accuracy %", scale=100)]
+    columns += [Column("BBQ stereotypical %", scale=100), DAMAGE]
+    note = "all three with the settings for truthfulness; BBQ without demonstrations in the context"
+    return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED.replace("ICL", "base"), note])
