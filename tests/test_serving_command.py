@@ -60,6 +60,15 @@ def test_no_more_than_is_needed(folders: Path) -> None:
     assert plan.outputs == plan.streams == ()
 
 
+def test_loras_by_the_plug_in(folders: Path) -> None:
+    edits = {"b": str(folders / "linear")}
+    command, _ = server_command(str(folders / "model"), edits, None, max_edits=1, loras=False)
+    assert "--enable-lora" not in command
+    plan = BankPlan.from_config(json.loads(value(command, "--additional-config")))
+    assert plan is not None
+    assert plan.outputs == ("model.layers.*.mlp",)
+
+
 def test_refusals(folders: Path) -> None:
     model, edits = str(folders / "model"), {"a": str(folders / "rescaled")}
     with pytest.raises(ServingError, match="there is no edit to serve"):

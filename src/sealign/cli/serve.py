@@ -35,10 +35,17 @@ def serve(
         int,
         typer.Option("--max-edits", min=1, metavar="N", help="Edits of each route that can be loaded at once."),
     ] = 4,
+    lora: Annotated[
+        bool,
+        typer.Option(
+            "--lora/--no-lora",
+            help="Serve edits that are exactly LoRAs as LoRAs; without, like all others, which is faster on a CPU.",
+        ),
+    ] = True,
 ) -> None:
     """Serve a model with vLLM, and edits that each request chooses for itself.
 
-    Edits that are exactly LoRAs are models of their own: "model": NAME. Every edit can be named in a request as
+    Edits that are served as LoRAs are models of their own: "model": NAME. Every edit can be named in a request as
     "vllm_xargs": {"sealign_edit": NAME}. Options that are not listed here go to vllm serve, such as --port 8000.
 
     To list, load and unload edits while it runs, set SEALIGN_ADMIN_TOKEN in its environment.
@@ -51,7 +58,7 @@ def serve(
     require_vllm()
     with messages.status("Reading the edits"):
         command, environment = server_command(
-            model, named_edits(edit or []), edits_dir, max_edits=max_edits, arguments=context.args
+            model, named_edits(edit or []), edits_dir, max_edits=max_edits, loras=lora, arguments=context.args
         )
     messages.print("Starting vLLM", style="dim")
     os.execve(sys.executable, [sys.executable, *command], os.environ | environment)

@@ -33,6 +33,7 @@ def server_command(
     library: Path | None,
     *,
     max_edits: int,
+    loras: bool = True,
     arguments: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
     """Return the arguments of the Python interpreter, and the variables, with which the server starts.
@@ -42,6 +43,7 @@ def server_command(
         edits: folders or repositories of the edits to begin with, by name.
         library: folder of edits that an administrator may load later; room is made for those in it now.
         max_edits: how many of each route may be loaded at once.
+        loras: whether edits that are exactly LoRAs are served as such, or like all others.
         arguments: more, for vLLM.
 
     Raises:
@@ -58,8 +60,8 @@ def server_command(
     if not within_reach:
         raise ServingError("there is no edit to serve; give --edit NAME=EDIT, or --edits-dir DIR with edits in it")
     name = model or next((edit.record.model.id for edit in loaded.values()), EMBEDDED)
-    adapters = [edit for edit in within_reach.values() if is_lora(edit)]
-    plan = plan_bank({n: edit for n, edit in within_reach.items() if not is_lora(edit)}, max_edits=max_edits)
+    adapters = {n: edit for n, edit in within_reach.items() if loras and is_lora(edit)}
+    plan = plan_bank({n: edit for n, edit in within_reach.items() if n not in adapters}, max_edits=max_edits)
     command = [
         "-m",
         "vllm.entrypoints.launchers.api_server.entry",
@@ -71,8 +73,9 @@ def server_command(
     command += ["--additional-config", json.dumps(plan.as_config())]
     command += ["--worker-extension-cls", "sealign.serving.worker.EditWorker"]
     if adapters:
-        places = max(max_edits, sum(is_lora(edit) for edit in loaded.values()))
-        command += ["--enable-lora", "--max-lora-rank", str(lora_rank(adapters)), "--max-loras", str(places)]
+        places = max(max_edits, len(adapters.keys() & loaded.keys()))
+        rank = lora_rank(list(adapters.values()))
+        command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(places)]
     settings = ServerSettings(
         name, folders, None if library is None else str(library.resolve()), str(cache_dir() / "adapters")
     )
