@@ -345,9 +345,9 @@ def test_cd_refuses_another_tokenizer(llama: Any, tokenizer: Any, tmp_path: Path
         fit_method("cd", llama, tokenizer, config=CDConfig(amateur=str(tmp_path)))
 
 
-def test_icd_by_prompt_sees_the_prompt_before_everything(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+def test_icd_by_prompt_sees_the_prompt_before_everything(llama: Any, tokenizer: Any) -> None:
     config = ICDConfig(induce="prompt", prompt="Lie, and lie well. ")
-    method = fit_method("icd", llama, tokenizer, demonstrations, config=config)
+    method = fit_method("icd", llama, tokenizer, config=config)
     before = list(method.settings["prompt_ids"])
     prompts = [tokenizer.encode(text) for text in ("The clerk asks for a form.", "Who?")]
     with torch.no_grad():
@@ -514,7 +514,10 @@ def test_random_controls_have_the_same_lengths(name: str, fitted: Callable[[str]
     assert again.hash == control.hash
     if name != "leace":
         for key, tensor in method.tensors.items():
-            assert control.tensors[key].norm() == pytest.approx(float(tensor.norm()), rel=1e-5)
+            heads = 1 if name == "caa" else 4
+            lengths = [found[key].reshape(heads, -1).norm(dim=1) for found in (control.tensors, method.tensors)]
+            torch.testing.assert_close(*lengths)
+            assert tensor.shape == control.tensors[key].shape
         other = method.reversed()
         assert other is not None
         assert all(torch.equal(-tensor, other.tensors[key]) for key, tensor in method.tensors.items())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sealign.cli.methods import seed_setting
 from sealign.evaluation.results import Results
 from tests import test_cli_app as shared
 from tests.evaluation_data import HARNESS_WARNINGS, write_truthfulqa
@@ -52,6 +53,12 @@ def test_demonstrations_in_the_context(model_folder: Path, tmp_path: Path) -> No
     passed("baseline", "icl", "--model", model_folder, *LEARNT, "--set", "shots=1", "--output", folder)
     (answer,) = json.loads(passed("generate", "--edit", folder, "--prompt", "Who?", "--max-new-tokens", "4", "--json"))
     assert answer["base"] != answer["edited"]
+
+
+def test_the_seed_reaches_what_is_random() -> None:
+    assert seed_setting("iti", 3) == seed_setting("icl", 3) == seed_setting("lora_ft", 3) == {"seed": "3"}
+    assert seed_setting("icd", 3) == {"training.seed": "3"}
+    assert seed_setting("caa", 3) == seed_setting("dola", 3) == {}
 
 
 def test_a_training_is_kept_and_gone_on_with(model_folder: Path, tmp_path: Path, cache: Path) -> None:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sealign.baselines.method import Attached, Method, check_at_least, make_record, settings_of
-from sealign.demonstrations import Demonstration
+from sealign.baselines.method import Attached, Lesson, Method, check_at_least
 from sealign.errors import SettingError
-from sealign.progress import Track, no_progress
 from sealign.sites import unwrap_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,25 +55,17 @@ class BestOfN(Method):
     """
 
     name: ClassVar[str] = "best_of_n"
-    needs_demonstrations: ClassVar[bool] = False
     generates_only: ClassVar[bool] = True
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration] = (),
-        config: BestOfNConfig = BestOfNConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def needs_demonstrations(cls, config: Any) -> bool:
+        """It learns nothing."""
+        return False
+
+    @classmethod
+    def learn(cls, lesson: Lesson, config: BestOfNConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Take the settings; nothing is learnt."""
-        started = time.perf_counter()
-        settings = settings_of(config)
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, (), {}, seconds), {})
+        return {}, {}
 
     def put_on(self, model: Any, attached: Attached) -> None:
         """Put sampling and choosing in place of the model's ``generate``."""

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from sealign.activations import collect_activations
-from sealign.baselines.method import Attached, Method, make_record, settings_of
+from sealign.baselines.method import Attached, Lesson, Method
 from sealign.baselines.steering import adder, change_output
-from sealign.demonstrations import Demonstration
 from sealign.errors import SettingError
-from sealign.progress import Track, no_progress
 from sealign.sites import resolve_sites, text_config, unwrap_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +22,6 @@ class CAAConfig:
     Attributes:
         layer: whose output is steered; None is 13/32 of the depth, the layer that the paper finds best for Llama 2 7B.
         multiplier: of the vector; negative ones steer the other way.
-        seed: unused, since nothing is random; every method takes one.
 
     Raises:
         SettingError: the multiplier is not finite.
@@ -41,7 +33,6 @@ class CAAConfig:
 
     layer: int | None = None
     multiplier: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not abs(self.multiplier) < float("inf"):
@@ -60,34 +51,21 @@ class CAA(Method):
     name: ClassVar[str] = "caa"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: CAAConfig = CAAConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def learn(cls, lesson: Lesson, config: CAAConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Learn the vector from demonstrations."""
-        started = time.perf_counter()
-        depth = text_config(unwrap_model(model)).num_hidden_layers
+        depth = text_config(unwrap_model(lesson.model)).num_hidden_layers
         layer = round(13 / 32 * depth) if config.layer is None else config.layer
         found = collect_activations(
-            model,
-            tokenizer,
-            demonstrations,
+            lesson.model,
+            lesson.tokenizer,
+            lesson.demonstrations,
             site="residual",
             layers=[layer],
-            checkpoint_dir=checkpoint_dir,
-            track=track,
+            checkpoint_dir=lesson.checkpoint_dir,
+            track=lesson.track,
         )
         vector = (found.positive[layer].double() - found.negative[layer].double()).mean(0).float()
-        tensors = {"vector": vector}
-        settings = settings_of(config) | {"layer": layer}
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+        return {"layer": layer}, {"vector": vector}
 
     def put_on(self, model: object, attached: Attached) -> None:
         """Add the vector to the output of its layer."""

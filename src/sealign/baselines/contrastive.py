@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sealign.baselines.contrast import contrast
 from sealign.baselines.lora import LoRATraining, put_lora_on, train_lora
-from sealign.baselines.method import Attached, Method, make_record, settings_of
-from sealign.demonstrations import Demonstration
+from sealign.baselines.method import Attached, Lesson, Method
 from sealign.errors import ModelError, SettingError, unknown_name
 from sealign.models import load_model
-from sealign.progress import Track, no_progress
 from sealign.prompts import tokenizer_hash
 from sealign.sites import unwrap_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TWIN = "_sealign_amateur"
 """Attribute of the expert's cache that holds the amateur's, so that copies of the one take the other along."""
@@ -139,7 +132,6 @@ class CDConfig:
         amateur: a smaller model with the same tokenizer: whatever ``load_model`` knows.
         plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
         weight: of the expert's log-probability.
-        seed: unused, since nothing is random; every method takes one.
 
     Raises:
         SettingError: no amateur, or a value out of range.
@@ -152,7 +144,6 @@ class CDConfig:
     amateur: str = ""
     plausibility: float = 0.1
     weight: float = 1.0
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.amateur:
@@ -167,28 +158,21 @@ class CD(Method):
     """Contrastive decoding of an expert against an amateur (Li et al. 2023, arXiv 2210.15097); see ``contrast``."""
 
     name: ClassVar[str] = "cd"
-    needs_demonstrations: ClassVar[bool] = False
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: CDConfig,
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def needs_demonstrations(cls, config: Any) -> bool:
+        """It learns nothing."""
+        return False
+
+    @classmethod
+    def learn(cls, lesson: Lesson, config: CDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Check that the amateur has the expert's tokens; nothing is learnt.
 
         Raises:
             ModelError: the amateur cannot be loaded, or has another tokenizer.
         """
-        started = time.perf_counter()
-        _load_amateur(config.amateur, model, tokenizer_hash(tokenizer))
-        settings, seconds = settings_of(config), time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, (), {}, seconds), {})
+        _load_amateur(config.amateur, lesson.model, tokenizer_hash(lesson.tokenizer))
+        return {}, {}
 
     def put_on(self, model: Any, attached: Attached) -> None:
         """Load the amateur and contrast with it."""
@@ -257,28 +241,21 @@ class ICD(Method):
     name: ClassVar[str] = "icd"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: ICDConfig = ICDConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def needs_demonstrations(cls, config: ICDConfig) -> bool:
+        """Only a LoRA is learnt; a prompt is given."""
+        return config.induce == "lora"
+
+    @classmethod
+    def learn(cls, lesson: Lesson, config: ICDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Train the LoRA on the negatives, or encode the prompt."""
-        started = time.perf_counter()
-        tensors: dict[str, Tensor] = {}
-        settings = settings_of(config)
         if config.induce == "prompt":
-            settings |= {"prompt_ids": list(tokenizer.encode(config.prompt))}
-        else:
-            pairs = [(item.prompt, item.negative) for item in demonstrations]
-            for _ in track(range(1), "Inducing hallucinations", 1):
-                tensors = train_lora(model, tokenizer, pairs, config.training, checkpoint_dir=checkpoint_dir)
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+            return {"prompt_ids": list(lesson.tokenizer.encode(config.prompt))}, {}
+        pairs = [(item.prompt, item.negative) for item in lesson.demonstrations]
+        for _ in lesson.track(range(1), "Inducing hallucinations", 1):
+            tensors = train_lora(
+                lesson.model, lesson.tokenizer, pairs, config.training, checkpoint_dir=lesson.checkpoint_dir
+            )
+        return {}, tensors
 
     def put_on(self, model: Any, attached: Attached) -> None:
         """Contrast the model with itself under the LoRA or the prompt."""

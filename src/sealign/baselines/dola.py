@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sealign.baselines.contrast import contrast, jensen_shannon
-from sealign.baselines.method import Attached, Method, make_record, settings_of
-from sealign.demonstrations import Demonstration
+from sealign.baselines.method import Attached, Lesson, Method
 from sealign.errors import SettingError, unknown_name
-from sealign.progress import Track, no_progress
 from sealign.sites import resolve_sites, text_config, unwrap_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Bucket = Literal["high", "low"]
 
@@ -32,7 +25,6 @@ class DoLaConfig:
         bucket: which layers may be the premature one: ``high``, every second of the upper half, as the paper takes for
             TruthfulQA, or ``low``, every second of the lower half.
         plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
-        seed: unused, since nothing is random; every method takes one.
 
     Raises:
         SettingError: a value is unknown or out of range.
@@ -44,7 +36,6 @@ class DoLaConfig:
 
     bucket: Bucket = "high"
     plausibility: float = 0.1
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.bucket not in ("high", "low"):
@@ -65,24 +56,16 @@ class DoLa(Method):
     """
 
     name: ClassVar[str] = "dola"
-    needs_demonstrations: ClassVar[bool] = False
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration] = (),
-        config: DoLaConfig = DoLaConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def needs_demonstrations(cls, config: Any) -> bool:
+        """It learns nothing."""
+        return False
+
+    @classmethod
+    def learn(cls, lesson: Lesson, config: DoLaConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Name the candidate layers; nothing is learnt."""
-        started = time.perf_counter()
-        settings = settings_of(config) | {"candidates": candidate_layers(model, config.bucket)}
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, (), {}, seconds), {})
+        return {"candidates": candidate_layers(lesson.model, config.bucket)}, {}
 
     def put_on(self, model: Any, attached: Attached) -> None:
         """Replace the model's logits by the contrast."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar
 
-from sealign.baselines.method import Attached, Method, check_at_least, make_record, settings_of
+from torch import Tensor
+
+from sealign.baselines.method import Attached, Lesson, Method, check_at_least
 from sealign.demonstrations import Demonstration
 from sealign.errors import DemonstrationError
-from sealign.progress import Track, no_progress
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,31 +46,20 @@ class ICL(Method):
     name: ClassVar[str] = "icl"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: ICLConfig = ICLConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def learn(cls, lesson: Lesson, config: ICLConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Draw the demonstrations and write them out.
 
         Raises:
             DemonstrationError: fewer demonstrations than shots.
         """
-        started = time.perf_counter()
-        if len(demonstrations) < config.shots:
+        found = list(lesson.demonstrations)
+        if len(found) < config.shots:
             raise DemonstrationError(
-                f"there are {len(demonstrations)} demonstrations, but {config.shots} shots were asked for; "
+                f"there are {len(found)} demonstrations, but {config.shots} shots were asked for; "
                 "give more, or ask for fewer"
             )
-        chosen = random.Random(config.seed).sample(list(demonstrations), config.shots)
-        settings = settings_of(config) | {"prefix": few_shot_text(chosen, config.instruction)}
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, {}, seconds), {})
+        chosen = random.Random(config.seed).sample(found, config.shots)
+        return {"prefix": few_shot_text(chosen, config.instruction)}, {}
 
     @property
     def prefix(self) -> str:

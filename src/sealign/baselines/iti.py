@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sealign.baselines.method import Attached, Method, check_at_least, make_record, settings_of
+from sealign.baselines.method import Attached, Lesson, Method, check_at_least
 from sealign.baselines.steering import adder, change_input
 from sealign.collect_config import CollectConfig
 from sealign.demonstrations import Demonstration
@@ -83,29 +81,19 @@ class ITI(Method):
     name: ClassVar[str] = "iti"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: ITIConfig = ITIConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def learn(cls, lesson: Lesson, config: ITIConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Rank the heads and learn their shifts.
 
         Raises:
             DemonstrationError: too few to hold some out.
             SiteError: more heads than the model has, or heads that cannot be told apart in a layer's output matrix.
         """
-        started = time.perf_counter()
-        positive, negative = head_activations(model, tokenizer, demonstrations, track=track)
+        positive, negative = head_activations(lesson.model, lesson.tokenizer, lesson.demonstrations, track=lesson.track)
         layers, count = positive.shape[1:3]
         wanted = max(1, round(48 / 1024 * layers * count)) if config.heads is None else config.heads
         if wanted > layers * count:
             raise SiteError(f"heads is {wanted}, but the model has {layers * count}; ask for at most as many")
-        accuracy, probes = probe_accuracy(positive, negative, config.validation, config.seed, track=track)
+        accuracy, probes = probe_accuracy(positive, negative, config.validation, config.seed, track=lesson.track)
         chosen = sorted(np.argsort(-accuracy.reshape(-1), kind="stable")[:wanted].tolist())
         shifts = np.zeros(positive.shape[1:])
         for layer, head in (divmod(index, count) for index in chosen):
@@ -119,9 +107,7 @@ class ITI(Method):
             {"layer": i // count, "head": i % count, "accuracy": round(float(accuracy.reshape(-1)[i]), 4)}
             for i in chosen
         ]
-        settings = settings_of(config) | {"selected": named}
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+        return {"selected": named}, tensors
 
     def put_on(self, model: object, attached: Attached) -> None:
         """Add each layer's shift to what its output matrix takes in."""
@@ -133,23 +119,13 @@ class ITI(Method):
     def randomized(self, seed: int) -> ITI:
         """Return random directions of the same lengths, head by head."""
         generator = torch.Generator().manual_seed(seed)
-        heads = {(entry["layer"], entry["head"]) for entry in self.settings["selected"]}
+        count = int(self.record.model.fingerprint["num_attention_heads"] or 1)
         tensors = {}
         for name, shift in self.tensors.items():
-            layer = int(name.split(".")[1])
-            width = len(shift) // max(1, self.settings_heads)
-            random = torch.zeros_like(shift)
-            for head in sorted(head for of, head in heads if of == layer):
-                part = slice(head * width, (head + 1) * width)
-                drawn = torch.randn(width, generator=generator)
-                random[part] = drawn * (shift[part].norm() / drawn.norm())
-            tensors[name] = random
+            lengths = shift.reshape(count, -1).norm(dim=1, keepdim=True)  # zero but for the heads that are shifted
+            drawn = torch.randn(count, len(shift) // count, generator=generator)
+            tensors[name] = (drawn * (lengths / drawn.norm(dim=1, keepdim=True))).reshape(-1)
         return self.with_tensors(tensors)
-
-    @property
-    def settings_heads(self) -> int:
-        """Attention heads of a layer."""
-        return int(self.record.model.fingerprint["num_attention_heads"] or 1)
 
     def reversed(self) -> ITI:
         """Return the shift from positive to negative."""

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sealign.activations import collect_activations
-from sealign.baselines.method import Attached, Method, make_record, settings_of
+from sealign.baselines.method import Attached, Lesson, Method
 from sealign.baselines.steering import change_output
-from sealign.demonstrations import Demonstration
 from sealign.errors import SettingError
 from sealign.fit_config import select_layers
-from sealign.progress import Track, no_progress
 from sealign.sites import resolve_sites, text_config, unwrap_model
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +23,6 @@ class LEACEConfig:
 
     Attributes:
         layers: whose outputs are scrubbed, in order; as in ``FitConfig``, without ``signature:L``.
-        seed: unused, since nothing is random; every method takes one.
 
     Raises:
         SettingError: the layers are chosen by signature.
@@ -42,7 +33,6 @@ class LEACEConfig:
     """
 
     layers: str = "last:21/32"
-    seed: int = 0
 
     def __post_init__(self) -> None:
         if self.layers.startswith("signature"):
@@ -61,38 +51,28 @@ class LEACE(Method):
     name: ClassVar[str] = "leace"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: LEACEConfig = LEACEConfig(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def learn(cls, lesson: Lesson, config: LEACEConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Fit the eraser of each layer on the activations that earlier erasers leave."""
         from concept_erasure import LeaceFitter
 
-        started = time.perf_counter()
-        depth = text_config(unwrap_model(model)).num_hidden_layers
+        depth = text_config(unwrap_model(lesson.model)).num_hidden_layers
         layers = select_layers(config.layers, depth)
         tensors: dict[str, Tensor] = {}
         attached = Attached()
         with ExitStack() as stack:
             stack.callback(attached.detach)
-            for layer in track(layers, "Erasing", len(layers)):
+            for layer in lesson.track(layers, "Erasing", len(layers)):
                 # No checkpoints: what a layer gives depends on the erasers before it.
-                found = collect_activations(model, tokenizer, demonstrations, site="residual", layers=[layer])
+                found = collect_activations(
+                    lesson.model, lesson.tokenizer, lesson.demonstrations, site="residual", layers=[layer]
+                )
                 x = torch.cat([found.positive[layer], found.negative[layer]]).double()
-                z = torch.cat([torch.ones(len(demonstrations)), torch.zeros(len(demonstrations))]).double()
+                z = torch.tensor([1.0, 0.0]).repeat_interleave(len(x) // 2).double()
                 eraser = LeaceFitter.fit(x, z).eraser
                 parts = {"left": eraser.proj_left, "right": eraser.proj_right, "bias": eraser.bias}
                 tensors |= {f"layers.{layer}.{name}": part.float() for name, part in parts.items()}
-                _erase_at(model, layer, tensors, attached)
-        settings = settings_of(config) | {"scrubbed": layers}
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+                _erase_at(lesson.model, layer, tensors, attached)
+        return {"scrubbed": layers}, tensors
 
     def put_on(self, model: object, attached: Attached) -> None:
         """Erase at the output of each layer."""

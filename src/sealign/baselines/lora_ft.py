@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from sealign.baselines.lora import LoRATraining, put_lora_on, train_lora
-from sealign.baselines.method import Attached, Method, make_record, settings_of
-from sealign.demonstrations import Demonstration
-from sealign.progress import Track, no_progress
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from sealign.baselines.method import Attached, Lesson, Method
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,24 +18,12 @@ class LoRAFT(Method):
     name: ClassVar[str] = "lora_ft"
 
     @classmethod
-    def fit(
-        cls,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        demonstrations: Sequence[Demonstration],
-        config: LoRATraining = LoRATraining(),
-        *,
-        checkpoint_dir: Path | None = None,
-        track: Track = no_progress,
-    ) -> Self:
+    def learn(cls, lesson: Lesson, config: LoRATraining) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Train the LoRA on the positives."""
-        started = time.perf_counter()
-        pairs = [(item.prompt, item.positive) for item in demonstrations]
-        for _ in track(range(1), "Fine-tuning", 1):
-            tensors = train_lora(model, tokenizer, pairs, config, checkpoint_dir=checkpoint_dir)
-        settings = settings_of(config)
-        seconds = time.perf_counter() - started
-        return cls(make_record(cls.name, settings, model, tokenizer, demonstrations, tensors, seconds), tensors)
+        pairs = [(item.prompt, item.positive) for item in lesson.demonstrations]
+        for _ in lesson.track(range(1), "Fine-tuning", 1):
+            tensors = train_lora(lesson.model, lesson.tokenizer, pairs, config, checkpoint_dir=lesson.checkpoint_dir)
+        return {}, tensors
 
     def put_on(self, model: object, attached: Attached) -> None:
         """Put the LoRA on the model."""

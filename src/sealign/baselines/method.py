@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -103,6 +104,25 @@ class Attached:
         self.stack.close()
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a method learns from.
+
+    Attributes:
+        model: the base model, which learning leaves as it is.
+        tokenizer: its own.
+        demonstrations: at least 2, or none where the method needs none.
+        checkpoint_dir: where finished parts are kept; None for nowhere.
+        track: shows progress.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    demonstrations: Sequence[Demonstration]
+    checkpoint_dir: Path | None = None
+    track: Track = no_progress
+
+
 @dataclass(frozen=True, eq=False)
 class Method(ABC):
     """A fitted method.
@@ -113,13 +133,11 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    needs_demonstrations: ClassVar[bool] = True
     generates_only: ClassVar[bool] = False
     record: MethodRecord
     tensors: Mapping[str, Tensor]
 
     @classmethod
-    @abstractmethod
     def fit(
         cls,
         model: PreTrainedModel,
@@ -130,7 +148,31 @@ class Method(ABC):
         checkpoint_dir: Path | None = None,
         track: Track = no_progress,
     ) -> Self:
-        """Learn from demonstrations."""
+        """Learn from demonstrations, and record how; see ``sealign.baselines.registry.fit_method``."""
+        started = time.perf_counter()
+        used = tuple(demonstrations) if cls.needs_demonstrations(config) else ()
+        settings, tensors = cls.learn(Lesson(model, tokenizer, used, checkpoint_dir, track), config)
+        record = MethodRecord(
+            method=cls.name,
+            settings=settings_of(config) | settings,
+            model=model_record(model, tokenizer),
+            demonstrations_hash=demonstrations_hash(used) if used else None,
+            demonstrations_count=len(used),
+            fit_seconds=round(time.perf_counter() - started, 3),
+            versions=library_versions(),
+            tensors_hash=tensors_hash(tensors),
+        )
+        return cls(record, tensors)
+
+    @classmethod
+    def needs_demonstrations(cls, config: Any) -> bool:
+        """Return whether the method learns from demonstrations with these settings."""
+        return True
+
+    @classmethod
+    @abstractmethod
+    def learn(cls, lesson: Lesson, config: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what is learnt: settings beside those of the configuration, and tensors by name."""
 
     @abstractmethod
     def put_on(self, model: Any, attached: Attached) -> None:
@@ -195,28 +237,6 @@ class Method(ABC):
         with new_folder(Path(folder), replaces=METHOD_NAME) as temporary:
             write_bytes(temporary / METHOD_NAME, _dump(self.record))
             write_tensors(temporary / METHOD_TENSORS, self.tensors)
-
-
-def make_record(
-    method: str,
-    settings: Mapping[str, Any],
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    tensors: Mapping[str, Tensor],
-    seconds: float,
-) -> MethodRecord:
-    """Return the record of a fit."""
-    return MethodRecord(
-        method=method,
-        settings=dict(settings),
-        model=model_record(model, tokenizer),
-        demonstrations_hash=demonstrations_hash(demonstrations) if demonstrations else None,
-        demonstrations_count=len(demonstrations),
-        fit_seconds=round(seconds, 3),
-        versions=library_versions(),
-        tensors_hash=tensors_hash(tensors),
-    )
 
 
 def settings_of(config: Any) -> dict[str, Any]:

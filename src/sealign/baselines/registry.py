@@ -125,7 +125,7 @@ def fit_method(
     """
     config = method_config(name) if config is None else config
     kind = METHODS[name][0]
-    if kind.needs_demonstrations and len(demonstrations) < 2:
+    if kind.needs_demonstrations(config) and len(demonstrations) < 2:
         raise DemonstrationError(
             f"there are {len(demonstrations)} demonstrations, but {name} needs at least 2; name some"
         )

@@ -41,7 +41,9 @@ def baseline(
     demonstrations: Annotated[
         list[str] | None,
         typer.Option(
-            "--demonstrations", metavar="SOURCE", help="As for sealign fit; dola, cd and best_of_n need none."
+            "--demonstrations",
+            metavar="SOURCE",
+            help="As for sealign fit; dola, cd, best_of_n and icd by a prompt need none.",
         ),
     ] = None,
     settings: Settings = None,
@@ -66,7 +68,7 @@ def baseline(
     from sealign.storage import check_folder
 
     given = parse_settings(settings or [])
-    config = method_config(method, {"seed": str(seed)} | given if takes_seed(method) else given)
+    config = method_config(method, seed_setting(method, seed) | given)
     check_folder(output_folder, replaces="method.json")
     learnt = load_all(demonstrations or [], data_dir, limit, seed)
     with messages.status("Loading the model"):
@@ -96,13 +98,14 @@ def require_method_extras(method: str) -> None:
         require_extra("methods", needs[method])
 
 
-def takes_seed(method: str) -> bool:
-    """Return whether a method has a seed of its own."""
+def seed_setting(method: str, seed: int) -> dict[str, str]:
+    """Return the setting of a method that takes the command's seed; none where nothing is random."""
     import dataclasses
 
     from sealign.baselines.registry import METHODS
 
-    return method in METHODS and "seed" in {field.name for field in dataclasses.fields(METHODS[method][1])}
+    known = {field.name for field in dataclasses.fields(METHODS[method][1])} if method in METHODS else set()
+    return {name: str(seed) for name in ("seed", "training.seed") if name.partition(".")[0] in known}
 
 
 def parse_settings(given: list[str]) -> dict[str, str]:
@@ -220,7 +223,7 @@ def fit_methods(
         if name in taken or name in found:
             raise SettingError(f"two edits or methods are called '{name}'; name them, as in --method first={method}")
         config = method_config(method)
-        learns = METHODS[method][0].needs_demonstrations
+        learns = METHODS[method][0].needs_demonstrations(config)
         kept = folder / "methods" / (f"{name}-{demonstrations_hash(learnt)[:12]}" if learns else name)
         if not (kept / "method.json").is_file():
             training = training_folder(folder / "trainings", method, model, learnt, config)
