@@ -49,6 +49,7 @@ class EvaluationConfig:
         control_seeds: of the random directions, one control each; empty for none.
         reversed_control: whether the edit with its roles swapped is run too.
         preamble: text before every prompt, in every arm.
+        max_new_tokens: by task, the length of an answer at most, in place of the task's own.
         batch_size: sequences run together where scoring is not packed, and in generation.
         judge: judges the answers of ``truthfulqa_gen``; None leaves Truth and Info out and says so.
 
@@ -64,6 +65,7 @@ class EvaluationConfig:
     control_seeds: Sequence[int] = (0, 1, 2)
     reversed_control: bool = True
     preamble: str = ""
+    max_new_tokens: Mapping[str, int] | None = None
     batch_size: int = 8
     judge: Judge | None = None
 
@@ -146,7 +148,8 @@ def evaluate(
                 for task in config.tasks:
                     started = time.perf_counter()
                     chosen = None if config.items is None else config.items[task]
-                    samples = run_task(lm, task, manager, limit=config.limit, items=chosen)
+                    longest = (config.max_new_tokens or {}).get(task)
+                    samples = run_task(lm, task, manager, limit=config.limit, items=chosen, max_new_tokens=longest)
                     _add(tasks, task, name, samples)
                     docs[task] = samples.docs if task == JUDGED_TASK else []
                     arm.record.seconds[task] = round(time.perf_counter() - started, 3)
@@ -226,6 +229,7 @@ def run_task(
     *,
     limit: int | None = None,
     items: Sequence[int] | None = None,
+    max_new_tokens: int | None = None,
 ) -> TaskSamples:
     """Return what a model made of a task: of its first ``limit`` items, of those numbered, or of all."""
     # What ``simple_evaluate`` does, without its search for a git repository and for the machine's details.
@@ -234,6 +238,8 @@ def run_task(
         if loaded_task.get_config("num_fewshot") is None:
             loaded_task.set_config(key="num_fewshot", value=0)
         loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+        if max_new_tokens is not None:
+            loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
     # The harness divides by probabilities that underflow where a model is broken; ``item_scores`` does not.
     with np.errstate(divide="ignore", invalid="ignore"):
         found = evaluator.evaluate(

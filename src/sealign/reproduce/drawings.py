@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 
 from sealign import figures
+from sealign.activations import Activations
 from sealign.errors import DemonstrationError
 from sealign.evaluation.results import BASE
 from sealign.fit import layer_signatures
 from sealign.reproduce.page import Drawing
 from sealign.reproduce.tables import LINEAR, LINEAR_FAIR, MC
-from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench
+from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench, rows_of
 from sealign.sites import text_config, unwrap_model
 
 COUNTS = (25, 50, 100, 250, 500, 1000, 2000)
@@ -39,8 +41,10 @@ def data(bench: Workbench) -> Drawing:
     for count in counts:
         # All demonstrations there are can be drawn in one way only.
         seeds = SEEDS if count < most else SEEDS[:1]
-        draws = {f"seed {seed}": bench.demonstrations(TRUTHFULNESS, count, seed=seed) for seed in seeds}
-        edits = {name: bench.edit(learnt, LINEAR) for name, learnt in draws.items()}
+        edits = {
+            f"seed {seed}": bench.edit({TRUTHFULNESS: random.Random(seed).sample(range(most), count)}, LINEAR)
+            for seed in seeds
+        }
         metric = bench.evaluate(edits, MC[1:]).tasks[MC[1]].metrics["mc2"]
         scores.append([100 * metric.value(name) for name in edits])
         base = 100 * metric.value(BASE)
@@ -57,21 +61,18 @@ def data(bench: Workbench) -> Drawing:
 def tsne(bench: Workbench) -> Drawing:
     """Return activations of positives and negatives at the first, middle and last layer."""
     bench.model()
-    learnt = bench.demonstrations(TRUTHFULNESS, _shown(bench, TRUTHFULNESS))
-    activations = bench.activations(learnt, LINEAR.collect_config())
+    activations = _shown(bench, TRUTHFULNESS)
     points = figures.tsne_points(activations, seed=bench.config.seed)
     title = "Activations of positives and negatives, by t-SNE"
-    note = f"MLP outputs at the last token, {len(learnt)} demonstrations of {TRUTHFULNESS}"
+    note = f"MLP outputs at the last token, {_count(activations)} demonstrations of {TRUTHFULNESS}"
     return Drawing("figure-tsne", title, figures.plane(points, "tsne"), points, [note])
 
 
 def edit(bench: Workbench) -> Drawing:
     """Return activations before and after a non-linear edit."""
     bench.model()
-    learnt = bench.demonstrations(FAIRNESS, _shown(bench, FAIRNESS))
-    config = dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")
-    fitted = bench.edit(learnt, config)
-    before = bench.activations(learnt, config.collect_config())
+    fitted = bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential"))
+    before = _shown(bench, FAIRNESS)
     settings = fitted.settings
     neutral = {
         layer: projection(
@@ -85,7 +86,7 @@ def edit(bench: Workbench) -> Drawing:
     after = dataclasses.replace(before, neutral=neutral)
     points = figures.effect_points(before, after, fitted.layers, seed=bench.config.seed)
     title = "What a non-linear edit does to activations"
-    note = f"squared exponential, learnt from the {len(learnt)} demonstrations of {FAIRNESS} that are shown"
+    note = f"squared exponential, learnt from {fitted.record.demonstrations_count} demonstrations of {FAIRNESS}"
     return Drawing("figure-edit", title, figures.plane(points, "pca"), points, [note])
 
 
@@ -96,9 +97,8 @@ def signature(bench: Workbench) -> Drawing:
     for name in (bench.config.model, *bench.config.models):
         model, _ = bench.model(name)
         for source in (TRUTHFULNESS, FAIRNESS):
-            learnt = bench.demonstrations(source, _shown(bench, source))
             label = f"{name}, {source}"
-            signatures[label] = layer_signatures(bench.activations(learnt, LINEAR.collect_config()))
+            signatures[label] = layer_signatures(_shown(bench, source))
             depths[label] = text_config(unwrap_model(model)).num_hidden_layers
     return Drawing(
         "figure-signature",
@@ -112,12 +112,18 @@ def signature(bench: Workbench) -> Drawing:
 def spectrum(bench: Workbench) -> Drawing:
     """Return the singular values of the cross-covariances, by layer and index."""
     bench.model()
-    learnt = bench.demonstrations(TRUTHFULNESS, _shown(bench, TRUTHFULNESS))
-    spectra = figures.activation_spectra(bench.activations(learnt, LINEAR.collect_config()))
-    note = f"not centred; {len(learnt)} demonstrations of {TRUTHFULNESS}"
+    activations = _shown(bench, TRUTHFULNESS)
+    spectra = figures.activation_spectra(activations)
+    note = f"not centred; {_count(activations)} demonstrations of {TRUTHFULNESS}"
     title = "Singular values of the cross-covariances"
     return Drawing("figure-spectrum", title, figures.spectrum(spectra), figures.spectrum_points(spectra), [note])
 
 
-def _shown(bench: Workbench, source: str) -> int:
-    return min(SHOWN, len(bench.demonstrations(source)))
+def _shown(bench: Workbench, source: str) -> Activations:
+    """The activations of the first demonstrations of a source."""
+    found = bench.activations(source, LINEAR.collect_config())
+    return rows_of(found, range(min(SHOWN, _count(found))))
+
+
+def _count(activations: Activations) -> int:
+    return len(next(iter(activations.neutral.values())))

@@ -42,14 +42,16 @@ DAMAGE = Column("damage, nats a token", digits=3)
 def truthfulqa(bench: Workbench) -> Table:
     """Return the comparison of methods on TruthfulQA."""
     bench.model()
-    learnt = bench.demonstrations(TRUTHFULNESS)
-    edits = {"SEA": bench.edit(learnt, LINEAR), "SEA, mild": bench.edit(learnt, MILD)}
+    learnt, few = bench.demonstrations(TRUTHFULNESS), bench.trained(TRUTHFULNESS)
+    edits = {"SEA": bench.edit(TRUTHFULNESS, LINEAR), "SEA, mild": bench.edit(TRUTHFULNESS, MILD)}
     arms: dict[str, Change] = {
-        name: bench.method(kind, learnt) for name, kind in (("LoRA-FT", "lora_ft"), ("ITI", "iti"), ("DoLa", "dola"))
+        "LoRA-FT": bench.method("lora_ft", few),
+        "ITI": bench.method("iti", learnt),
+        "DoLa": bench.method("dola", ()),
     }
     if bench.config.amateur is not None:
-        arms["CD"] = bench.method("cd", learnt, CDConfig(amateur=bench.config.amateur))
-    arms |= {"ICD": bench.method("icd", learnt), **edits}
+        arms["CD"] = bench.method("cd", (), CDConfig(amateur=bench.config.amateur))
+    arms |= {"ICD": bench.method("icd", few), **edits}
     best = bench.method("best_of_n", ())
     assert isinstance(best, Method)
     arms |= {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
@@ -84,7 +86,8 @@ def truthfulqa(bench: Workbench) -> Table:
     if "CD" not in arms:
         reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
         rows["CD"] = [Cell(missing=reason)] * len(columns)
-    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, _DAMAGED])
+    trained = f"LoRA-FT and ICD are trained on {len(few)} demonstrations, all others learn from {len(learnt)}"
+    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, _DAMAGED])
 
 
 _MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
@@ -115,10 +118,11 @@ def bbq(bench: Workbench) -> Table:
     """Return the comparison of methods on BBQ, under the same demonstrations in the context."""
     bench.model()
     learnt = bench.demonstrations(FAIRNESS)
+    few = bench.trained(FAIRNESS)
     arms: dict[str, Change] = {
-        "LoRA-FT": bench.method("lora_ft", learnt),
-        "SEA": bench.edit(learnt, LINEAR_FAIR),
-        "Phi-SEA": bench.edit(learnt, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+        "LoRA-FT": bench.method("lora_ft", few),
+        "SEA": bench.edit(FAIRNESS, LINEAR_FAIR),
+        "Phi-SEA": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
     }
     results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(learnt[:ICL_SHOTS]))
     metrics = {
@@ -138,8 +142,9 @@ def bbq(bench: Workbench) -> Table:
         ]
         for arm in (BASE, *arms)
     }
-    note = f"all rows have the same {ICL_SHOTS} demonstrations in the context"
-    return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, [_MARKED, note])
+    notes = [_MARKED, f"all rows have the same {ICL_SHOTS} demonstrations in the context"]
+    notes.append(f"LoRA-FT is trained on {len(few)} demonstrations, edits learn from {len(learnt)}")
+    return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, notes)
 
 
 def models(bench: Workbench) -> Table:
@@ -147,13 +152,13 @@ def models(bench: Workbench) -> Table:
     rows: dict[str, Sequence[Cell]] = {}
     for name in (bench.config.model, *bench.config.models):
         bench.model(name)
-        true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
+        fair = bench.demonstrations(FAIRNESS)
         edits = {
-            "SEA": (bench.edit(true, LINEAR, model=name), bench.edit(fair, LINEAR_FAIR, model=name)),
-            "Phi-SEA": tuple(
-                bench.edit(learnt, dataclasses.replace(config, feature_map="squared_exponential"), model=name)
-                for learnt, config in ((true, LINEAR), (fair, LINEAR_FAIR))
-            ),
+            kind: (
+                bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, feature_map=feature_map)),
+                bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=feature_map)),
+            )
+            for kind, feature_map in (("SEA", "identity"), ("Phi-SEA", "squared_exponential"))
         }
         on_true = bench.evaluate({kind: pair[0] for kind, pair in edits.items()}, MC)
         on_fair = bench.evaluate(
@@ -176,7 +181,6 @@ def models(bench: Workbench) -> Table:
 def ablation(bench: Workbench) -> Table:
     """Return parts of the method, by what is left out."""
     bench.model()
-    learnt = bench.demonstrations(TRUTHFULNESS)
     variants: dict[str, FitConfig] = {"SEA": LINEAR}
     for name in ("positive", "negative", "average", "reversed"):
         variants[f"{name} only" if name in ("positive", "negative") else name] = dataclasses.replace(
@@ -187,16 +191,15 @@ def ablation(bench: Workbench) -> Table:
         "top 3 layers": dataclasses.replace(LINEAR, layers="last:3"),
         "bottom 3 layers": dataclasses.replace(LINEAR, layers="first:3"),
     }
-    edits = {name: bench.edit(learnt, config) for name, config in variants.items()}
+    edits = {name: bench.edit(TRUTHFULNESS, config) for name, config in variants.items()}
     return _truthful_table(bench, "table-ablation", "Ablations on TruthfulQA", edits)
 
 
 def activations(bench: Workbench) -> Table:
     """Return edits learnt from the last, the mean or a random token."""
     bench.model()
-    learnt = bench.demonstrations(TRUTHFULNESS)
     edits = {
-        f"{token} token": bench.edit(learnt, dataclasses.replace(LINEAR, token=token))
+        f"{token} token": bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, token=token))
         for token in ("last", "mean", "random")
     }
     return _truthful_table(bench, "table-activations", "Whose activation is read", edits)
@@ -223,11 +226,10 @@ CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k": "exact_match",
 def control(bench: Workbench) -> Table:
     """Return what edits cost on tasks that they are not for."""
     bench.model()
-    true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
     edits = {
-        "SEA, truthfulness": bench.edit(true, LINEAR),
-        "SEA, fairness": bench.edit(fair, LINEAR_FAIR),
-        "Phi-SEA, fairness": bench.edit(fair, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+        "SEA, truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
+        "SEA, fairness": bench.edit(FAIRNESS, LINEAR_FAIR),
+        "Phi-SEA, fairness": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
     }
     results = bench.evaluate(edits, list(CONTROL_TASKS))
     rows = {
@@ -244,10 +246,10 @@ def control(bench: Workbench) -> Table:
 def crows(bench: Workbench) -> Table:
     """Return edits learnt on BBQ, tested on CrowS-Pairs by type of bias."""
     bench.model()
-    fair = bench.demonstrations(FAIRNESS)
-    edits = {"SEA": bench.edit(fair, LINEAR_FAIR)}
+    edits = {"SEA": bench.edit(FAIRNESS, LINEAR_FAIR)}
     edits |= {
-        f"Phi-SEA, {name}": bench.edit(fair, dataclasses.replace(LINEAR_FAIR, feature_map=name)) for name in FAIR_MAPS
+        f"Phi-SEA, {name}": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=name))
+        for name in FAIR_MAPS
     }
     results = bench.evaluate(edits, ["crows_pairs_english"])
     metrics = sorted(results.tasks["crows_pairs_english"].metrics)
@@ -267,11 +269,10 @@ def crows(bench: Workbench) -> Table:
 def joint(bench: Workbench) -> Table:
     """Return one edit for two behaviours against one for each."""
     bench.model()
-    true, fair = bench.demonstrations(TRUTHFULNESS), bench.demonstrations(FAIRNESS)
     edits = {
-        "truthfulness": bench.edit(true, LINEAR),
-        "fairness": bench.edit(fair, LINEAR),
-        "joint": bench.edit([*true, *fair], LINEAR),
+        "truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
+        "fairness": bench.edit(FAIRNESS, LINEAR),
+        "joint": bench.edit({TRUTHFULNESS: None, FAIRNESS: None}, LINEAR),
     }
     results = bench.evaluate(edits, [*MC, "bbq"])
     rows = {

@@ -9,13 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
+
 from sealign.activations import Activations, collect_activations
 from sealign.baselines.method import METHOD_NAME
 from sealign.baselines.registry import Change, fit_method, load_change
 from sealign.collect_config import CollectConfig
 from sealign.demonstrations import Demonstration, demonstrations_hash, load_demonstrations
 from sealign.edit import SpectralEdit
-from sealign.errors import DemonstrationError, SettingError
+from sealign.errors import SettingError
 from sealign.evaluation.judge import Judge
 from sealign.evaluation.results import Results
 from sealign.evaluation.run import EvaluationConfig, evaluate
@@ -25,7 +28,7 @@ from sealign.models import EMBEDDED, load_model
 from sealign.progress import Track, no_progress
 from sealign.provenance import build_edit
 from sealign.sites import text_config, unwrap_model
-from sealign.storage import CONFIG_NAME
+from sealign.storage import CONFIG_NAME, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +38,10 @@ TRUTHFULNESS = "halueval_qa"
 
 FAIRNESS = "bbq"
 """What fairness edits learn from, in the paper 1000 demonstrations."""
+
+
+GENERATED = {"truthfulqa_gen": 50}
+"""Tokens of an answer, at most, as in the paper's code; of other tasks as the harness has it."""
 
 
 @dataclass(frozen=True)
@@ -88,75 +95,88 @@ class Workbench:
         self.folder = Path(config.output) / "work"
         self._name = ""
         self._loaded: Any = None
-        self._collected: dict[str, Activations] = {}
 
     def model(self, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return a model and its tokenizer; one is held at a time."""
         name = name or self.config.model
         if name != self._name:
-            self._loaded, self._collected = None, {}  # before the next is loaded, for memory
+            self._loaded = None  # before the next is loaded, for memory
             self._loaded = load_model(name, dtype=self.config.dtype, device=self.config.device)
             self._name = name
         model, tokenizer = self._loaded
         return model, tokenizer
 
-    def demonstrations(self, source: str, count: int | None = None, *, seed: int | None = None) -> list[Demonstration]:
-        """Return demonstrations of a source: the configuration's number, or so many of them.
+    def demonstrations(self, source: str) -> list[Demonstration]:
+        """Return the demonstrations of a source: the configuration's number, or all where there are fewer.
 
         Raises:
-            DemonstrationError: fewer are there than are asked for.
+            DemonstrationError: the source cannot be read.
         """
         everything = load_demonstrations(source, data_dir=self.config.data_dir, seed=self.config.seed)
         most = min(self.config.demonstrations.get(source, len(everything)), len(everything))
-        wanted = most if count is None else count
-        if wanted > most:
-            raise DemonstrationError(f"{source} has {most} demonstrations, but {wanted} are asked for; ask for fewer")
-        drawn = self.config.seed if seed is None else seed
-        return load_demonstrations(source, data_dir=self.config.data_dir, limit=wanted, seed=drawn)
+        return load_demonstrations(source, data_dir=self.config.data_dir, limit=most, seed=self.config.seed)
+
+    def trained(self, source: str) -> list[Demonstration]:
+        """Return the demonstrations that trainings learn from: all, or with a limit twice as many as items are scored.
+
+        A training costs as much as many evaluations, and a limit asks for a first look.
+        """
+        learnt = self.demonstrations(source)
+        return learnt if self.config.limit is None else learnt[: 2 * self.config.limit]
 
     def edit(
         self,
-        learnt: Sequence[Demonstration],
+        sources: Mapping[str, Sequence[int] | None] | str,
         config: FitConfig,
-        *,
-        model: str | None = None,
     ) -> SpectralEdit:
-        """Return the edit that demonstrations give; activations are collected once for all edits that share them."""
-        loaded, tokenizer = self.model(model)
+        """Return the edit of the loaded model that demonstrations give.
+
+        Args:
+            sources: of the demonstrations; by name, the indices of those that are used, or None for all.
+            config: settings of the fit.
+        """
+        chosen = {sources: None} if isinstance(sources, str) else sources
+        learnt = [item for name, rows in chosen.items() for item in _at(self.demonstrations(name), rows)]
         folder = self.folder / "edits" / self._key("edit", learnt, config)
         if not (folder / CONFIG_NAME).is_file():
-            self.fit(loaded, tokenizer, learnt, config).save_pretrained(folder)
+            parts = [
+                rows_of(self.activations(name, config.collect_config(), config.site), rows)
+                for name, rows in chosen.items()
+            ]
+            self._fit(learnt, join_activations(parts), config).save_pretrained(folder)
         return SpectralEdit.from_pretrained(folder)
 
-    def fit(self, model: Any, tokenizer: Any, learnt: Sequence[Demonstration], config: FitConfig) -> SpectralEdit:
-        """Return a fit from collected activations."""
-        activations = self.activations(learnt, config.collect_config(), config.site)
+    def _fit(self, learnt: Sequence[Demonstration], activations: Activations, config: FitConfig) -> SpectralEdit:
+        model, tokenizer = self.model(self._name)
         depth = text_config(unwrap_model(model)).num_hidden_layers
         signatures = layer_signatures(activations, centered=config.centered)
         layers = select_layers(config.layers, depth, signatures)
         projections = fit_projections(activations, config=config, layers=layers, track=self.track)
-        neutral = activations.neutral
-        return build_edit(model, tokenizer, learnt, projections, neutral, signatures, config)
+        return build_edit(model, tokenizer, learnt, projections, activations.neutral, signatures, config)
 
-    def activations(
-        self, learnt: Sequence[Demonstration], config: CollectConfig = CollectConfig(), site: str = "mlp"
-    ) -> Activations:
-        """Return the activations of all layers of the model that is loaded."""
-        key = self._key("activations", learnt, (config, site))
-        if key not in self._collected:
-            model, tokenizer = self.model(self._name)
-            self._collected = {
-                key: collect_activations(
-                    model,
-                    tokenizer,
-                    learnt,
-                    site=site,
-                    config=config,
-                    checkpoint_dir=self.folder / "activations",
-                    track=self.track,
-                )
-            }
-        return self._collected[key]
+    def activations(self, source: str, config: CollectConfig = CollectConfig(), site: str = "mlp") -> Activations:
+        """Return the activations of all layers of the loaded model over the demonstrations of a source.
+
+        They are collected once, and read back from ``work`` by whatever asks for them again.
+        """
+        learnt = self.demonstrations(source)
+        file = self.folder / "activations" / f"{self._key('activations', learnt, (config, site))}.safetensors"
+        if file.is_file():
+            return _read_activations(file, site)
+        model, tokenizer = self.model(self._name)
+        found = collect_activations(
+            model,
+            tokenizer,
+            learnt,
+            site=site,
+            config=config,
+            checkpoint_dir=self.folder / "activations",
+            track=self.track,
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        roles = {"neutral": found.neutral, "positive": found.positive, "negative": found.negative}
+        write_tensors(file, {f"{role}.{layer}": x for role, by_layer in roles.items() for layer, x in by_layer.items()})
+        return found
 
     def method(self, name: str, learnt: Sequence[Demonstration], config: Any = None) -> Change:
         """Return a fitted method."""
@@ -188,6 +208,8 @@ class Workbench:
             control_seeds=tuple(control_seeds),
             reversed_control=False,
             preamble=preamble,
+            batch_size=16,
+            max_new_tokens=GENERATED,
             judge=self.config.judge,
         )
         hashes = {name: change.hash for name, change in arms.items()}
@@ -205,3 +227,39 @@ class Workbench:
     def _key(self, kind: str, learnt: Sequence[Demonstration], settings: object) -> str:
         parts = [kind, self._name, self.config.dtype, demonstrations_hash(learnt), repr(settings)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _at(items: Sequence[Demonstration], rows: Sequence[int] | None) -> Sequence[Demonstration]:
+    return items if rows is None else [items[row] for row in rows]
+
+
+def rows_of(activations: Activations, rows: Sequence[int] | None) -> Activations:
+    """Return the activations of some demonstrations; all for None."""
+    if rows is None:
+        return activations
+
+    def some(by_layer: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        return {layer: matrix[list(rows)] for layer, matrix in by_layer.items()}
+
+    return Activations(
+        activations.site, some(activations.neutral), some(activations.positive), some(activations.negative)
+    )
+
+
+def join_activations(parts: Sequence[Activations]) -> Activations:
+    """Return the activations of several sets of demonstrations as of one."""
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(role: str) -> dict[int, Tensor]:
+        return {layer: torch.cat([getattr(part, role)[layer] for part in parts]) for layer in parts[0].neutral}
+
+    return Activations(parts[0].site, joined("neutral"), joined("positive"), joined("negative"))
+
+
+def _read_activations(file: Path, site: str) -> Activations:
+    roles: dict[str, dict[int, Tensor]] = {"neutral": {}, "positive": {}, "negative": {}}
+    for name, matrix in read_tensors(file).items():
+        role, layer = name.split(".")
+        roles[role][int(layer)] = matrix
+    return Activations(site, **{role: dict(sorted(by_layer.items())) for role, by_layer in roles.items()})
