@@ -191,6 +191,25 @@ def test_control_tasks_and_generation(
     assert "bleu_acc" in generated.metrics
 
 
+def test_preamble_length_of_answers_and_a_shared_journal(
+    roomy: Any, tokenizer: Any, local: Path, tmp_path: Path
+) -> None:
+    tasks = ["truthfulqa_gen", "truthfulqa_mc2"]
+    own = EvaluationConfig(tasks, local, limit=3, max_new_tokens={"truthfulqa_gen": 3})
+    plain = evaluate(roomy, tokenizer, {}, config=own, output=tmp_path / "plain", journal=tmp_path / "journal")
+    for answer in plain.tasks["truthfulqa_gen"].answers["base"]:
+        assert len(tokenizer.encode(answer)) <= 4  # three tokens, written out and read again
+    assert not (tmp_path / "plain" / "journal").exists()
+    lines = sum(len(file.read_text().splitlines()) for file in (tmp_path / "journal").glob("*.jsonl"))
+    again = evaluate(roomy, tokenizer, {}, config=own, output=tmp_path / "again", journal=tmp_path / "journal")
+    assert again.tasks == plain.tasks
+    assert sum(len(file.read_text().splitlines()) for file in (tmp_path / "journal").glob("*.jsonl")) == lines
+    asked = dataclasses.replace(own, preamble="Q: What do bees make?\nA: Honey.\n\n")
+    other = evaluate(roomy, tokenizer, {}, config=asked, output=tmp_path / "asked", journal=tmp_path / "journal")
+    values = [found.tasks["truthfulqa_mc2"].metrics["mc2"].value("base") for found in (plain, other)]
+    assert values[0] != values[1]
+
+
 def test_judged_generation(roomy: Any, tokenizer: Any, local: Path, tmp_path: Path) -> None:
     class Length:
         name = "length"

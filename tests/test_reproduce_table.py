@@ -29,7 +29,7 @@ def test_as_it_is_read() -> None:
     assert TABLE.text(0, TABLE.rows["Info*Truth & co"][0]) == "50.0 [25.0, 75.0]*"
     assert TABLE.text(1, TABLE.rows["Info*Truth & co"][1]) == "2.00"
     assert TABLE.text(1, TABLE.rows["base"][1]) == MISSING
-    assert TABLE.reasons() == ["- in base, none: it was not timed", "- in none: no judge"]
+    assert TABLE.reasons() == ["missing in base, none: it was not timed", "missing in none: no judge"]
 
 
 def test_markdown_has_every_cell_and_reason() -> None:

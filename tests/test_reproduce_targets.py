@@ -87,6 +87,9 @@ def test_what_is_not_computed_is_missing_with_its_reason(made: dict[str, Any]) -
     assert "no judge" in table.rows["SEA"][named.index("Truth %")].missing
     assert table.rows["Best-of-N on ICL"][0].value is None
     assert table.rows["Best-of-N on ICL"][named.index("ROUGE-L acc %")].value is not None
+    for row in ("SEA", "LoRA-FT", "Best-of-N on SEA"):
+        assert (table.rows[row][named.index("fit s")].value or 0) > 0
+    assert table.rows["ICL"][named.index("fit s")].value is None
     for result in made.values():
         if isinstance(result, Table):
             for cells in result.rows.values():

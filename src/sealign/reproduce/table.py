@@ -83,7 +83,7 @@ class Table:
             for cell in cells:
                 if cell.value is None and name not in found.setdefault(cell.missing, []):
                     found[cell.missing].append(name)
-        return [f"{MISSING} in {', '.join(names)}: {reason}" for reason, names in found.items()]
+        return [f"missing in {', '.join(names)}: {reason}" for reason, names in found.items()]
 
 
 def to_csv(table: Table) -> str:

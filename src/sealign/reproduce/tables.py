@@ -35,6 +35,7 @@ ICL_SHOTS = 4
 
 MC = ("truthfulqa_mc1", "truthfulqa_mc2")
 GENERATES = "it changes what is generated, not the scores of given answers"
+NOT_FITTED = "it is the model as it is"
 NO_TIME = "it is the reference that times are ratios to"
 DAMAGE = Column("damage, nats a token", digits=3)
 
@@ -74,7 +75,7 @@ def truthfulqa(bench: Workbench) -> Table:
             *judged,
             rouge,
             *_times(bench, arms.get(name)),
-            *_end(results, name),
+            *_end(bench, results, name, arms.get(name)),
         ]
     control = "SEA random 0"
     blank = Cell(missing="controls are scored on multiple choice alone")
@@ -108,10 +109,12 @@ def _times(bench: Workbench, change: Change | None) -> list[Cell]:
     return [Cell(*cost.prefill), Cell(*cost.decode)]
 
 
-def _end(results: Results, arm: str) -> list[Cell]:
-    seconds = results.arms[arm].fit_seconds
-    fit = Cell(missing="it is not fitted, or its fit was not timed") if seconds is None else Cell(seconds)
-    return [fit, damage_cell(results, arm)]
+def _end(bench: Workbench, results: Results, arm: str, change: Change | None) -> list[Cell]:
+    if change is None:
+        return [Cell(missing=NOT_FITTED), damage_cell(results, arm)]
+    parts = change.parts if isinstance(change, Stack) else (change,)
+    seconds = [bench.fit_seconds(part) or 0.0 for part in parts]
+    return [Cell(sum(seconds)), damage_cell(results, arm)]
 
 
 def bbq(bench: Workbench) -> Table:

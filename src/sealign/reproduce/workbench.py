@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sealign.activations import Activations, collect_activations
 from sealign.baselines.method import METHOD_NAME
-from sealign.baselines.registry import Change, fit_method, load_change
+from sealign.baselines.registry import Change, fit_method, fit_seconds, load_change
 from sealign.collect_config import CollectConfig
 from sealign.demonstrations import Demonstration, demonstrations_hash, load_demonstrations
 from sealign.edit import SpectralEdit
@@ -28,7 +29,7 @@ from sealign.models import EMBEDDED, load_model
 from sealign.progress import Track, no_progress
 from sealign.provenance import build_edit
 from sealign.sites import text_config, unwrap_model
-from sealign.storage import CONFIG_NAME, read_tensors, write_tensors
+from sealign.storage import CONFIG_NAME, read_tensors, write_bytes, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,6 +96,7 @@ class Workbench:
         self.folder = Path(config.output) / "work"
         self._name = ""
         self._loaded: Any = None
+        self._seconds: dict[str, float] = {}
 
     def model(self, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return a model and its tokenizer; one is held at a time."""
@@ -143,8 +145,27 @@ class Workbench:
                 rows_of(self.activations(name, config.collect_config(), config.site), rows)
                 for name, rows in chosen.items()
             ]
-            self._fit(learnt, join_activations(parts), config).save_pretrained(folder)
-        return SpectralEdit.from_pretrained(folder)
+            started = time.perf_counter()
+            edit = self._fit(learnt, join_activations(parts), config)
+            seconds = time.perf_counter() - started
+            for name, rows in chosen.items():
+                file = self._activations_file(name, config.collect_config(), config.site)
+                share = 1.0 if rows is None else len(rows) / len(self.demonstrations(name))
+                seconds += share * _read_seconds(file)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _write_seconds(folder, seconds)
+            edit.save_pretrained(folder)
+        edit = SpectralEdit.from_pretrained(folder)
+        self._seconds[edit.hash] = _read_seconds(folder)
+        return edit
+
+    def fit_seconds(self, change: Change) -> float | None:
+        """Return how long a change took to fit, with the collection of its activations at all layers.
+
+        The time of a collection that others share counts in full for each, in proportion where some
+        demonstrations of it are used. None for several changes at once.
+        """
+        return self._seconds.get(change.hash) if isinstance(change, SpectralEdit) else fit_seconds(change)
 
     def _fit(self, learnt: Sequence[Demonstration], activations: Activations, config: FitConfig) -> SpectralEdit:
         model, tokenizer = self.model(self._name)
@@ -160,10 +181,11 @@ class Workbench:
         They are collected once, and read back from ``work`` by whatever asks for them again.
         """
         learnt = self.demonstrations(source)
-        file = self.folder / "activations" / f"{self._key('activations', learnt, (config, site))}.safetensors"
+        file = self._activations_file(source, config, site)
         if file.is_file():
             return _read_activations(file, site)
         model, tokenizer = self.model(self._name)
+        started = time.perf_counter()
         found = collect_activations(
             model,
             tokenizer,
@@ -174,9 +196,14 @@ class Workbench:
             track=self.track,
         )
         file.parent.mkdir(parents=True, exist_ok=True)
+        _write_seconds(file, time.perf_counter() - started)
         roles = {"neutral": found.neutral, "positive": found.positive, "negative": found.negative}
         write_tensors(file, {f"{role}.{layer}": x for role, by_layer in roles.items() for layer, x in by_layer.items()})
         return found
+
+    def _activations_file(self, source: str, config: CollectConfig, site: str) -> Path:
+        key = self._key("activations", self.demonstrations(source), (config, site))
+        return self.folder / "activations" / f"{key}.safetensors"
 
     def method(self, name: str, learnt: Sequence[Demonstration], config: Any = None) -> Change:
         """Return a fitted method."""
@@ -255,6 +282,14 @@ def join_activations(parts: Sequence[Activations]) -> Activations:
         return {layer: torch.cat([getattr(part, role)[layer] for part in parts]) for layer in parts[0].neutral}
 
     return Activations(parts[0].site, joined("neutral"), joined("positive"), joined("negative"))
+
+
+def _write_seconds(beside: Path, seconds: float) -> None:
+    write_bytes(beside.with_suffix(".seconds"), f"{seconds:.3f}\n".encode())
+
+
+def _read_seconds(beside: Path) -> float:
+    return float(beside.with_suffix(".seconds").read_text())
 
 
 def _read_activations(file: Path, site: str) -> Activations:
