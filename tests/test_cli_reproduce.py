@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_path: Path) -> None:
     args: list[object] = ["reproduce", "table-activations", "--model", model_folder, "--data-dir", data_dir]
-    args += ["--limit", "3", "--output", tmp_path / "paper"]
+    args += ["--limit", "3", "--learn-from", "30", "--output", tmp_path / "paper"]
     printed = passed(*args)
     assert "| random token |" in printed
     folder = tmp_path / "paper" / "table-activations"
@@ -30,6 +31,8 @@ def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_
         "index.html",
         "target.json",
     }
+    settings = json.loads((folder / "target.json").read_text())["settings"]
+    assert settings["demonstrations"] == {"halueval_qa": 30, "bbq": 30}
     assert (folder / "table-activations.md").read_text().split("\n\n", 1)[1].strip() in printed
     assert "(finished before)" in passed(*args)
 

@@ -26,6 +26,15 @@ def reproduce(
     ] = None,
     data_dir: options.DataDir = None,
     limit: options.TaskLimit = None,
+    learn_from: Annotated[
+        int | None,
+        typer.Option(
+            "--learn-from",
+            min=2,
+            metavar="N",
+            help=r"Demonstrations of each source, at most. \[default: the paper's 2000 and 1000]",
+        ),
+    ] = None,
     amateur: Annotated[
         str | None,
         typer.Option(
@@ -53,7 +62,7 @@ def reproduce(
     from sealign.reproduce.table import Table, to_markdown
     from sealign.reproduce.targets import chosen_targets
     from sealign.reproduce.targets import reproduce as run
-    from sealign.reproduce.workbench import ReproduceConfig
+    from sealign.reproduce.workbench import PAPERS, ReproduceConfig
 
     chosen_targets(target)
     config = ReproduceConfig(
@@ -62,6 +71,7 @@ def reproduce(
         models=tuple(models or ()),
         data_dir=data_dir,
         limit=limit,
+        demonstrations={source: min(count, learn_from or count) for source, count in PAPERS.items()},
         amateur=amateur,
         judge=load_judge(judge, judge_url, dtype, device),
         seed=seed,

@@ -41,6 +41,9 @@ FAIRNESS = "bbq"
 """What fairness edits learn from, in the paper 1000 demonstrations."""
 
 
+PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
+"""Demonstrations of each source in the paper."""
+
 GENERATED = {"truthfulqa_gen": 50}
 """Tokens of an answer, at most, as in the paper's code; of other tasks as the harness has it."""
 
@@ -70,7 +73,7 @@ class ReproduceConfig:
     models: tuple[str, ...] = ()
     data_dir: Path | None = None
     limit: int | None = None
-    demonstrations: Mapping[str, int] = field(default_factory=lambda: {TRUTHFULNESS: 2000, FAIRNESS: 1000})
+    demonstrations: Mapping[str, int] = field(default_factory=lambda: dict(PAPERS))
     amateur: str | None = None
     judge: Judge | None = None
     seed: int = 0
