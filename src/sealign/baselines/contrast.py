@@ -8,8 +8,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sealign.errors import SettingError
+
 IMPLAUSIBLE = -1000.0
 """Score of a token outside the plausible set; as in the released code of DoLa and ICD, finite so that sums stay so."""
+
+
+def check_plausibility(value: float) -> None:
+    """Raise where a plausibility is outside its range.
+
+    Raises:
+        SettingError: it is not in [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise SettingError(f"plausibility is {value}, but it must be in [0, 1]; try 0.1")
 
 
 def contrast(

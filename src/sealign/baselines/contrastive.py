@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sealign.baselines.contrast import contrast
+from sealign.baselines.contrast import check_plausibility, contrast
 from sealign.baselines.lora import LoRATraining, put_lora_on, train_lora
 from sealign.baselines.method import Attached, Lesson, Method
 from sealign.errors import ModelError, SettingError, unknown_name
@@ -118,8 +117,7 @@ def contrast_with(model: Any, amateur: Amateur, settings: dict[str, Any], attach
 
 
 def _check_contrast(plausibility: float, weight: float) -> None:
-    if not 0 <= plausibility <= 1:
-        raise SettingError(f"plausibility is {plausibility}, but it must be in [0, 1]; try 0.1")
+    check_plausibility(plausibility)
     if not 0 < weight < float("inf"):
         raise SettingError(f"weight is {weight}, but it must be above 0; try 1")
 
@@ -266,17 +264,14 @@ class ICD(Method):
             switch = put_lora_on(base, self.tensors, LoRATraining(**self.settings["training"]), attached)
             switch.disable_adapter_layers()
             amateur = Amateur(base, active=lambda: _adapting(switch))
-        contrast_with(base, amateur, copy.deepcopy(self.settings), attached)
+        contrast_with(base, amateur, self.settings, attached)
 
 
-class _adapting(AbstractContextManager[None]):  # noqa: N801  named by how it is used
+@contextmanager
+def _adapting(switch: Any) -> Iterator[None]:
     """The LoRA is on inside the block."""
-
-    def __init__(self, switch: Any) -> None:
-        self.switch = switch
-
-    def __enter__(self) -> None:
-        self.switch.enable_adapter_layers()
-
-    def __exit__(self, *_: object) -> None:
-        self.switch.disable_adapter_layers()
+    switch.enable_adapter_layers()
+    try:
+        yield
+    finally:
+        switch.disable_adapter_layers()

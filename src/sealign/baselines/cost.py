@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from sealign.baselines.method import check_at_least
 from sealign.baselines.registry import Change, apply_change, prefix_of
-from sealign.errors import SettingError
 from sealign.generation import evaluating
 from sealign.prefix import input_device
 from sealign.sites import text_config, unwrap_model
@@ -62,8 +62,7 @@ def measure_cost(
         ("new_tokens", new_tokens, 2),
         ("rounds", rounds, 1),
     ):
-        if value < bound:
-            raise SettingError(f"{name} is {value}, but it must be at least {bound}")
+        check_at_least(name, value, bound)
     vocabulary = text_config(unwrap_model(model)).vocab_size
     drawn = torch.randint(vocabulary, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
     before = torch.tensor([tokenizer.encode(prefix_of(change))], dtype=torch.long).reshape(1, -1)

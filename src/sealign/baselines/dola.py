@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from sealign.baselines.contrast import contrast, jensen_shannon
+from sealign.baselines.contrast import check_plausibility, contrast, jensen_shannon
 from sealign.baselines.method import Attached, Lesson, Method
 from sealign.errors import SettingError, unknown_name
 from sealign.sites import resolve_sites, text_config, unwrap_model
@@ -40,8 +40,7 @@ class DoLaConfig:
     def __post_init__(self) -> None:
         if self.bucket not in ("high", "low"):
             raise SettingError(unknown_name("bucket", self.bucket, ("high", "low")))
-        if not 0 <= self.plausibility <= 1:
-            raise SettingError(f"plausibility is {self.plausibility}, but it must be in [0, 1]; try 0.1")
+        check_plausibility(self.plausibility)
 
 
 @dataclass(frozen=True, eq=False)

@@ -148,6 +148,11 @@ def load_change(source: str | Path) -> SpectralEdit | Method:
     return SpectralEdit.from_pretrained(source)
 
 
+def parts_of(change: Change) -> tuple[SpectralEdit | Method, ...]:
+    """Return the edits and methods that a change is made of, itself if it is one."""
+    return change.parts if isinstance(change, Stack) else (change,)
+
+
 def prefix_of(change: Change | None) -> str:
     """Return the text that a change puts before every prompt."""
     return "" if change is None or isinstance(change, SpectralEdit) else change.prefix
@@ -165,19 +170,17 @@ def reversed_roles(change: Change) -> Change | None:
 
 def describe_change(change: Change) -> str:
     """Return what a change is, for the record: the names of its parts."""
-    parts = change.parts if isinstance(change, Stack) else (change,)
-    return "+".join("sea" if isinstance(part, SpectralEdit) else part.name for part in parts)
+    return "+".join("sea" if isinstance(part, SpectralEdit) else part.name for part in parts_of(change))
 
 
 def model_id(change: Change) -> str:
     """Return the name of the model that a change was fitted on."""
-    part = change.parts[0] if isinstance(change, Stack) else change
-    return part.record.model.id
+    return parts_of(change)[0].record.model.id
 
 
 def fit_seconds(change: Change) -> float | None:
     """Return how long a change took to fit, or None where that was not measured."""
-    parts = change.parts if isinstance(change, Stack) else (change,)
+    parts = parts_of(change)
     methods = [part for part in parts if isinstance(part, Method)]
     return sum(part.record.fit_seconds for part in methods) if len(methods) == len(parts) else None
 

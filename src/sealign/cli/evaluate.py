@@ -10,7 +10,7 @@ import typer
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
-from sealign.cli.methods import fit_methods, load_all, load_changes, parse_name, require_method_extras
+from sealign.cli.methods import fit_methods, load_changes, parse_name, require_method_extras
 
 
 @app.command()
@@ -83,7 +83,7 @@ def evaluate(
     edits, sources = load_changes(edit or [], strength)
     for wanted in method or []:
         require_method_extras(parse_name(wanted)[1])
-    learnt = load_all(demonstrations or [], data_dir, None, seed)
+    learnt = options.load_sources(demonstrations or [], data_dir, None, seed)
     name = model or next((model_id(edit) for edit in edits.values()), EMBEDDED)
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(name, dtype=dtype, device=device)

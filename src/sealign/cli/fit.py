@@ -49,7 +49,6 @@ def fit(
     import dataclasses
 
     from sealign.cli.display import layer_table, print_json, print_saved, settings_table, track
-    from sealign.demonstrations import load_demonstrations
     from sealign.fit import fit_edit
     from sealign.fit_config import FitConfig
     from sealign.models import EMBEDDED, cache_dir, load_model
@@ -81,11 +80,7 @@ def fit(
     config = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
     # What can be wrong is found before anything slow is started.
     check_folder(output_folder, replaces=CONFIG_NAME)
-    learnt = [
-        item
-        for source in demonstrations
-        for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
-    ]
+    learnt = options.load_sources(demonstrations, data_dir, limit, seed)
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
     edit = fit_edit(loaded, tokenizer, learnt, config=config, checkpoint_dir=cache_dir() / "fits", track=track)

@@ -70,7 +70,7 @@ def baseline(
     given = parse_settings(settings or [])
     config = method_config(method, seed_setting(method, seed) | given)
     check_folder(output_folder, replaces="method.json")
-    learnt = load_all(demonstrations or [], data_dir, limit, seed)
+    learnt = options.load_sources(demonstrations or [], data_dir, limit, seed)
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
     fitted = fit_method(
@@ -123,15 +123,6 @@ def parse_settings(given: list[str]) -> dict[str, str]:
             raise SettingError(f"--set is '{text}', but it must be a name and a value, such as heads=24")
         found[name.strip()] = value.strip()
     return found
-
-
-def load_all(sources: list[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:
-    """Return the demonstrations of several sources as one list."""
-    from sealign.demonstrations import load_demonstrations
-
-    return [
-        item for source in sources for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
-    ]
 
 
 def training_folder(

@@ -5,10 +5,14 @@ Defaults that the library decides are named in the help texts; a backslash keeps
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sealign.demonstrations import Demonstration
 
 Model = Annotated[
     str | None,
@@ -209,6 +213,15 @@ JudgeUrl = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def load_sources(sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:
+    """Return the demonstrations of several sources as one list."""
+    from sealign.demonstrations import load_demonstrations
+
+    return [
+        item for source in sources for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
+    ]
 
 
 def names(text: str) -> list[str]:

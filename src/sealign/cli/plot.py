@@ -85,7 +85,7 @@ def tsne(
     from sealign import figures
 
     path, config = _path(output_path), _config(layers, site, seed)
-    learnt = _load(demonstrations, data_dir, limit, seed)
+    learnt = options.load_sources(demonstrations, data_dir, limit, seed)
     figures.check_method("tsne", len(learnt))
     base, tokenizer, depth = _model(model, dtype, device)
     wanted = figures.first_middle_last(range(depth)) if layers is None else _select(layers, depth)
@@ -125,7 +125,7 @@ def spectrum(
             raise SettingError(f"{unused[0]} has no use with --edit, whose spectra are read as they are; leave it out")
         spectra = _saved_spectra(edit, layers)
     else:
-        learnt = _load(demonstrations or [], data_dir, limit, seed)
+        learnt = options.load_sources(demonstrations or [], data_dir, limit, seed)
         base, tokenizer, depth = _model(model, dtype, device)
         spectra = figures.activation_spectra(_collect(base, tokenizer, learnt, config, _select(layers, depth)))
     _save(figures.spectrum(spectra), figures.spectrum_points(spectra), path)
@@ -150,7 +150,9 @@ def signature(
     from sealign.fit import layer_signatures
 
     path, config = _path(output_path), _config(layers, site, seed)
-    learnt = {name: _load([source], data_dir, limit, seed) for name, source in _named(demonstrations).items()}
+    learnt = {
+        name: options.load_sources([source], data_dir, limit, seed) for name, source in _named(demonstrations).items()
+    }
     base, tokenizer, depth = _model(model, dtype, device)
     wanted = _select(layers, depth)
     signatures = {
@@ -188,7 +190,7 @@ def effect(
 
     path, loaded = _path(output_path), SpectralEdit.from_pretrained(edit)
     config = _config(layers, site or loaded.settings.site, seed, _as_fitted(loaded, site))
-    learnt = _load(demonstrations, data_dir, limit, seed)
+    learnt = options.load_sources(demonstrations, data_dir, limit, seed)
     figures.check_method(method, len(learnt))
     base, tokenizer, depth = _model(model or loaded.record.model.id, dtype, device)
     wanted = loaded.layers[-1:] if layers is None else _select(layers, depth)
@@ -240,12 +242,6 @@ def _select(layers: str | None, depth: int) -> list[int]:
     from sealign.fit_config import select_layers
 
     return select_layers("all" if layers is None else layers, depth)
-
-
-def _load(sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:
-    from sealign.demonstrations import load_demonstrations
-
-    return [item for s in sources for item in load_demonstrations(s, data_dir=data_dir, limit=limit, seed=seed)]
 
 
 def _named(sources: Sequence[str]) -> dict[str, str]:

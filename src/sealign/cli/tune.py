@@ -62,7 +62,6 @@ def tune(
     require_extra("tune", "optuna")
     quiet_harness()
     from sealign.cli.display import print_json, track
-    from sealign.demonstrations import load_demonstrations
     from sealign.evaluation.plots import frontier_figure, save_figure
     from sealign.evaluation.report import write_report
     from sealign.evaluation.tune import tune as run
@@ -83,11 +82,7 @@ def tune(
         seed=seed,
         fit=FitConfig(seed=seed, **{name: value for name, value in given.items() if value is not None}),
     )
-    learnt = [
-        item
-        for source in demonstrations
-        for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
-    ]
+    learnt = options.load_sources(demonstrations, data_dir, limit, seed)
     with messages.status("Loading the model"):
         loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
     result = run(

@@ -34,6 +34,7 @@ ICL_SHOTS = 4
 """Of BBQ's prompt, as in the paper; TruthfulQA's prompt has six of its own."""
 
 MC = ("truthfulqa_mc1", "truthfulqa_mc2")
+MC_COLUMNS = (Column("MC1 %", scale=100), Column("MC2 %", scale=100))
 GENERATES = "it changes what is generated, not the scores of given answers"
 NOT_FITTED = "it is the model as it is"
 NO_TIME = "it is the reference that times are ratios to"
@@ -67,20 +68,22 @@ def truthfulqa(bench: Workbench) -> Table:
     ]
     rows: dict[str, Sequence[Cell]] = {}
     for name in (BASE, *arms):
-        scores = [_mc(results, task, metric, name) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
+        change = arms.get(name)
+        generates_only = isinstance(change, Method | Stack) and change.generates_only
+        scores = [Cell(missing=GENERATES)] * 2 if generates_only else _mc(results, name)
         judged = [metric_cell(results, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
         rouge = metric_cell(results, "truthfulqa_gen", "rougeL_acc", name)
         rows["ICL" if name == BASE else name] = [
             *scores,
             *judged,
             rouge,
-            *_times(bench, arms.get(name)),
-            *_end(bench, results, name, arms.get(name)),
+            *_times(bench, change),
+            *_end(bench, results, name, change),
         ]
     control = "SEA random 0"
     blank = Cell(missing="controls are scored on multiple choice alone")
     rows["SEA, random directions"] = [
-        *(metric_cell(random, task, metric, control) for task, metric in zip(MC, ("acc", "mc2"), strict=True)),
+        *_mc(random, control),
         *[blank] * 7,
         damage_cell(random, control),
     ]
@@ -92,13 +95,14 @@ def truthfulqa(bench: Workbench) -> Table:
 
 
 _MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
+_MARKED_BASE = _MARKED.replace("ICL", "base")
 _PROMPT = "ICL is the model with the six questions of TruthfulQA's own prompt, which all other rows have too"
 _DAMAGED = "damage of decoding methods counts each implausible token of plain text with about 1000 nats"
 
 
-def _mc(results: Results, task: str, metric: str, arm: str) -> Cell:
-    kind = results.arms[arm].method or ""
-    return Cell(missing=GENERATES) if "best_of_n" in kind else metric_cell(results, task, metric, arm)
+def _mc(results: Results, arm: str) -> list[Cell]:
+    """MC1 and MC2 of one arm."""
+    return [metric_cell(results, task, metric, arm) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
 
 
 def _times(bench: Workbench, change: Change | None) -> list[Cell]:
@@ -112,9 +116,7 @@ def _times(bench: Workbench, change: Change | None) -> list[Cell]:
 def _end(bench: Workbench, results: Results, arm: str, change: Change | None) -> list[Cell]:
     if change is None:
         return [Cell(missing=NOT_FITTED), damage_cell(results, arm)]
-    parts = change.parts if isinstance(change, Stack) else (change,)
-    seconds = [bench.fit_seconds(part) or 0.0 for part in parts]
-    return [Cell(sum(seconds)), damage_cell(results, arm)]
+    return [Cell(bench.fit_seconds(change)), damage_cell(results, arm)]
 
 
 def bbq(bench: Workbench) -> Table:
@@ -129,18 +131,18 @@ def bbq(bench: Workbench) -> Table:
     }
     results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(learnt[:ICL_SHOTS]))
     metrics = {
-        "accuracy %": ("acc", 100.0),
-        "unknown rate %": ("unknown_rate", 100.0),
-        "bias, ambiguous": ("bias_score_ambiguous", 100.0),
-        "bias, disambiguated": ("bias_score_disambiguated", 100.0),
-        "stereotypical %": ("stereotypical_rate", 100.0),
+        "accuracy %": "acc",
+        "unknown rate %": "unknown_rate",
+        "bias, ambiguous": "bias_score_ambiguous",
+        "bias, disambiguated": "bias_score_disambiguated",
+        "stereotypical %": "stereotypical_rate",
     }
     categories = sorted(name for name in results.tasks["bbq"].metrics if name.startswith("acc/"))
-    metrics |= {f"accuracy %, {name.removeprefix('acc/')}": (name, 100.0) for name in categories}
-    columns = [Column(name, scale=scale) for name, (_, scale) in metrics.items()]
+    metrics |= {f"accuracy %, {name.removeprefix('acc/')}": name for name in categories}
+    columns = [Column(name, scale=100) for name in metrics]
     rows = {
         "ICL" if arm == BASE else arm: [
-            *(metric_cell(results, "bbq", metric, arm) for metric, _ in metrics.values()),
+            *(metric_cell(results, "bbq", metric, arm) for metric in metrics.values()),
             damage_cell(results, arm),
         ]
         for arm in (BASE, *arms)
@@ -169,14 +171,13 @@ def models(bench: Workbench) -> Table:
         )
         for arm in (BASE, *edits):
             rows[f"{name}, {'ICL' if arm == BASE else arm}"] = [
-                metric_cell(on_true, MC[0], "acc", arm),
-                metric_cell(on_true, MC[1], "mc2", arm),
+                *_mc(on_true, arm),
                 damage_cell(on_true, arm),
                 metric_cell(on_fair, "bbq", "acc", arm),
                 metric_cell(on_fair, "bbq", "stereotypical_rate", arm),
                 damage_cell(on_fair, arm),
             ]
-    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), DAMAGE]
+    columns = [*MC_COLUMNS, DAMAGE]
     columns += [Column("BBQ accuracy %", scale=100), Column("BBQ stereotypical %", scale=100), DAMAGE]
     return Table("table-models", "Linear and non-linear edits on several models", columns, rows, [_MARKED])
 
@@ -212,13 +213,12 @@ def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str,
     results = bench.evaluate(edits, MC)
     rows = {
         "ICL" if arm == BASE else arm: [
-            metric_cell(results, MC[0], "acc", arm),
-            metric_cell(results, MC[1], "mc2", arm),
+            *_mc(results, arm),
             damage_cell(results, arm),
         ]
         for arm in (BASE, *edits)
     }
-    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), DAMAGE]
+    columns = [*MC_COLUMNS, DAMAGE]
     return Table(name, title, columns, rows, [_MARKED])
 
 
@@ -243,7 +243,7 @@ def control(bench: Workbench) -> Table:
         for arm in (BASE, *edits)
     }
     columns = [Column(f"{task} %", scale=100) for task in CONTROL_TASKS]
-    return Table("table-control", "Control tasks", [*columns, DAMAGE], rows, [_MARKED.replace("ICL", "base")])
+    return Table("table-control", "Control tasks", [*columns, DAMAGE], rows, [_MARKED_BASE])
 
 
 def crows(bench: Workbench) -> Table:
@@ -265,7 +265,7 @@ def crows(bench: Workbench) -> Table:
     }
     columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
     notes = ["the share of pairs whose stereotypical sentence is more probable; 50 is unbiased"]
-    notes.append(_MARKED.replace("ICL", "base"))
+    notes.append(_MARKED_BASE)
     return Table("table-crows", "CrowS-Pairs, edits learnt on BBQ", [*columns, DAMAGE], rows, notes)
 
 
@@ -280,15 +280,14 @@ def joint(bench: Workbench) -> Table:
     results = bench.evaluate(edits, [*MC, "bbq"])
     rows = {
         arm: [
-            metric_cell(results, MC[0], "acc", arm),
-            metric_cell(results, MC[1], "mc2", arm),
+            *_mc(results, arm),
             metric_cell(results, "bbq", "acc", arm),
             metric_cell(results, "bbq", "stereotypical_rate", arm),
             damage_cell(results, arm),
         ]
         for arm in (BASE, *edits)
     }
-    columns = [Column("MC1 %", scale=100), Column("MC2 %", scale=100), Column("BBQ accuracy %", scale=100)]
+    columns = [*MC_COLUMNS, Column("BBQ accuracy %", scale=100)]
     columns += [Column("BBQ stereotypical %", scale=100), DAMAGE]
     note = "all three with the settings for truthfulness; BBQ without demonstrations in the context"
-    return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED.replace("ICL", "base"), note])
+    return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED_BASE, note])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sealign.activations import Activations, collect_activations
 from sealign.baselines.method import METHOD_NAME
-from sealign.baselines.registry import Change, fit_method, fit_seconds, load_change
+from sealign.baselines.registry import Change, fit_method, load_change, parts_of
 from sealign.collect_config import CollectConfig
 from sealign.demonstrations import Demonstration, demonstrations_hash, load_demonstrations
 from sealign.edit import SpectralEdit
@@ -100,6 +100,7 @@ class Workbench:
         self._name = ""
         self._loaded: Any = None
         self._seconds: dict[str, float] = {}
+        self._demonstrations: dict[str, list[Demonstration]] = {}
 
     def model(self, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return a model and its tokenizer; one is held at a time."""
@@ -117,9 +118,12 @@ class Workbench:
         Raises:
             DemonstrationError: the source cannot be read.
         """
-        everything = load_demonstrations(source, data_dir=self.config.data_dir, seed=self.config.seed)
-        most = min(self.config.demonstrations.get(source, len(everything)), len(everything))
-        return load_demonstrations(source, data_dir=self.config.data_dir, limit=most, seed=self.config.seed)
+        if source not in self._demonstrations:
+            where: Any = {"data_dir": self.config.data_dir, "seed": self.config.seed}
+            count = len(load_demonstrations(source, **where))
+            most = min(self.config.demonstrations.get(source, count), count)
+            self._demonstrations[source] = load_demonstrations(source, limit=most, **where)
+        return self._demonstrations[source]
 
     def trained(self, source: str) -> list[Demonstration]:
         """Return the demonstrations that trainings learn from: all, or with a limit twice as many as items are scored.
@@ -162,13 +166,16 @@ class Workbench:
         self._seconds[edit.hash] = _read_seconds(folder)
         return edit
 
-    def fit_seconds(self, change: Change) -> float | None:
-        """Return how long a change took to fit, with the collection of its activations at all layers.
+    def fit_seconds(self, change: Change) -> float:
+        """Return how long a change of this bench took to fit, all its parts together.
 
-        The time of a collection that others share counts in full for each, in proportion where some
-        demonstrations of it are used. None for several changes at once.
+        The collection of an edit's activations, at all layers, is in it: in full for each edit that shares it, in
+        proportion where only some demonstrations of it are used.
         """
-        return self._seconds.get(change.hash) if isinstance(change, SpectralEdit) else fit_seconds(change)
+        return sum(
+            self._seconds[part.hash] if isinstance(part, SpectralEdit) else part.record.fit_seconds
+            for part in parts_of(change)
+        )
 
     def _fit(self, learnt: Sequence[Demonstration], activations: Activations, config: FitConfig) -> SpectralEdit:
         model, tokenizer = self.model(self._name)

@@ -43,7 +43,7 @@ def edit_alone(
     def edit(tokens: Tensor) -> Tensor:
         x = tokens.float()
         start = x if shift is None else x + shift
-        y = torch.addmm(start, x @ inner, outer, beta=1)
+        y = torch.addmm(start, x @ inner, outer)
         if change.scale:
             y.add_(x, alpha=change.scale)
         if settings.normalization == "token":
