@@ -10,36 +10,9 @@ import torch
 
 import sealign
 from sealign.errors import ExportError
-from sealign.export.linear import OutputMatrix, check_linear, linear_change, output_matrices, read_weight
-from sealign.projection import COMBINES, Projection
-from sealign.record import EditSettings
+from sealign.export.linear import OutputMatrix, check_linear, output_matrices, read_weight
+from sealign.linear_change import linear_change
 from tests.tiny_models import CONFIGS, build_model
-
-D = 7
-
-
-def _projection(mean: bool) -> Projection:
-    generator = torch.Generator().manual_seed(3)
-    bases = [torch.linalg.qr(torch.randn(D, k, dtype=torch.float64, generator=generator))[0] for k in (3, 2)]
-    values = torch.ones(3, dtype=torch.float64)
-    middle = torch.randn(D, dtype=torch.float64, generator=generator) if mean else None
-    return Projection(bases[0], bases[1], middle, "identity", values, values[:2], 3.0, 2.0)
-
-
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("mean", [False, True])
-def test_the_change_is_what_the_projection_does(combine: Any, mean: bool) -> None:
-    projection, tokens = _projection(mean), torch.randn(5, D, dtype=torch.float64)
-    change = linear_change(projection, EditSettings("mlp", combine, "none", 0.3, "identity", mean))
-    expected = projection(tokens, combine=combine, normalization="none", strength=0.3)
-    found = tokens.T + change(tokens.T)
-    if change.shift is not None:
-        found = found + change.shift[:, None]
-    torch.testing.assert_close(found.T, expected)
-    assert (change.shift is None) is not mean
-    ranks = {"both": 5, "reversed": 5, "average": 5, "positive": 3, "negative": 2}
-    assert change.rank == ranks[combine]
-    assert (change.scale == 0) is (combine in ("both", "reversed", "negative"))
 
 
 def test_what_is_not_linear(small_edit: sealign.SpectralEdit) -> None:

@@ -14,8 +14,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from sealign.edit import SpectralEdit
 from sealign.errors import ServingError
 from sealign.projection import COMBINES, Projection
-from sealign.serving.alone import edit_alone, rows_by_slot
 from sealign.serving.bank import EditBank, size_for
+from sealign.serving.rows import rows_by_slot
 from sealign.serving.settings import plan_bank
 from sealign.serving.site_bank import BankSize, SiteBank
 
@@ -190,26 +190,6 @@ def test_the_graph_is_one_for_every_choice(small_edit: SpectralEdit) -> None:
     chosen = torch.tensor([0, 1, 1, 0, 0, 1])
     torch.testing.assert_close(traced(tokens, chosen), site(tokens, chosen))
     assert not torch.equal(traced(tokens, chosen), tokens)
-
-
-@pytest.mark.parametrize("combine", COMBINES)
-@pytest.mark.parametrize("normalization", ["token", "none"])
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
-def test_an_edit_alone_is_its_projection(
-    small_edit: SpectralEdit, combine: Any, normalization: Any, centered: bool, feature_map: str
-) -> None:
-    settings = small_edit.with_settings(combine=combine, normalization=normalization, strength=0.7).settings
-    settings = dataclasses.replace(settings, feature_map=feature_map, centered=centered)
-    projection = make_projection(4, 3, 2, centered=centered, feature_map=feature_map)
-    tokens = torch.randn(7, WIDTH)
-    tokens[2] = 0
-    given = tokens.clone()
-    found = edit_alone(projection, settings)(tokens)
-    expected = projection(tokens, combine=combine, normalization=normalization, strength=0.7)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert torch.equal(tokens, given)
-    assert edit_alone(projection, settings)(tokens.bfloat16()).dtype == torch.bfloat16
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), max_size=8))

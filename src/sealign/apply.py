@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sealign.edit import SpectralEdit
 from sealign.errors import FingerprintError, ModelError, NormalizationError, SettingError
 from sealign.fingerprint import check_fingerprint
+from sealign.layer_edit import LayerEdit
 from sealign.prefix import decoder_of
-from sealign.projection import Projection, check_strength
+from sealign.projection import check_strength
 from sealign.sites import unwrap_model
 
 if TYPE_CHECKING:
@@ -73,32 +73,17 @@ class EditHandle:
 class _EditHook:
     """The forward hook of one layer."""
 
-    def __init__(self, handle: EditHandle, projection: Projection) -> None:
+    def __init__(self, handle: EditHandle, layer_edit: LayerEdit) -> None:
         self._handle = handle
-        self._projection = projection
-        self._placed: dict[torch.device, Projection] = {}
+        self._layer_edit = layer_edit
 
     def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
         handle = self._handle
         if not handle.enabled or handle.strength == 0:
             return None
         if isinstance(output, tuple):
-            return (self._edit(output[0]), *output[1:])
-        return self._edit(output)
-
-    def _edit(self, hidden: Tensor) -> Tensor:
-        projection = self._placed.get(hidden.device)
-        if projection is None:
-            projection = self._projection.to(hidden.device)
-            self._placed[hidden.device] = projection
-        settings = self._handle.edit.settings
-        edited: Tensor = projection(
-            hidden,
-            combine=settings.combine,  # type: ignore[arg-type]
-            normalization=settings.normalization,  # type: ignore[arg-type]
-            strength=self._handle.strength,
-        )
-        return edited
+            return (self._layer_edit(output[0], handle.strength), *output[1:])
+        return self._layer_edit(output, handle.strength)
 
 
 def attach(
@@ -155,7 +140,9 @@ def attach(
                 raise FingerprintError(
                     f"the edit's module '{path}' is not in {type(base).__name__}; load '{edit.record.model.id}'"
                 ) from None
-            stack.callback(module.register_forward_hook(_EditHook(handle, edit.projections[layer])).remove)
+            layer_edit = LayerEdit(edit.projections[layer], edit.settings)
+            _place(layer_edit, module)
+            stack.callback(module.register_forward_hook(_EditHook(handle, layer_edit)).remove)
         handle._stack = stack.pop_all()
     return handle
 
@@ -183,6 +170,13 @@ def apply_edit(
         yield handle
     finally:
         handle.detach()
+
+
+def _place(layer_edit: LayerEdit, module: nn.Module) -> None:
+    """Put the factors where the module is, so that neither its first call nor a graph of it has to."""
+    parameter = next(module.parameters(), None)
+    if parameter is not None and parameter.device.type != "meta" and parameter.is_floating_point():
+        layer_edit.place(parameter.device, parameter.dtype)
 
 
 def _refuse_compiled(model: nn.Module) -> None:

@@ -15,9 +15,10 @@ from torch import nn
 
 from sealign.edit import SpectralEdit
 from sealign.errors import ExportError
-from sealign.export.linear import LinearChange, check_linear, linear_change, output_matrices
+from sealign.export.linear import check_linear, output_matrices
 from sealign.export.lora import lora_factors
 from sealign.fingerprint import check_fingerprint
+from sealign.linear_change import LinearChange, linear_change
 from sealign.sites import text_config
 from sealign.storage import new_file
 

@@ -15,36 +15,9 @@ from torch import Tensor, nn
 from sealign.edit import SpectralEdit
 from sealign.errors import ExportError
 from sealign.generation import evaluating
+from sealign.linear_change import LinearChange
 from sealign.prefix import input_device
-from sealign.projection import COMBINATION_WEIGHTS, Projection
-from sealign.record import EditSettings
 from sealign.sites import unwrap_model
-
-
-@dataclass(frozen=True)
-class LinearChange:
-    """A linear edit of one layer: x' = x + scale x + left (right x) + shift.
-
-    Attributes:
-        left: (d, r).
-        right: (r, d).
-        scale: 0 where the change is of rank r.
-        shift: (d,), of a centred edit; None where there is none.
-    """
-
-    left: Float[Tensor, "d r"]
-    right: Float[Tensor, "r d"]
-    scale: float
-    shift: Float[Tensor, " d"] | None
-
-    @property
-    def rank(self) -> int:
-        """R."""
-        return self.left.shape[1]
-
-    def __call__(self, columns: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
-        """Return what the change adds to columns, without the shift."""
-        return self.scale * columns + self.left @ (self.right @ columns)
 
 
 @dataclass(frozen=True)
@@ -89,26 +62,6 @@ def check_linear(edit: SpectralEdit, *, approximate: bool = False) -> None:
             "approximately; pass --approximate to export it without rescaling and see by how much it differs, or fit "
             "with --normalization none"
         )
-
-
-def linear_change(projection: Projection, settings: EditSettings) -> LinearChange:
-    """Return a layer's edit at its strength as a linear change, without rescaling.
-
-    With z = x - mu and (a, b, c) the weights of the combination, x' = x + s (a z + b U+ U+^T z + c U- U-^T z).
-
-    Args:
-        projection: of the layer, without a feature map.
-        settings: of the edit.
-    """
-    scale, keep, drop = (settings.strength * weight for weight in COMBINATION_WEIGHTS[settings.combine])
-    parts = [(weight, f.double().cpu()) for weight, f in ((keep, projection.positive), (drop, projection.negative))]
-    used = [(weight, factor) for weight, factor in parts if weight] or [(0.0, parts[0][1][:, :0])]
-    left = torch.cat([weight * factor for weight, factor in used], dim=1)
-    right = torch.cat([factor for _, factor in used], dim=1).T
-    change = LinearChange(left, right, scale, None)
-    if projection.mean is None:
-        return change
-    return LinearChange(left, right, scale, -change(projection.mean.double().cpu()[:, None])[:, 0])
 
 
 @torch.no_grad()

@@ -13,16 +13,9 @@ from torch import Tensor, nn
 from sealign.edit import SpectralEdit
 from sealign.errors import ExportError
 from sealign.export.card import export_card
-from sealign.export.linear import (
-    LinearChange,
-    OutputMatrix,
-    check_linear,
-    linear_change,
-    output_matrices,
-    read_weight,
-    widest,
-)
+from sealign.export.linear import OutputMatrix, check_linear, output_matrices, read_weight, widest
 from sealign.fingerprint import check_fingerprint
+from sealign.linear_change import LinearChange, linear_change
 from sealign.sites import unwrap_model
 from sealign.storage import new_folder, write_tensors
 

@@ -44,8 +44,8 @@ FAIRNESS = "bbq"
 PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 """Demonstrations of each source in the paper."""
 
-GENERATED = {"truthfulqa_gen": 50}
-"""Tokens of an answer, at most, as in the paper's code; of other tasks as the harness has it."""
+GENERATED = {"truthfulqa_gen": 50, "gsm8k": 192, "nq_open": 16}
+"""Tokens of an answer, at most: TruthfulQA's as in the paper's code; a broken model would go on to the harness's 256."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +126,12 @@ class Workbench:
         return self._demonstrations[source]
 
     def trained(self, source: str) -> list[Demonstration]:
-        """Return the demonstrations that trainings learn from: all, or with a limit twice as many as items are scored.
+        """Return the demonstrations that trainings learn from: all, or with a limit as many as items are scored.
 
         A training costs as much as many evaluations, and a limit asks for a first look.
         """
         learnt = self.demonstrations(source)
-        return learnt if self.config.limit is None else learnt[: 2 * self.config.limit]
+        return learnt if self.config.limit is None else learnt[: self.config.limit]
 
     def edit(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from sealign.edit import SpectralEdit
 from sealign.errors import ServingError
-from sealign.serving.alone import Rows, edit_alone, rows_by_slot
+from sealign.layer_edit import LayerEdit
+from sealign.serving.rows import Rows, rows_by_slot
 from sealign.serving.site_bank import BankSize, SiteBank
 
 
@@ -83,7 +85,8 @@ class EditBank:
             if self._sites:
                 self._sites[module].load(slot, edit.projections[layer], edit.settings)
             else:
-                self._alone[module][slot] = edit_alone(edit.projections[layer], edit.settings)
+                layer_edit = LayerEdit(edit.projections[layer], edit.settings)
+                self._alone[module][slot] = partial(layer_edit, strength=edit.settings.strength)
         self._slots[edit_hash] = slot
         return edit_hash
 

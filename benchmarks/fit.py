@@ -1,0 +1,114 @@
+"""Fitting one layer, beside the paper's formulas with dense tools in float64.
+
+    python benchmarks/fit.py [--rounds 3] [--width 4096] [--demonstrations 2000] [--json FILE]
+
+Both sides are fitted, positive and negative, at K = 0.998. The activations are random with the shape of a language
+model's: one large mean and covariances that fall as 1 / j, the three roles of a demonstration being alike. The wider
+shapes are timed alone. Memory is the peak of the process above what it held before, Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from reference import directions
+from rounds import interleave, peak, ratios, report, reset_peak, spread
+from torch import Tensor
+
+from sealign.fit import fit_projection
+
+K = 0.998
+
+
+def activations(count: int, width: int, seed: int = 0) -> list[Tensor]:
+    """Return H, H+ and H-, (n, d) float32."""
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.arange(1, width + 1).double().rsqrt().float()
+    mean = 20 * torch.randn(width, generator=generator) * scales
+    shared = torch.randn(count, width, generator=generator)
+    roles = []
+    for _ in range(3):
+        own = torch.randn(count, width, generator=generator)
+        shift = torch.randn(width, generator=generator) * scales
+        roles.append(mean + shift + (0.8 * shared + 0.6 * own) * scales)
+    return roles
+
+
+def sine(found: Tensor, expected: Tensor) -> float:
+    """Return the sine of the largest principal angle between the spans of two orthonormal bases."""
+    found, expected = found.double(), expected.double()
+    return float(torch.linalg.matrix_norm(found - expected @ (expected.T @ found), ord=2))
+
+
+def memory(roles: list[Tensor], **settings: Any) -> float:
+    """Return the peak that a fit adds, over the size of the inputs."""
+    before = reset_peak()
+    fit_projection(*roles, explained_variance=K, **settings)
+    return (peak() - before) / sum(role.nbytes for role in roles)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=4096)
+    parser.add_argument("--demonstrations", type=int, default=2000)
+    parser.add_argument("--wide", type=int, default=8192, help="width of the shapes that are timed alone")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    roles = activations(options.demonstrations, options.width)
+    added = memory(roles)
+    kept: dict[str, Any] = {}
+
+    def sealign() -> None:
+        kept["sealign"] = fit_projection(*roles, explained_variance=K)
+
+    def reference() -> None:
+        kept["reference"] = [directions(roles[0], target, K) for target in roles[1:]]
+
+    seconds = interleave({"sealign": sealign, "reference": reference}, options.rounds)
+    found, expected = kept["sealign"], kept["reference"]
+    ranks = [(found.rank_positive, found.rank_negative), tuple(basis.shape[1] for basis in expected)]
+    angle = max(sine(found.positive, expected[0]), sine(found.negative, expected[1]))
+    faster = ratios(seconds, "reference", "sealign")
+    rows = [
+        {
+            "shape": f"d = {options.width}, n = {options.demonstrations}",
+            "Sealign, s": spread(seconds["sealign"]),
+            "dense, s": spread(seconds["reference"], 1),
+            "times faster": spread(faster, 1),
+            "k+, k- (dense)": f"{ranks[0]} ({ranks[1]})",
+            "largest angle": f"{angle:.1e}",
+            "memory, of inputs": f"{added:.1f}",
+        }
+    ]
+    record: dict[str, Any] = {
+        "seconds": seconds,
+        "times_faster": faster,
+        "ranks": ranks,
+        "largest_angle": angle,
+        "memory_of_inputs": added,
+        "alone": {},
+    }
+    for count in (options.demonstrations, 25):
+        wide = activations(count, options.wide)
+        added = memory(wide)
+        alone = interleave({"sealign": lambda wide=wide: fit_projection(*wide, explained_variance=K)}, options.rounds)  # type: ignore[misc]
+        record["alone"][f"d = {options.wide}, n = {count}"] = alone["sealign"]
+        rows.append(
+            dict.fromkeys(rows[0], "")
+            | {
+                "shape": f"d = {options.wide}, n = {count}",
+                "Sealign, s": spread(alone["sealign"]),
+                "memory, of inputs": f"{added:.1f}",
+            }
+        )
+    report(f"Fit of one layer, K = {K}, medians of {options.rounds} rounds", rows, record, options.json)
+    print(f"times faster, median: {statistics.median(faster):.1f}")
+
+
+if __name__ == "__main__":
+    main()
