@@ -87,6 +87,46 @@ def test_generation(normalization: Any, llama: Any, tokenizer: Any, small_edit: 
     ours.close()
 
 
+BEGINNING = "The town lies by the river and the hills, and the baker opens his shop early in the morning. "
+
+
+@pytest.mark.parametrize("change", ["none", "edit", "best_of_n", "icd"])
+def test_what_prompts_begin_with_is_run_once_for_generation(
+    change: str, llama: Any, tokenizer: Any, small_edit: sealign.SpectralEdit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sealign.baselines.contrastive import ICDConfig
+    from sealign.baselines.registry import fit_method
+    from sealign.evaluation import harness
+
+    changes = {
+        "none": lambda: None,
+        "edit": lambda: small_edit,
+        "best_of_n": lambda: fit_method("best_of_n", llama, tokenizer, []),
+        "icd": lambda: fit_method("icd", llama, tokenizer, [], config=ICDConfig(induce="prompt")),
+    }
+    fitted = changes[change]()
+    requests = _requests("generate_until")
+    for request in requests:
+        request.arguments = (BEGINNING + request.args[0], request.args[1])
+
+    def run() -> tuple[list[str], int]:
+        tokens: list[int] = []
+        ours = _sealign_model(llama, tokenizer, edit=fitted)
+        hook = llama.model.register_forward_pre_hook(
+            lambda _module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        texts = ours.generate_until(requests)
+        hook.remove()
+        ours.close()
+        return texts, sum(tokens)
+
+    texts, tokens = run()
+    monkeypatch.setattr(harness, "share_beginning", lambda *_: None)
+    expected, without = run()
+    assert texts == expected
+    assert tokens == without if change == "icd" else tokens < without
+
+
 def test_a_journal_saves_the_work(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     first = _sealign_model(llama, tokenizer, journal=path).loglikelihood(_requests())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable
 from typing import Any
@@ -61,6 +62,11 @@ def test_against_plain_passes(name: str, shared: int, tiny_model: Callable[[str]
     model, requests = tiny_model(name), make_requests(shared)
     found = score_choices(model, requests, pack_tokens=24)
     _agree(found, plain_scores(model, requests))
+
+
+def test_in_float64(llama: Any) -> None:
+    model, requests = copy.deepcopy(llama).double(), make_requests(21)
+    _agree(score_choices(model, requests), plain_scores(model, requests))
 
 
 def test_with_an_edit_on_the_model(llama: Any, small_edit: sealign.SpectralEdit) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealign.prefix import Prefix, common_prefix, decoder_of, input_device, pad_right, pad_token
+from sealign.prefix import Prefix, common_prefix, decoder_of, input_device, pad_right, pad_token, share_beginning
 from tests.tiny_models import CONFIGS
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=8)
@@ -56,6 +57,35 @@ def test_short_prefixes_are_not_worth_a_run(llama: Any) -> None:
     ids, mask = pad_right([[5, 6, 7], [8]], 0, torch.device("cpu"))
     states = prefix.continue_batch(decoder_of(llama), ids, mask).last_hidden_state
     torch.testing.assert_close(states[1, :1], decoder_of(llama)(input_ids=torch.tensor([[8]])).last_hidden_state[0])
+
+
+GENERATING = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "opt", "olmo2"])
+@torch.no_grad()
+def test_a_shared_beginning_is_generated_from_as_without(name: str, tiny_model: Callable[[str], Any]) -> None:
+    model = copy.deepcopy(tiny_model(name)).double()
+    shared = torch.randint(4, 90, (12,)).tolist()
+    rows = [shared + torch.randint(4, 90, (length,)).tolist() for length in (5, 1, 9)]
+    ids = torch.tensor([[0] * (21 - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (21 - len(row)) + [1] * len(row) for row in rows])
+    found = share_beginning(model, ids, mask)
+    assert found is not None
+    moved, seen, cache = found
+    assert cache.get_seq_length() >= 12
+    assert [row[own.bool()].tolist() for row, own in zip(moved, seen, strict=True)] == rows
+    after = model.generate(moved, attention_mask=seen, past_key_values=cache, **GENERATING)
+    for number, row in enumerate(rows):
+        alone = model.generate(torch.tensor([row]), attention_mask=torch.ones(1, len(row)), **GENERATING)
+        assert after[number, 21:].tolist() == alone[0, len(row) :].tolist()
+
+
+@torch.no_grad()
+def test_rows_that_share_too_little(llama: Any) -> None:
+    ids, mask = pad_right([[5, 6, 7, 8], [5, 6, 9, 8]], 0, torch.device("cpu"))
+    assert share_beginning(llama, ids, mask) is None
+    assert share_beginning(llama, ids[:1], mask[:1]) is None
 
 
 def test_pad_token_is_any_token_that_exists(tokenizer: Any) -> None:

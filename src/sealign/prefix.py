@@ -118,6 +118,37 @@ class Prefix:
         )
 
 
+def share_beginning(
+    model: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], Any] | None:
+    """Run once what all rows of a batch begin with, and return ids, mask and cache for ``generate``, or None.
+
+    The padding of a row goes behind the shared beginning, where the mask hides it as before it. None where the rows
+    share less than ``SHORTEST`` tokens, or where the model's cache cannot be repeated.
+
+    Args:
+        model: with its head, as it will generate.
+        ids: padded on the left.
+        mask: 0 where it is padding.
+    """
+    rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
+    if len(rows) < 2:
+        return None
+    prefix = Prefix.run(model, common_prefix(rows), ids.device, logits_to_keep=1)
+    if prefix.cache is None:
+        return None
+    prefix.cache.batch_repeat_interleave(len(rows))
+    length = len(prefix.ids)
+    shared, seen = ids.clone(), mask.clone()
+    for number, row in enumerate(rows):
+        padding = ids.shape[1] - len(row)
+        shared[number, :length] = ids.new_tensor(prefix.ids)
+        shared[number, length : length + padding] = ids[number, :padding]
+        seen[number, :length] = 1
+        seen[number, length : length + padding] = 0
+    return shared, seen, prefix.cache
+
+
 def pad_token(tokenizer: Any) -> int:
     """Return the id to pad with; any will do, since padding is masked.
 

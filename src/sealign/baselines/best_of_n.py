@@ -94,7 +94,7 @@ class BestOfN(Method):
         with torch.random.fork_rng():
             torch.manual_seed(self.settings["seed"])
             for _ in range(self.settings["n"]):
-                found = generate(*args, **(kwargs | sampling | {"stopping_criteria": _fresh(kwargs)}))
+                found = generate(*args, **(kwargs | sampling | _fresh(kwargs)))
                 new = found.sequences[:, prompt:]
                 logs = torch.stack([torch.log_softmax(step.float(), -1) for step in found.logits], dim=1)
                 ended = _after_end(new, kwargs.get("pad_token_id"))
@@ -117,17 +117,18 @@ def _after_end(new: Tensor, pad: int | None) -> Tensor:
     return tail & ~first
 
 
-def _fresh(kwargs: dict[str, Any]) -> Any:
-    """Stopping criteria as they were given; some keep in lists which rows are done."""
+def _fresh(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call of ``generate`` changes, as it was given: the cache, and in stopping criteria which rows are done."""
+    changed = {"past_key_values": copy.deepcopy(kwargs.get("past_key_values"))}
     criteria = kwargs.get("stopping_criteria")
     if criteria is None:
-        return None
+        return changed
     fresh = type(criteria)()
     for criterion in criteria:
         twin = copy.copy(criterion)
         vars(twin).update({name: list(value) for name, value in vars(twin).items() if isinstance(value, list)})
         fresh.append(twin)
-    return fresh
+    return changed | {"stopping_criteria": fresh}
 
 
 def _restore(base: Any, before: Any) -> None:

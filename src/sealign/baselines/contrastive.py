@@ -156,6 +156,7 @@ class CD(Method):
     """Contrastive decoding of an expert against an amateur (Li et al. 2023, arXiv 2210.15097); see ``contrast``."""
 
     name: ClassVar[str] = "cd"
+    own_cache: ClassVar[bool] = True
 
     @classmethod
     def needs_demonstrations(cls, config: Any) -> bool:
@@ -237,6 +238,7 @@ class ICD(Method):
     """
 
     name: ClassVar[str] = "icd"
+    own_cache: ClassVar[bool] = True
 
     @classmethod
     def needs_demonstrations(cls, config: ICDConfig) -> bool:

@@ -128,12 +128,16 @@ class Method(ABC):
     """A fitted method.
 
     Attributes:
+        name: by which it is known.
+        generates_only: whether it leaves the scores of given answers as they are.
+        own_cache: whether it reads along with a second cache, so that it must see a text from its beginning.
         record: how it came to be.
         tensors: what it learnt, by name, on the CPU.
     """
 
     name: ClassVar[str]
     generates_only: ClassVar[bool] = False
+    own_cache: ClassVar[bool] = False
     record: MethodRecord
     tensors: Mapping[str, Tensor]
 

@@ -20,14 +20,16 @@ from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
 from sealign.apply import EditHandle
-from sealign.baselines.method import Attached
-from sealign.baselines.registry import Change, attach_change, load_change, prefix_of
+from sealign.baselines.method import Attached, Method
+from sealign.baselines.registry import Change, attach_change, load_change, parts_of, prefix_of
 from sealign.edit import SpectralEdit
 from sealign.errors import SettingError
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, score_choices, supports_packing
 from sealign.models import load_model
+from sealign.prefix import share_beginning
 from sealign.progress import Track, no_progress
+from sealign.sites import text_config, unwrap_model
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
 """What the harness asks for: the texts, and the token ids of context and continuation."""
@@ -77,6 +79,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         loaded = load_change(edit) if isinstance(edit, str | Path) else edit
         spectral = loaded if isinstance(loaded, SpectralEdit) else None
         self._per_feature = spectral is not None and spectral.settings.normalization == "feature"
+        self._shares = _shares_beginnings(pretrained, loaded)
         self._before = preamble + prefix_of(loaded)
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=1 if self._per_feature else batch_size, **kwargs)
         self._journal = Journal(journal)
@@ -172,6 +175,9 @@ class SealignLM(HFLM):  # type: ignore[misc]
 
     def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         if not self._per_feature:
+            shared = share_beginning(self.model, context, kwargs["attention_mask"]) if self._shares else None
+            if shared is not None:
+                context, kwargs["attention_mask"], kwargs["past_key_values"] = shared
             return super()._model_generate(context, *args, **kwargs)
         # The harness always asks for a cache, with which per-feature rescaling is not defined.
         generate = self.model.generate
@@ -180,6 +186,18 @@ class SealignLM(HFLM):  # type: ignore[misc]
             return super()._model_generate(context, *args, **kwargs)
         finally:
             del self.model.generate
+
+
+def _shares_beginnings(model: Any, change: Change | None) -> bool:
+    """Whether what prompts begin with can be run once, with padding behind it.
+
+    A sliding window would count the padding, and what has a cache beside the model's would miss what was run before.
+    """
+    if change is not None and any(part.own_cache for part in parts_of(change) if isinstance(part, Method)):
+        return False
+    config = text_config(unwrap_model(model))
+    window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
+    return supports_packing(model) and set(getattr(config, "layer_types", None) or [window]) == {"full_attention"}
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ class _Row:
         if window is not None:
             positions = torch.tensor(self.positions)
             sees &= positions[:, None] - torch.cat([torch.arange(start), positions])[None, :] < window
-        return torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+        return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
 
     def masks(self, start: int, model: Any, device: torch.device) -> Tensor | dict[str, Tensor]:
         """Return the mask of a model's layers, by their kind where some see a sliding window only."""

@@ -56,8 +56,9 @@ def truthfulqa(bench: Workbench) -> Table:
     arms |= {"ICD": bench.method("icd", few), **edits}
     best = bench.method("best_of_n", ())
     assert isinstance(best, Method)
-    arms |= {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
+    chosen: dict[str, Change] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
     results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
+    generated = bench.evaluate(chosen, ["truthfulqa_gen"])
     random = bench.evaluate({"SEA": edits["SEA"]}, MC, control_seeds=(0,))
     columns = [
         *(Column(f"{name} %", scale=100) for name in ("MC1", "MC2", "Info", "Truth", "Info*Truth", "ROUGE-L acc")),
@@ -67,18 +68,17 @@ def truthfulqa(bench: Workbench) -> Table:
         DAMAGE,
     ]
     rows: dict[str, Sequence[Cell]] = {}
-    for name in (BASE, *arms):
-        change = arms.get(name)
-        generates_only = isinstance(change, Method | Stack) and change.generates_only
-        scores = [Cell(missing=GENERATES)] * 2 if generates_only else _mc(results, name)
-        judged = [metric_cell(results, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
-        rouge = metric_cell(results, "truthfulqa_gen", "rougeL_acc", name)
+    for name, change in {BASE: None, **arms, **chosen}.items():
+        found = generated if name in chosen else results
+        scores = [Cell(missing=GENERATES)] * 2 if name in chosen else _mc(results, name)
+        judged = [metric_cell(found, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
+        rouge = metric_cell(found, "truthfulqa_gen", "rougeL_acc", name)
         rows["ICL" if name == BASE else name] = [
             *scores,
             *judged,
             rouge,
             *_times(bench, change),
-            *_end(bench, results, name, change),
+            *_end(bench, found, name, change),
         ]
     control = "SEA random 0"
     blank = Cell(missing="controls are scored on multiple choice alone")

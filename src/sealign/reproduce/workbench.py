@@ -45,7 +45,7 @@ PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 """Demonstrations of each source in the paper."""
 
 GENERATED = {"truthfulqa_gen": 50, "gsm8k": 192, "nq_open": 16}
-"""Tokens of an answer, at most: TruthfulQA's as in the paper's code; a broken model would go on to the harness's 256."""
+"""Tokens of an answer, at most: TruthfulQA's as in the paper's code, the others because a broken model never ends."""
 
 
 @dataclass(frozen=True)
