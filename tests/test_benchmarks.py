@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 INTERVAL_COVERAGE = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
 
 
@@ -39,3 +41,33 @@ def test_interval_coverage_is_set_by_its_seed():
 
     assert first == again
     assert first != other
+
+
+FAST = {
+    "fit": ["--width", "70", "--demonstrations", "40", "--wide", "90"],
+    "startup": [],
+    "growth": ["--rounds", "1"],
+    "applying": ["--modes", "eager", "--batches", "2", "--dtypes", "float32", "--prefill", "9", "--context", "5"],
+    "collection": ["--demonstrations", "3", "--alone", "2"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAST)
+def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, request):
+    file = tmp_path / "figures.json"
+    options = ["--rounds", "1", *FAST[name], "--json", str(file)]
+    if name == "collection":
+        options += ["--data-dir", str(request.getfixturevalue("data_dir"))]
+    command = [sys.executable, str(INTERVAL_COVERAGE.with_name(f"{name}.py")), *options]
+
+    printed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+
+    assert printed.returncode == 0, printed.stderr
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert {"processor", "threads", "python", "sealign", "torch"} <= set(record["machine"])
+    assert len(record) > 1
+    assert "1 rounds" in printed.stdout or name == "growth"
+    if name == "fit":
+        assert record["largest_angle"] < 1e-4
+        assert record["ranks"][0] == record["ranks"][1]

@@ -17,7 +17,17 @@ from tests.edit_server import engine_command
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-OTHERS = ("--no-deps", "--only", "--enforce-eager", "--model_args", "--port", "--silent", "--fail", "--header")
+OTHERS = (
+    "--no-deps",
+    "--tensor-parallel-size",
+    "--only",
+    "--enforce-eager",
+    "--model_args",
+    "--port",
+    "--silent",
+    "--fail",
+    "--header",
+)
 """Options of pip, of the benchmarks, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
