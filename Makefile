@@ -3,6 +3,8 @@ PYTHON ?= python3
 UV := .uv/bin/uv
 RUN := .venv/bin/
 export UV_PYTHON_DOWNLOADS := never
+# Tests start many processes, each of which would compile torch's and transformers' modules again without their bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-fast browser lint types bench lock clean env vllm-env
 

@@ -317,13 +317,14 @@ def test_gradients_flow_through_an_edited_model(llama: Any, small_edit: sealign.
     with sealign.apply_edit(llama, small_edit):
         loss = llama(input_ids=IDS, labels=IDS).loss
         (gradient,) = torch.autograd.grad(loss, weight)
+    before = weight.detach().clone()
     with sealign.apply_edit(llama, small_edit), torch.no_grad():
         step = 1e-2 * gradient / gradient.norm()
         weight += step
         up = llama(input_ids=IDS, labels=IDS).loss
         weight -= 2 * step
         down = llama(input_ids=IDS, labels=IDS).loss
-        weight += step
+        weight.copy_(before)  # to the bit, for the tests that share the model
     assert float(up - down) == pytest.approx(2e-2 * float(gradient.norm()), rel=2e-2)
 
 

@@ -286,9 +286,11 @@ def test_dola_is_the_papers_formula(bucket: Any, llama: Any, tokenizer: Any) -> 
             found = torch.softmax(llama(input_ids=ids).logits.double(), -1)[0]
         last = torch.log_softmax(output.logits.double(), -1)[0]
         early = torch.log_softmax(llama.lm_head(output.hidden_states[candidates[0]]).double(), -1)[0]
-    plausible = last >= last.max(-1, keepdim=True).values + np.log(0.05)
-    expected = torch.softmax(torch.where(plausible, last - early, -torch.inf), -1)
-    assert torch.allclose(found, expected, atol=1e-4)
+    above = last - last.max(-1, keepdim=True).values - np.log(0.05)
+    expected = torch.softmax(torch.where(above >= 0, last - early, -torch.inf), -1)
+    clear = (above.abs() > 1e-4).all(-1)  # float32 may take another side where a token is that near the bound
+    assert int(clear.sum()) >= len(clear) // 2
+    assert torch.allclose(found[clear], expected[clear], atol=1e-4)
 
 
 def test_dola_takes_the_layer_that_differs_most(tokenizer: Any) -> None:
