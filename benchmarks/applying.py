@@ -14,7 +14,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,30 +69,22 @@ def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Call
         return model(tokens, use_cache=False, logits_to_keep=1)
 
     @torch.no_grad()
-    def decode() -> object:
+    def decode() -> None:
         model(one, past_key_values=cache, use_cache=True)
         cache.crop(-1)
-        return None
 
     return {"prefill": prefill, "decode": decode}
 
 
-def arms_of(
-    bare: Any, edit: sealign.SpectralEdit, merged: Any, compiled: bool, with_dense: bool
-) -> tuple[dict[str, Any], list[Any]]:
-    """Return models by arm, and what must stay attached."""
-    models = {"bare": bare, "Sealign": copy.deepcopy(bare)}
-    held: list[Any] = [sealign.attach(models["Sealign"], edit)]
-    if with_dense:
-        models["dense"] = copy.deepcopy(bare)
-        context = dense(models["dense"], edit)
-        context.__enter__()
-        held.append(context)
-    if merged is not None:
-        models["merged"] = merged
+def arms_of(bare: Any, edit: sealign.SpectralEdit, merged: Any, compiled: bool, stack: ExitStack) -> dict[str, Any]:
+    """Return models by arm, edited until the stack is closed."""
+    models = {"bare": bare, "Sealign": copy.deepcopy(bare), "merged": merged}
+    stack.enter_context(sealign.apply_edit(models["Sealign"], edit))
     if compiled:
-        models = {name: torch.compile(model) for name, model in models.items()}
-    return models, held
+        return {name: torch.compile(model) for name, model in models.items()}
+    models["dense"] = copy.deepcopy(bare)
+    stack.enter_context(dense(models["dense"], edit))
+    return models
 
 
 def main() -> None:
@@ -115,21 +107,19 @@ def main() -> None:
             base, _ = sealign.load_model("smollm2", dtype=dtype)
             merged = AutoModelForCausalLM.from_pretrained(Path(folder) / "merged", dtype=getattr(torch, dtype)).eval()
             for mode in options.modes:
-                compiled = mode == "compiled"
-                models, held = arms_of(base, edits["SEA"], merged, compiled, with_dense=not compiled)
-                for batch in options.batches:
-                    for step, seconds in measure(models, batch, options).items():
-                        found = {"dtype": dtype, "mode": mode, "batch": batch, "step": step, "seconds": seconds}
-                        record.append(found)
-                        row = {
-                            "": f"{dtype}, {mode}, batch {batch}, {step}",
-                            "bare, ms": spread(_ms(seconds["bare"]), 1),
-                        }
-                        for arm in ("Sealign", "dense", "merged"):
-                            row[f"{arm}, of bare"] = spread(ratios(seconds, arm, "bare")) if arm in seconds else ""
-                        rows.append(row)
-                for context in held:
-                    context.detach() if hasattr(context, "detach") else context.__exit__(None, None, None)
+                with ExitStack() as stack:
+                    models = arms_of(base, edits["SEA"], merged, mode == "compiled", stack)
+                    for batch in options.batches:
+                        for step, seconds in measure(models, batch, options).items():
+                            found = {"dtype": dtype, "mode": mode, "batch": batch, "step": step, "seconds": seconds}
+                            record.append(found)
+                            row = {
+                                "": f"{dtype}, {mode}, batch {batch}, {step}",
+                                "bare, ms": spread(_ms(seconds["bare"]), 1),
+                            }
+                            for arm in ("Sealign", "dense", "merged"):
+                                row[f"{arm}, of bare"] = spread(ratios(seconds, arm, "bare")) if arm in seconds else ""
+                            rows.append(row)
     ranks = [projection.rank_positive + projection.rank_negative for projection in edits["SEA"].projections.values()]
     title = f"Applying an edit of all {len(ranks)} layers of SmolLM2, ranks {min(ranks)} to {max(ranks)}"
     report(f"{title}; {options.rounds} rounds", rows, {"runs": record, "ranks": ranks}, options.json, "transformers")

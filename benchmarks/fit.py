@@ -44,10 +44,10 @@ def sine(found: Tensor, expected: Tensor) -> float:
     return float(torch.linalg.matrix_norm(found - expected @ (expected.T @ found), ord=2))
 
 
-def memory(roles: list[Tensor], **settings: Any) -> float:
+def memory(roles: list[Tensor]) -> float:
     """Return the peak that a fit adds, over the size of the inputs."""
     before = reset_peak()
-    fit_projection(*roles, explained_variance=K, **settings)
+    fit_projection(*roles, explained_variance=K)
     return (peak() - before) / sum(role.nbytes for role in roles)
 
 
