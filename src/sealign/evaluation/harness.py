@@ -25,11 +25,10 @@ from sealign.baselines.registry import Change, attach_change, load_change, parts
 from sealign.edit import SpectralEdit
 from sealign.errors import SettingError
 from sealign.evaluation.journal import Journal
-from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, score_choices, supports_packing
+from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, layer_kinds, score_choices, supports_packing
 from sealign.models import load_model
 from sealign.prefix import share_beginning
 from sealign.progress import Track, no_progress
-from sealign.sites import text_config, unwrap_model
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
 """What the harness asks for: the texts, and the token ids of context and continuation."""
@@ -195,9 +194,7 @@ def _shares_beginnings(model: Any, change: Change | None) -> bool:
     """
     if change is not None and any(part.own_cache for part in parts_of(change) if isinstance(part, Method)):
         return False
-    config = text_config(unwrap_model(model))
-    window = "full_attention" if getattr(config, "sliding_window", None) is None else "sliding_attention"
-    return supports_packing(model) and set(getattr(config, "layer_types", None) or [window]) == {"full_attention"}
+    return supports_packing(model) and layer_kinds(model) == {"full_attention"}
 
 
 if __name__ == "__main__":

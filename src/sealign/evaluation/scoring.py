@@ -57,6 +57,13 @@ class ChoiceScore(NamedTuple):
     greedy: bool
 
 
+def layer_kinds(model: Any) -> set[str]:
+    """Return the kinds of a model's layers, as its configuration names them, or by its window where it does not."""
+    config = text_config(unwrap_model(model))
+    window = getattr(config, "sliding_window", None)
+    return set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
+
+
 def supports_packing(model: Any) -> bool:
     """Return whether a model's tokens can be packed: attention alone, told apart by mask and position ids.
 
@@ -64,13 +71,11 @@ def supports_packing(model: Any) -> bool:
     row rather than from position ids.
     """
     base = unwrap_model(model)
-    config = text_config(base)
-    kinds = set(getattr(config, "layer_types", None) or [])
     parameters = inspect.signature(base.forward).parameters
     return (
-        kinds <= {"full_attention", "sliding_attention"}
+        layer_kinds(base) <= {"full_attention", "sliding_attention"}
         and {"position_ids", "past_key_values", "logits_to_keep"} <= set(parameters)
-        and not getattr(config, "alibi", False)
+        and not getattr(text_config(base), "alibi", False)
     )
 
 
@@ -172,14 +177,10 @@ class _Row:
 
     def masks(self, start: int, model: Any, device: torch.device) -> Tensor | dict[str, Tensor]:
         """Return the mask of a model's layers, by their kind where some see a sliding window only."""
-        config = text_config(model)
-        window = getattr(config, "sliding_window", None)
-        kinds = set(
-            getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
-        )
+        window = getattr(text_config(model), "sliding_window", None)
         found = {
             kind: self.mask(start, model.dtype, window if kind == "sliding_attention" else None).to(device)
-            for kind in kinds
+            for kind in layer_kinds(model)
         }
         return found if len(found) > 1 else next(iter(found.values()))
 
