@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from sealign.baselines.best_of_n import BestOfNConfig
 from sealign.baselines.contrastive import CDConfig
 from sealign.baselines.cost import measure_cost
 from sealign.baselines.icl import few_shot_text
@@ -54,7 +55,7 @@ def truthfulqa(bench: Workbench) -> Table:
     if bench.config.amateur is not None:
         arms["CD"] = bench.method("cd", (), CDConfig(amateur=bench.config.amateur))
     arms |= {"ICD": bench.method("icd", few), **edits}
-    best = bench.method("best_of_n", ())
+    best = bench.method("best_of_n", (), BestOfNConfig(n=bench.draws))
     assert isinstance(best, Method)
     chosen: dict[str, Change] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
     results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
@@ -91,7 +92,8 @@ def truthfulqa(bench: Workbench) -> Table:
         reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
         rows["CD"] = [Cell(missing=reason)] * len(columns)
     trained = f"LoRA-FT and ICD are trained on {len(few)} demonstrations, all others learn from {len(learnt)}"
-    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, _DAMAGED])
+    drawn = f"Best-of-N draws {bench.draws} answers"
+    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, drawn, _DAMAGED])
 
 
 _MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"

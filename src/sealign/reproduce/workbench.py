@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sealign.activations import Activations, collect_activations
+from sealign.baselines.best_of_n import BestOfNConfig
 from sealign.baselines.method import METHOD_NAME
 from sealign.baselines.registry import Change, fit_method, load_change, parts_of
 from sealign.collect_config import CollectConfig
@@ -44,7 +45,7 @@ FAIRNESS = "bbq"
 PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 """Demonstrations of each source in the paper."""
 
-GENERATED = {"truthfulqa_gen": 50, "gsm8k": 192, "nq_open": 16}
+GENERATED = {"truthfulqa_gen": 50, "gsm8k": 128, "nq_open": 16}
 """Tokens of an answer, at most: TruthfulQA's as in the paper's code, the others because a broken model never ends."""
 
 
@@ -132,6 +133,11 @@ class Workbench:
         """
         learnt = self.demonstrations(source)
         return learnt if self.config.limit is None else learnt[: self.config.limit]
+
+    @property
+    def draws(self) -> int:
+        """Answers that Best-of-N draws: as many as by default, or with a limit half of them."""
+        return BestOfNConfig().n // (1 if self.config.limit is None else 2)
 
     def edit(
         self,

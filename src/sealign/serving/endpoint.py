@@ -181,8 +181,8 @@ async def _export_adapter(folder: Path, model: str, adapter: Path) -> None:
         raise ServingError(f"cannot make a LoRA of the edit in '{folder}': {errors.decode(errors='replace').strip()}")
 
 
-def _administrator(request: Request) -> None:
-    """Let only who has the token of the server's environment pass."""
+async def _administrator(request: Request) -> None:
+    """Let only who has the token of the server's environment pass; async, so that no later request overtakes it."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
         raise HTTPException(403, f"the server was started without {TOKEN_VARIABLE}, so that edits stay as they are")
