@@ -82,6 +82,7 @@ ORDER = (
     "evaluation.local_tasks",
     "evaluation.judge",
     "evaluation.results",
+    "evaluation.rouge",
     "evaluation.run",
     "evaluation.comparison",
     "evaluation.trials",

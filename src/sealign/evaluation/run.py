@@ -24,6 +24,7 @@ from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.results import BASE, RESULTS_NAME, Arm, DamageRecord, Metric, Results, Scores, Task
+from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 from sealign.progress import Track, no_progress
 from sealign.provenance import library_versions, model_record
@@ -241,7 +242,7 @@ def run_task(
         if max_new_tokens is not None:
             loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
     # The harness divides by probabilities that underflow where a model is broken; ``item_scores`` does not.
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
         found = evaluator.evaluate(
             lm=lm,
             task_dict=loaded,
