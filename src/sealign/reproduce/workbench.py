@@ -48,6 +48,9 @@ PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 GENERATED = {"truthfulqa_gen": 50, "gsm8k": 128, "nq_open": 16}
 """Tokens of an answer, at most: TruthfulQA's as in the paper's code, the others because a broken model never ends."""
 
+GENERATED_TOGETHER = 32
+"""Answers that are written together: on a CPU, 32 take hardly longer than 16, and a cache of 32 fits where 7B does."""
+
 
 @dataclass(frozen=True)
 class ReproduceConfig:
@@ -251,7 +254,7 @@ class Workbench:
             control_seeds=tuple(control_seeds),
             reversed_control=False,
             preamble=preamble,
-            batch_size=16,
+            batch_size=GENERATED_TOGETHER,
             max_new_tokens=GENERATED,
             judge=self.config.judge,
         )
