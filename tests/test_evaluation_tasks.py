@@ -31,7 +31,7 @@ def _run(task: str, data_dir: Path, limit: int) -> dict[str, Any]:
 
 PRESENT = [
     "truthfulqa_mc1", "truthfulqa_mc2", "truthfulqa_gen", "halueval_qa", "bbq",
-    "crows_pairs_english", "mmlu", "commonsense_qa", "gsm8k", "nq_open",
+    "crows_pairs_english", "mmlu", "commonsense_qa", "gsm8k", "gsm8k_cot", "nq_open",
 ]  # fmt: skip
 
 

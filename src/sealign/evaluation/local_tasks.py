@@ -47,6 +47,8 @@ LOCAL_TASKS: Mapping[str, LocalTask] = {
     "commonsense_qa": LocalTask("commonsense_qa/default.yaml", {"validation": "commonsense_qa/validation.jsonl"}),
     "hellaswag": LocalTask("hellaswag/hellaswag.yaml", {"validation": "hellaswag/validation.jsonl"}),
     "gsm8k": LocalTask("gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}),
+    # The eight worked examples of the chain-of-thought paper, the same for every question.
+    "gsm8k_cot": LocalTask("gsm8k/gsm8k-cot.yaml", {"test": "gsm8k/test.jsonl"}),
     "mathqa": LocalTask("mathqa/mathqa.yaml", {"test": "mathqa/test.jsonl"}),
     "nq_open": LocalTask("nq_open/nq_open.yaml", {"validation": "nq_open/validation.jsonl"}),
     "toxigen": LocalTask("toxigen/toxigen.yaml", {"test": "toxigen/test.jsonl"}),

@@ -224,7 +224,7 @@ def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str,
     return Table(name, title, columns, rows, [_MARKED])
 
 
-CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k": "exact_match", "nq_open": "exact_match"}
+CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k_cot": "exact_match", "nq_open": "exact_match"}
 """Tasks of the paper's control table that a folder of data may hold; others are left to the harness by name."""
 
 

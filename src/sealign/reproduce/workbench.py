@@ -45,7 +45,7 @@ FAIRNESS = "bbq"
 PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 """Demonstrations of each source in the paper."""
 
-GENERATED = {"truthfulqa_gen": 50, "gsm8k": 128, "nq_open": 16}
+GENERATED = {"truthfulqa_gen": 50, "gsm8k_cot": 128, "nq_open": 16}
 """Tokens of an answer, at most: TruthfulQA's as in the paper's code, the others because a broken model never ends."""
 
 GENERATED_TOGETHER = 32
