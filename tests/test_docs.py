@@ -16,7 +16,7 @@ import pytest
 from tests.edit_server import engine_command
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
 OTHERS = (
     "--no-deps",
     "--tensor-parallel-size",
@@ -101,7 +101,7 @@ def _run_block(language: str, text: str, folder: Path, environment: dict[str, st
     assert process.returncode == 0, f"{text}\n{printed}\n{complained}\n{more}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
