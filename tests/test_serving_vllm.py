@@ -398,7 +398,7 @@ def test_unloading_waits_for_requests_that_run(
 
 
 def long_body(prompt: list[int], edit: str) -> dict[str, Any]:
-    """A request that no engine here answers within a minute, so that what a test does meanwhile is in its middle."""
+    """A request for 16,000 tokens, so that what a test does meanwhile is in its middle."""
     return completion_body(prompt, edit, 1000) | {"ignore_eos": True, "n": 16, "temperature": 1.0}
 
 

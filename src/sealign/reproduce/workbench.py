@@ -48,8 +48,8 @@ PAPERS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 GENERATED = {"truthfulqa_gen": 50, "gsm8k_cot": 128, "nq_open": 16}
 """Tokens of an answer, at most: TruthfulQA's as in the paper's code, the others because a broken model never ends."""
 
-GENERATED_TOGETHER = 32
-"""Answers that are written together: on a CPU, 32 take hardly longer than 16, and a cache of 32 fits where 7B does."""
+BATCH = 32
+"""Sequences run together where answers are written or scoring is not packed: a step reads the weights once for all."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ class Workbench:
             control_seeds=tuple(control_seeds),
             reversed_control=False,
             preamble=preamble,
-            batch_size=GENERATED_TOGETHER,
+            batch_size=BATCH,
             max_new_tokens=GENERATED,
             judge=self.config.judge,
         )

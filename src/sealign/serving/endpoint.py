@@ -182,7 +182,7 @@ async def _export_adapter(folder: Path, model: str, adapter: Path) -> None:
 
 
 async def _administrator(request: Request) -> None:
-    """Let only who has the token of the server's environment pass; async, so that no later request overtakes it."""
+    """Let only who has the token of the server's environment pass; async, so that it waits for no thread."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
         raise HTTPException(403, f"the server was started without {TOKEN_VARIABLE}, so that edits stay as they are")
