@@ -61,7 +61,7 @@ lock: $(UV)
 
 # DATA=DIR, with the named sources in the Hub's schemas, adds the benchmarks that read them.
 bench: env
-	for name in startup fit growth applying; do $(RUN)python benchmarks/$$name.py || exit 1; done
+	for name in startup fit growth applying plan; do $(RUN)python benchmarks/$$name.py || exit 1; done
 	test -z "$(DATA)" || for name in collection scoring; do \
 		$(RUN)python benchmarks/$$name.py --data-dir "$(DATA)" || exit 1; done
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import sealign
-from sealign.activations import Activations
+from sealign.activations import Activations, collect_activations, collecting
 from sealign.collect_config import CollectConfig
 from sealign.errors import ActivationError, DemonstrationError, SettingError
 from sealign.sequences import ROLES
+from sealign.storage import read_tensors
 from tests.tiny_models import build_model
 
 
@@ -32,7 +33,7 @@ def _expected(model: Any, tokenizer: Any, demonstrations: Any, config: CollectCo
     """The residual stream after a layer, from the model's own output, without batches, prefix or hooks."""
     form = config.prompt_format
     rows: dict[str, list[torch.Tensor]] = {role: [] for role in ROLES}
-    for index, item in enumerate(demonstrations):
+    for item in demonstrations:
         prompt = form.encode_prompt(tokenizer, item.prompt)
         if config.neutral == "generated":
             out = model.generate(
@@ -47,7 +48,7 @@ def _expected(model: Any, tokenizer: Any, demonstrations: Any, config: CollectCo
             "positive": form.encode(tokenizer, item.prompt, item.positive),
             "negative": form.encode(tokenizer, item.prompt, item.negative),
         }
-        generator = random.Random(f"{config.seed}:{index}")
+        generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
         chosen = {role: generator.randrange(len(ids)) for role, ids in sequences.items()}
         for role, ids in sequences.items():
             hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
@@ -234,13 +235,17 @@ def test_not_a_number_names_layer_and_demonstration(tokenizer: Any, demonstratio
     with torch.no_grad():
         model.model.layers[2].mlp.down_proj.weight[0] = float("nan")
     assert token in others
-    with pytest.raises(ActivationError, match=r"NaN or infinity in the activations of layer 2 for demonstration \d"):
+    with pytest.raises(
+        ActivationError, match=r"NaN or infinity in the activations of layer 2 for the demonstration '.+' \("
+    ):
         sealign.collect_activations(model, tokenizer, demonstrations)
 
 
 def test_too_long_for_the_context(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     long = sealign.Demonstration("word " * 300, "a", "b")
-    with pytest.raises(DemonstrationError, match=r"demonstration 7 \(.*\) is \d+ tokens long, .* context is 256"):
+    with pytest.raises(
+        DemonstrationError, match=r"demonstration 'word word .*\.\.\.' \(.*\) is \d+ tokens long, .* context is 256"
+    ):
         sealign.collect_activations(llama, tokenizer, [*demonstrations, long])
 
 
@@ -271,3 +276,26 @@ def test_real_model_against_its_hidden_states(neutral: Any, smollm2: Any) -> Non
             torch.testing.assert_close(getattr(found, role)[14], expected[role], rtol=1e-3, atol=1e-2)
     else:
         assert not torch.allclose(found.neutral[14], found.positive[14])
+
+
+def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+    expected = collect_activations(llama, tokenizer, demonstrations)
+    with (tmp_path / "kept.safetensors").open("w+b") as file:
+        found = collect_activations(llama, tokenizer, demonstrations, into=file)
+    _all_close(found, expected, atol=0)
+    stored = read_tensors(tmp_path / "kept.safetensors")
+    assert torch.equal(stored["negative.2"], expected.negative[2])
+
+
+def test_batches_are_kept_until_the_block_ends(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), collecting(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path):
+        raise KeyboardInterrupt
+    assert list(tmp_path.rglob("*.safetensors"))
+    expected = collect_activations(llama, tokenizer, demonstrations)
+    calls: list[int] = []
+    hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    with collecting(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path) as found:
+        _all_close(found, expected)
+    hook.remove()
+    assert calls == []
+    assert not list(tmp_path.rglob("*.safetensors"))

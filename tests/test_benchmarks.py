@@ -48,6 +48,7 @@ FAST = {
     "startup": [],
     "growth": ["--rounds", "1"],
     "applying": ["--modes", "eager", "--batches", "2", "--dtypes", "float32", "--prefill", "9", "--context", "5"],
+    "plan": ["--demonstrations", "3"],
     "collection": ["--demonstrations", "3", "--alone", "2"],
 }
 
@@ -69,5 +70,7 @@ def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, reque
     assert len(record) > 1
     assert "1 rounds" in printed.stdout or name == "growth"
     if name == "fit":
-        assert record["largest_angle"] < 1e-4
-        assert record["ranks"][0] == record["ranks"][1]
+        assert len(record["beside"]) == 2
+        for found in record["beside"].values():
+            assert found["largest_angle"] < 1e-4
+            assert found["ranks"][0] == found["ranks"][1]

@@ -286,7 +286,7 @@ LONG = Demonstration("ice " * CONTEXT, "Yes.", "No.")
         ([*GOOD, {"prompt": "a", "positive": 1, "negative": "b"}], ("line 3", "'positive' is 1", "text")),
         ([*GOOD, {"prompt": "a", "positive": "b", "negative": " b"}], ("line 3", "both 'b'", "must differ")),
         (GOOD[:1], ("holds 1 demonstration", "2 are needed")),
-        ([*GOOD, LONG], ("demonstration 2", f"the model's context is {CONTEXT}", "shorten it")),
+        ([*GOOD, LONG], ("the demonstration 'ice ice ", f"the model's context is {CONTEXT}", "shorten it")),
     ],
 )
 def test_demonstrations_that_do_not_do(

@@ -27,8 +27,10 @@ OTHERS = (
     "--silent",
     "--fail",
     "--header",
+    "--standalone",
+    "--nproc-per-node",
 )
-"""Options of pip, of the benchmarks, of the harness, of vLLM and of curl."""
+"""Options of torchrun, of pip, of the benchmarks, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

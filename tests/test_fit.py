@@ -9,6 +9,7 @@ import torch
 import sealign
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError, SettingError, SiteError
 from sealign.fit import fit_projections, layer_signatures
+from sealign.keep import Keep
 
 
 def _matrices(n: int = 9, d: int = 14, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -177,3 +178,23 @@ def test_degenerate_layers_are_named(llama: Any, tokenizer: Any, demonstrations:
     collected = sealign.collect_activations(llama, tokenizer, demonstrations, layers=[2])
     with pytest.raises(DegenerateError, match=r"layer 2: .*only \d+ singular values"):
         fit_projections(collected, config=sealign.FitConfig(rank=40))
+
+
+@pytest.mark.parametrize("kept", ["rows", "sums"])
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("layers", ["all", "signature:2"])
+def test_what_is_kept_and_where_makes_no_difference(
+    kept: Any, place: Any, layers: str, llama: Any, tokenizer: Any, demonstrations: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("sealign.collected.CHUNK", 3)
+    config = sealign.FitConfig(layers=layers, rank=(3, 2), centered=True, token="random")
+    expected = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
+    found = sealign.fit_edit(llama, tokenizer, demonstrations, config=config, keep=Keep(kept, place))
+    assert found.layers == expected.layers
+    for layer, projection in expected.projections.items():
+        for name in ("positive", "negative"):
+            own, other = getattr(found.projections[layer], name), getattr(projection, name)
+            torch.testing.assert_close(own @ own.T, other @ other.T, atol=1e-4, rtol=1e-4)
+        records = [edit.record.layers[str(layer)] for edit in (found, expected)]
+        assert records[0].relative_change == pytest.approx(records[1].relative_change, rel=1e-3)
+        assert records[0].signature == pytest.approx(records[1].signature, rel=1e-4)

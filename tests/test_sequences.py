@@ -87,7 +87,7 @@ def test_ids_are_the_text_that_is_meant(tokenizer: Any, demonstrations: Any) -> 
     generated=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_the_random_token_depends_on_seed_and_index_only(
+def test_the_random_token_depends_on_seed_and_text_only(
     tokenizer: Any, items: list[Demonstration], others: list[Demonstration], generated: bool, seed: int
 ) -> None:
     config = CollectConfig(prompt_format=PLAIN, token="random", seed=seed)
@@ -105,15 +105,19 @@ def test_the_random_token_depends_on_seed_and_index_only(
 
 
 @pytest.mark.parametrize("role", [0, 1, 2])
-def test_every_token_can_be_chosen_by_seed_and_by_index(role: int, tokenizer: Any) -> None:
+def test_every_token_can_be_chosen_by_seed_and_by_text(role: int, tokenizer: Any) -> None:
     item = Demonstration("Is ice hot?", "No.", "Yes.")
     configs = [CollectConfig(prompt_format=PLAIN, token="random", seed=seed) for seed in range(150)]
     by_seed = [_reads(plan_sequences(tokenizer, [item], config, None), 0)[role] for config in configs]
-    one_seed = plan_sequences(tokenizer, [item] * 150, configs[0], None)
-    by_index = [read for sequence in one_seed for read in sequence.reads if read.role == role]
-    for reads in (by_seed, by_index):
+    others = [Demonstration(f"Is ice {number}?", "No.", "Yes.") for number in range(100, 250)]
+    one_seed = plan_sequences(tokenizer, others, configs[0], None)
+    by_text = [read for sequence in one_seed for read in sequence.reads if read.role == role]
+    for reads in (by_seed, by_text):
         assert len(reads) == 150
-        assert {read.random_index for read in reads} == set(range(reads[0].length))
+        assert {read.random_index for read in reads} == set(range(max(read.length for read in reads)))
+
+
+NUMBERED = [Demonstration(f"Is it {number}?", "Yes.", "No.") for number in range(13)]
 
 
 def _sequence(length: int, *reads: tuple[int, int]) -> TokenSequence:
@@ -125,9 +129,9 @@ def test_too_long_a_sequence_is_named(role: int, word: str, tokenizer: Any) -> N
     model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=23)
     sequences = [_sequence(7, (1, 0)), _sequence(31, (role, 12)), _sequence(23, (2, 3))]
     with pytest.raises(
-        DemonstrationError, match=rf"demonstration 12 \({word}\) is 31 tokens long, .* context is 23; shorten"
+        DemonstrationError, match=rf"demonstration 'Is it 12\?' \({word}\) is 31 tokens long, .* context is 23; shorten"
     ):
-        check_context(model, sequences)
+        check_context(model, sequences, NUMBERED)
 
 
 def test_a_planned_sequence_is_named(tokenizer: Any, demonstrations: Any) -> None:
@@ -136,27 +140,29 @@ def test_a_planned_sequence_is_named(tokenizer: Any, demonstrations: Any) -> Non
     sequences = plan_sequences(tokenizer, items, CollectConfig(prompt_format=PLAIN), None)
     length = len(PLAIN.encode(tokenizer, long.prompt, long.negative))
     model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=length)
-    check_context(model, sequences)  # as long as the context, and not longer
+    check_context(model, sequences, items)  # as long as the context, and not longer
     model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=length - 1)
-    with pytest.raises(DemonstrationError, match=rf"4 \(negative\) is {length} tokens .* is {length - 1};"):
-        check_context(model, sequences)
+    with pytest.raises(
+        DemonstrationError, match=rf"'What is bread\?' \(negative\) is {length} tokens .* is {length - 1};"
+    ):
+        check_context(model, sequences, items)
 
 
 def test_wrappers_have_the_models_context(tokenizer: Any) -> None:
     model = nn.Module()  # as torch.compile does
     model._orig_mod = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=23)
-    check_context(model, [_sequence(23, (1, 0))])
+    check_context(model, [_sequence(23, (1, 0))], NUMBERED)
     with pytest.raises(DemonstrationError, match="context is 23"):
-        check_context(model, [_sequence(24, (1, 0))])
+        check_context(model, [_sequence(24, (1, 0))], NUMBERED)
 
 
 def test_without_a_limit_every_length_passes() -> None:
     model = nn.Module()
     model.config = BloomConfig()  # its positions have no bound
     assert not hasattr(model.config, "max_position_embeddings")
-    check_context(model, [_sequence(100_000, (1, 0))])
+    check_context(model, [_sequence(100_000, (1, 0))], NUMBERED)
     model.config.max_position_embeddings = None
-    check_context(model, [_sequence(100_000, (1, 0))])
+    check_context(model, [_sequence(100_000, (1, 0))], NUMBERED)
 
 
 def test_plans_are_repeatable(tokenizer: Any, demonstrations: Any) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 
 from sealign import storage
 from sealign.errors import EditFileError
-from sealign.storage import locate_folder, new_folder, read_tensors, tensors_hash, write_tensors
+from sealign.storage import locate_folder, map_tensors, new_folder, read_tensors, tensors_hash, write_tensors
 
 
 def test_tensors_come_back_to_the_bit(tmp_path: Path) -> None:
@@ -92,3 +93,24 @@ def test_locate_folder(tmp_path: Path) -> None:
         locate_folder("nowhere")
     with pytest.raises(EditFileError, match="neither a folder nor a repository"):
         locate_folder("nobody/nothing-at-all")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mapped_tensors_are_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    with (tmp_path / "a.safetensors").open("w+b") as file:
+        mapped = map_tensors(file, {"one": (2, 3), "other": (5,)}, dtype)
+    assert not any(bool(tensor.any()) for tensor in mapped.values())
+    mapped["one"][1] = torch.tensor([1.5, -2.0, 0.25], dtype=dtype)
+    mapped["other"].add_(7)
+    found = read_tensors(tmp_path / "a.safetensors")
+    assert {name: tensor.dtype for name, tensor in found.items()} == {"one": dtype, "other": dtype}
+    assert found["one"].tolist() == [[0, 0, 0], [1.5, -2.0, 0.25]]
+    assert found["other"].tolist() == [7] * 5
+
+
+def test_room_for_mapped_tensors_is_asked_for_first(tmp_path: Path) -> None:
+    with tempfile.TemporaryFile(dir=tmp_path) as file:
+        with pytest.raises(OSError, match="[Nn]o space.*a file of 4503599627370") as error:
+            map_tensors(file, {"one": (2**40, 2**10)}, torch.float32)
+        assert error.value.errno == errno.ENOSPC
+        assert os.fstat(file.fileno()).st_size == 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from sealign.prompts import template_hash, tokenizer_hash
 from sealign.recording import Recorder
 from sealign.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
 from sealign.sites import ResolvedSite, resolve_sites
+from sealign.storage import map_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,7 +44,6 @@ class Activations:
     negative: Mapping[int, Float[Tensor, "n d"]]
 
 
-@torch.no_grad()
 def collect_activations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,6 +54,7 @@ def collect_activations(
     config: CollectConfig = CollectConfig(),
     module_pattern: str | None = None,
     checkpoint_dir: str | Path | None = None,
+    into: BinaryIO | None = None,
     track: Track = no_progress,
 ) -> Activations:
     """Run a model over demonstrations and keep one vector a demonstration, role and layer.
@@ -71,6 +73,8 @@ def collect_activations(
         module_pattern: modules by path in place of the search by structure; see ``resolve_sites``.
         checkpoint_dir: where finished batches are kept, so that a killed run continues where it stopped;
             the same call with other settings, weights or demonstrations does not read them.
+        into: an empty file, open for reading and writing, that the result is mapped from, for more rows than memory
+            holds; in memory if None.
         track: shows progress.
 
     Raises:
@@ -78,17 +82,45 @@ def collect_activations(
         ActivationError: NaN or infinity in an activation; names the layer and the demonstration.
         SiteError: a layer cannot be resolved.
     """
+    settings: dict[str, Any] = {"site": site, "layers": layers, "config": config, "module_pattern": module_pattern}
+    with collecting(
+        model, tokenizer, demonstrations, checkpoint_dir=checkpoint_dir, into=into, track=track, **settings
+    ) as found:
+        return found
+
+
+@contextmanager
+def collecting(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    *,
+    site: str = "mlp",
+    layers: Sequence[int] | None = None,
+    config: CollectConfig = CollectConfig(),
+    module_pattern: str | None = None,
+    checkpoint_dir: str | Path | None = None,
+    into: BinaryIO | None = None,
+    track: Track = no_progress,
+) -> Iterator[Activations]:
+    """Yield what ``collect_activations`` returns; finished batches are kept until the block ends without an error.
+
+    Args:
+        model, tokenizer, demonstrations, site, layers, config, module_pattern, checkpoint_dir, into, track: as there.
+    """
     if not demonstrations:
         raise DemonstrationError("no demonstrations given, but at least 1 is needed")
     sites = resolve_sites(model, site, layers, module_pattern=module_pattern)
     store = BatchStore.open(checkpoint_dir, model, _inputs(tokenizer, demonstrations, sites, config))
-    with evaluating(model):
+    with torch.no_grad(), evaluating(model):
         generated = None
         if config.neutral == "generated":
             generated = _generate_neutrals(model, tokenizer, demonstrations, config, store, track)
         sequences = plan_sequences(tokenizer, demonstrations, config, generated)
-        check_context(model, sequences)
-        return _collect(model, tokenizer, sites, sequences, len(demonstrations), site, config, store, track)
+        check_context(model, sequences, demonstrations)
+        found = _collect(model, tokenizer, sites, sequences, demonstrations, site, config, store, into, track)
+    yield found
+    store.clear()
 
 
 def _inputs(
@@ -109,17 +141,18 @@ def _collect(
     tokenizer: PreTrainedTokenizerBase,
     sites: Sequence[ResolvedSite],
     sequences: list[TokenSequence],
-    count: int,
+    demonstrations: Sequence[Demonstration],
     site: str,
     config: CollectConfig,
     store: BatchStore,
+    into: BinaryIO | None,
     track: Track,
 ) -> Activations:
     device, runner = input_device(model), decoder_of(model)
     prefix_ids = common_prefix([sequence.ids for sequence in sequences])
     order = sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True)
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-    result: dict[int, list[Tensor | None]] = {resolved.layer: [None, None, None] for resolved in sites}
+    result: dict[int, list[Tensor]] = {}
 
     prefix: Prefix | None = None
     past: dict[int, Tensor] = {}
@@ -132,23 +165,29 @@ def _collect(
                 with recorder:
                     prefix = Prefix.run(runner, prefix_ids, device)
                 past = recorder.recorded if prefix.ids else {}
-            rows = _run_batch(runner, sites, batch, prefix, past, config, pad_token(tokenizer), device)
+            pad = pad_token(tokenizer)
+            rows = _run_batch(runner, sites, batch, demonstrations, prefix, past, config, pad, device)
             store.save("activations", number, rows)
-        _scatter(rows, batch, result, count)
-    store.clear()
-    by_role = [{layer: _filled(blocks[role]) for layer, blocks in result.items()} for role in range(3)]
+        result = result or _empty({layer: block.shape[1] for layer, block in rows.items()}, len(demonstrations), into)
+        _scatter(rows, batch, result)
+    by_role = [{layer: blocks[role] for layer, blocks in sorted(result.items())} for role in range(3)]
     return Activations(site, *by_role)
 
 
-def _filled(block: Tensor | None) -> Tensor:
-    assert block is not None
-    return block
+def _empty(widths: Mapping[str, int], count: int, into: BinaryIO | None) -> dict[int, list[Tensor]]:
+    """Room for the three roles of each layer."""
+    if into is None:
+        return {int(layer): [torch.empty(count, width) for _ in ROLES] for layer, width in widths.items()}
+    names = {f"{role}.{layer}": (count, width) for layer, width in widths.items() for role in ROLES}
+    mapped = map_tensors(into, names, torch.float32)
+    return {int(layer): [mapped[f"{role}.{layer}"] for role in ROLES] for layer in widths}
 
 
 def _run_batch(
     runner: nn.Module,
     sites: Sequence[ResolvedSite],
     batch: Sequence[TokenSequence],
+    demonstrations: Sequence[Demonstration],
     prefix: Prefix,
     past: Mapping[int, Tensor],
     config: CollectConfig,
@@ -174,8 +213,9 @@ def _run_batch(
         if not bool(finite.all()):
             read = reads[int((~finite).int().argmax())][1]
             raise ActivationError(
-                f"NaN or infinity in the activations of layer {layer} for demonstration {read.demonstration} "
-                f"({ROLES[read.role]}); use a wider dtype (float32 or bfloat16) or leave the demonstration out"
+                f"NaN or infinity in the activations of layer {layer} for the demonstration "
+                f"{demonstrations[read.demonstration]} ({ROLES[read.role]}); use a wider dtype (float32 or bfloat16) "
+                "or leave it out"
             )
     return rows
 
@@ -194,24 +234,13 @@ def _reduce(
     return before[index] if index < start else hidden[index - start].float()
 
 
-def _scatter(
-    rows: Mapping[str, Tensor],
-    batch: Sequence[TokenSequence],
-    result: dict[int, list[Tensor | None]],
-    count: int,
-) -> None:
+def _scatter(rows: Mapping[str, Tensor], batch: Sequence[TokenSequence], result: Mapping[int, list[Tensor]]) -> None:
     reads = [read for sequence in batch for read in sequence.reads]
-    for layer, blocks in result.items():
-        block = rows[str(layer)]
-        for role in range(3):
-            chosen = [position for position, read in enumerate(reads) if read.role == role]
-            if not chosen:
-                continue
-            target = blocks[role]
-            if target is None:
-                target = torch.empty(count, block.shape[1])
-                blocks[role] = target
-            target[[reads[position].demonstration for position in chosen]] = block[chosen]
+    for role in range(len(ROLES)):
+        chosen = [position for position, read in enumerate(reads) if read.role == role]
+        where = [reads[position].demonstration for position in chosen]
+        for layer, blocks in result.items():
+            blocks[role][where] = rows[str(layer)][chosen]
 
 
 def _generate_neutrals(

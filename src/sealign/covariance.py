@@ -2,69 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sealign.covariance_matrix import CrossCovarianceMatrix, Rows
 from sealign.errors import ActivationError
-
-
-@dataclass(frozen=True)
-class CrossCovarianceMatrix:
-    """Omega = X^T Y / n, held as its two factors when n < d and as a (d, d) matrix otherwise.
-
-    Holding the factors costs 2 n d numbers in place of d^2, and every product with a thin matrix
-    4 n d flops a column in place of 2 d^2 (design decision: never form d x d while n is small).
-
-    Attributes:
-        left: ``X / n``, (n, d) float64, or None when ``dense`` is held.
-        right: ``Y``, (n, d) float64, or None when ``dense`` is held.
-        dense: Omega, (d, d) float64, or None when the factors are held.
-    """
-
-    left: Float[Tensor, "n d"] | None
-    right: Float[Tensor, "n d"] | None
-    dense: Float[Tensor, "d d"] | None
-
-    @property
-    def rank_bound(self) -> int:
-        """The largest rank Omega can have, min(n, d)."""
-        factor = self.dense if self.left is None else self.left
-        assert factor is not None
-        return factor.shape[0]
-
-    @property
-    def width(self) -> int:
-        """d, the number of features."""
-        factor = self.dense if self.left is None else self.left
-        assert factor is not None
-        return factor.shape[1]
-
-    def multiply(self, vectors: Float[Tensor, "d b"]) -> Float[Tensor, "d b"]:
-        """Return Omega @ vectors."""
-        if self.left is not None and self.right is not None:
-            return self.left.T @ (self.right @ vectors)
-        assert self.dense is not None
-        return self.dense @ vectors
-
-    def transpose_multiply(self, vectors: Float[Tensor, "d b"]) -> Float[Tensor, "d b"]:
-        """Return Omega^T @ vectors."""
-        if self.left is not None and self.right is not None:
-            return self.right.T @ (self.left @ vectors)
-        assert self.dense is not None
-        return self.dense.T @ vectors
-
-    def energy(self) -> float:
-        """Return ||Omega||_F^2, the sum of all squared singular values.
-
-        From the factors it is sum((X X^T) * (Y Y^T)) / n^2, so that no (d, d) matrix is formed.
-        """
-        if self.left is not None and self.right is not None:
-            return float(((self.left @ self.left.T) * (self.right @ self.right.T)).sum())
-        assert self.dense is not None
-        return float(self.dense.square().sum())
+from sealign.workers import gather_rows, sum_everywhere
 
 
 class CrossCovariance:
@@ -77,6 +21,7 @@ class CrossCovariance:
     Args:
         width: d, the number of features of both sides.
         centered: subtract each side's own mean over the n rows.
+        into: zeros in float64 that products are added into, as those of a mapped file; made if None.
 
     Example:
         >>> import torch
@@ -89,7 +34,8 @@ class CrossCovariance:
         True
     """
 
-    def __init__(self, width: int, *, centered: bool = False) -> None:
+    def __init__(self, width: int, *, centered: bool = False, into: Float[Tensor, "d d"] | None = None) -> None:
+        self._into = into
         self.width = width
         self.centered = centered
         self.count = 0
@@ -117,9 +63,15 @@ class CrossCovariance:
 
     def _fold(self) -> None:
         """Turn the kept rows into a sum of products."""
+        if self._products is None:
+            device = self._sums.device
+            self._products = (
+                torch.zeros(self.width, self.width, dtype=torch.float64, device=device)
+                if self._into is None
+                else self._into
+            )
         for x, y in self._rows:
-            product = x.T @ y
-            self._products = product if self._products is None else self._products + product
+            self._products.addmm_(x.T, y)
         self._rows = []
 
     def merge(self, other: CrossCovariance) -> None:
@@ -136,13 +88,45 @@ class CrossCovariance:
         self.count += other.count
         self._sums = self._sums + other._sums.to(self._sums.device)
         self._rows.extend(other._rows)
-        if other._products is not None:
-            self._products = other._products if self._products is None else self._products + other._products
-        if self._products is not None or self.count >= self.width:
+        if other._products is not None or self._products is not None or self.count >= self.width:
             self._fold()
+        if other._products is not None and self._products is not None:
+            self._products.add_(other._products)
 
-    def compute(self) -> CrossCovarianceMatrix:
+    def combine(self) -> None:
+        """Add up what all workers have seen, on every worker; nothing where there is one.
+
+        Every worker calls it. While fewer than d rows have been seen in all, rows are gathered, else products added.
+        """
+        total = sum_everywhere(torch.tensor([self.count, int(self._products is not None)]))
+        self.count = int(total[0])
+        self._sums = sum_everywhere(self._sums)
+        if int(total[1]) or self.count >= self.width:
+            self._fold()
+            assert self._products is not None
+            self._products = sum_everywhere(self._products)
+        else:
+            x, y = self._rows_seen()
+            self._rows = [(gather_rows(x), gather_rows(y))]
+
+    @property
+    def mean_left(self) -> Float[Tensor, " d"]:
+        """The mean of the rows of X."""
+        return self._sums[0] / self.count
+
+    def _rows_seen(self) -> tuple[Tensor, Tensor]:
+        if not self._rows:
+            none = torch.zeros(0, self.width, dtype=torch.float64)
+            return none, none
+        if len(self._rows) > 1:
+            self._rows = [(torch.cat([row[0] for row in self._rows]), torch.cat([row[1] for row in self._rows]))]
+        return self._rows[0]
+
+    def compute(self, *, left: Rows | None = None) -> CrossCovarianceMatrix:
         """Return Omega over all rows seen so far.
+
+        Args:
+            left: that of another covariance of the same X, so that its Gram matrix is made once.
 
         Raises:
             ActivationError: no rows have been seen.
@@ -155,8 +139,7 @@ class CrossCovariance:
             if self.centered:
                 dense = dense - torch.outer(mean_x, mean_y)
             return CrossCovarianceMatrix(None, None, dense)
-        x = torch.cat([row[0] for row in self._rows])
-        y = torch.cat([row[1] for row in self._rows])
+        x, y = self._rows_seen()
         if self.centered:
             x, y = x - mean_x, y - mean_y
-        return CrossCovarianceMatrix(x / self.count, y, None)
+        return CrossCovarianceMatrix(left or Rows(x), Rows(y), None)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import random
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -52,6 +53,10 @@ class Demonstration:
             raise DemonstrationError(
                 f"positive and negative are both {self.positive.strip()!r}; they must differ to teach a direction"
             )
+
+    def __str__(self) -> str:
+        """By which a user finds it again, whatever part of a list it is in: how its prompt begins."""
+        return repr(textwrap.shorten(self.prompt, 60, placeholder="..."))
 
 
 def load_demonstrations(

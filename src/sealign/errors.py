@@ -70,6 +70,10 @@ class NormalizationError(SealignError):
     """Per-feature rescaling is used where it is not defined: batched or cached decoding."""
 
 
+class WorkerError(SealignError):
+    """The workers of a job cannot find, or have lost, each other."""
+
+
 def suggestion(unknown: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string.
 
@@ -90,3 +94,9 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     return f"unknown {kind} '{value}'{suggestion(value, names)}; choose one of: {', '.join(names)}"
+
+
+def first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error of another library, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.partition(". ")[0].rstrip(".: ")[:300]

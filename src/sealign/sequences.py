@@ -46,8 +46,8 @@ def plan_sequences(
     prompt_format = config.prompt_format.resolve(tokenizer)
     sequences = []
     for index, item in enumerate(demonstrations):
-        # One generator a demonstration, so that the choice depends on nothing but seed and index.
-        generator = random.Random(f"{config.seed}:{index}")
+        # One generator a demonstration, so that the choice does not depend on which others are run beside it.
+        generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
 
         def read(role: int, length: int, index: int = index, generator: random.Random = generator) -> Read:
             return Read(role, index, length, generator.randrange(length))
@@ -68,8 +68,10 @@ def plan_sequences(
     return sequences
 
 
-def check_context(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
-    """Raise where a sequence is longer than the model's context.
+def check_context(
+    model: PreTrainedModel, sequences: Sequence[TokenSequence], demonstrations: Sequence[Demonstration]
+) -> None:
+    """Raise where a sequence of some demonstrations is longer than the model's context.
 
     Raises:
         DemonstrationError: names the demonstration, its length and the context.
@@ -79,6 +81,6 @@ def check_context(model: PreTrainedModel, sequences: Sequence[TokenSequence]) ->
     if limit is not None and len(longest.ids) > limit:
         read = longest.reads[0]
         raise DemonstrationError(
-            f"demonstration {read.demonstration} ({ROLES[read.role]}) is {len(longest.ids)} tokens long, but the "
-            f"model's context is {limit}; shorten it or leave it out"
+            f"the demonstration {demonstrations[read.demonstration]} ({ROLES[read.role]}) is {len(longest.ids)} tokens "
+            f"long, but the model's context is {limit}; shorten it or leave it out"
         )

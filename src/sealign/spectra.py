@@ -8,17 +8,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.covariance import CrossCovarianceMatrix
+from sealign.covariance_matrix import CrossCovarianceMatrix
 from sealign.errors import DegenerateError, SettingError
 
 EXACT_BELOW = 384
 """Up to this min(n, d) the whole spectrum is computed: it is faster than iterating there."""
 
-ANGLE_TOLERANCE = 1e-9
-"""Largest sine of the angle between an accepted subspace and the true one."""
+ANGLE_TOLERANCE = 1e-6
+"""Largest sine of the angle between an accepted subspace and the true one, about what float32 activations leave."""
 
 TIE_TOLERANCE = 1e-10
 """Shares of energy closer than this to the asked one are decided by the full spectrum."""
+
+GROW_ROUNDS = 2
+"""Rounds in float32 that say whether a block is large enough."""
+
+START_ROUNDS = 5
+"""Rounds in float32 before the first in float64."""
+
+ROUNDING = 16 * torch.finfo(torch.float64).eps
+"""Residual of one singular vector that float64 leaves, over the largest squared singular value; measured."""
 
 MAX_ITERATIONS = 60
 
@@ -88,14 +97,14 @@ def leading_spectrum(
         tensor([2.0000, 1.5000], dtype=torch.float64)
     """
     _check_target(omega.width, explained_variance, rank)
-    energy = omega.energy()
+    energy, error = omega.quick_energy()
     if not energy > 0:
         raise DegenerateError(
             "the cross-covariance is zero, so it has no directions to keep or drop; "
             "use demonstrations whose activations differ from zero and, if centred, from each other"
         )
     if omega.rank_bound > EXACT_BELOW:
-        spectrum = _iterate(omega, energy, explained_variance, rank, seed)
+        spectrum = _iterate(omega, (energy, error), explained_variance, rank, seed)
         if spectrum is not None:
             return spectrum
     vectors, values = _decompose(omega)
@@ -115,14 +124,14 @@ def _check_target(width: int, explained_variance: float | None, rank: int | None
 
 def _decompose(omega: CrossCovarianceMatrix) -> tuple[Tensor, Tensor]:
     """Return all left singular vectors and values, through the n x n core when n < d."""
-    if omega.left is None or omega.right is None:
-        assert omega.dense is not None
-        vectors, values, _ = torch.linalg.svd(omega.dense, full_matrices=False)
+    if omega.factors is None:
+        vectors, values, _ = torch.linalg.svd(omega.matrix, full_matrices=False)
         return vectors, values
     # X^T = Q_x R_x and Y^T = Q_y R_y, so Omega = Q_x (R_x R_y^T) Q_y^T and only the core is decomposed.
-    basis, left = torch.linalg.qr(omega.left.T)
-    _, right = torch.linalg.qr(omega.right.T, mode="r")
-    core, values, _ = torch.linalg.svd(left @ right.T)
+    left, right = omega.factors
+    basis, upper = torch.linalg.qr(left.values.T)
+    _, other = torch.linalg.qr(right.values.T, mode="r")
+    core, values, _ = torch.linalg.svd(upper @ other.T / omega.rank_bound)
     return basis @ core, values
 
 
@@ -149,59 +158,79 @@ def _exact_rank(values: Tensor, width: int, explained_variance: float | None, ra
 
 
 def _iterate(
-    omega: CrossCovarianceMatrix, energy: float, explained_variance: float | None, rank: int | None, seed: int
+    omega: CrossCovarianceMatrix,
+    energy: tuple[float, float],
+    explained_variance: float | None,
+    rank: int | None,
+    seed: int,
 ) -> Spectrum | None:
     """Block subspace iteration with Rayleigh-Ritz; None where the whole spectrum should decide.
 
-    Each round multiplies by Omega Omega^T. A subspace of dimension k is accepted when its residual over the
-    gap to the next Ritz value, which bounds the sine of its angle to the true one (Davis-Kahan), is small.
+    It starts from rounds in float32. Each round in float64 multiplies by Omega Omega^T. A subspace of dimension k is
+    accepted when its residual over the gap to the next Ritz value, which bounds the sine of its angle to the true one
+    (Davis-Kahan), is small.
+
+    Args:
+        energy: the sum of all squared singular values, and a bound of its error.
     """
-    if explained_variance == 1:
-        return None
-    generator = torch.Generator().manual_seed(seed)
-    device = (omega.left if omega.left is not None else omega.dense).device  # type: ignore[union-attr]
-
-    def random_block(columns: int) -> Tensor:
-        block = torch.randn(omega.width, columns, dtype=torch.float64, generator=generator)
-        return block.to(device)
-
     limit = omega.rank_bound // 3
     size = max(16, 2 * rank if rank is not None else 0)
-    if size > limit:
+    if explained_variance == 1 or size > limit:
         return None
-    basis, _ = torch.linalg.qr(random_block(size))
+    columns = _grow(omega, energy, explained_variance, rank, size, torch.Generator().manual_seed(seed))
+    basis = omega.lift(columns)
     for _ in range(MAX_ITERATIONS):
         images = omega.transpose_multiply(basis)
-        # V^T Omega = W S Z^T gives the Ritz vectors V W and values S^2 of Omega Omega^T.
-        rotation, values, _ = torch.linalg.svd(images.T, full_matrices=False)
-        vectors = basis @ rotation
-        products = omega.multiply(images @ rotation)
-        k = _ritz_rank(values, energy, explained_variance, rank)
-        if k is None or k > 3 * size // 4:
-            if 2 * size > limit:
-                return None
-            size *= 2
-            products = torch.cat([products, random_block(size // 2)], dim=1)
-        elif k == 0:
+        # (Omega^T V)^T (Omega^T V) = W S^2 W^T gives the Ritz vectors V W and values S^2 of Omega Omega^T.
+        squares, rotation = torch.linalg.eigh(images.T @ images)
+        squares, rotation = squares.flip(0).clamp(min=0), rotation.flip(1)
+        k = _ritz_rank(squares.sqrt(), energy, explained_variance, rank)
+        if k == 0 and energy[1]:
+            energy = omega.energy(), 0.0
+            k = _ritz_rank(squares.sqrt(), energy, explained_variance, rank)
+        if not k or k == len(squares):
             return None
-        else:
-            residual = products[:, :k] - vectors @ (vectors.T @ products[:, :k])
-            gap = float(values[k - 1].square() - values[k].square())
-            if float(torch.linalg.matrix_norm(residual)) <= ANGLE_TOLERANCE * gap:
-                if rank is not None and k > _numerical_rank(values, omega.width):
-                    return None
-                return Spectrum(_fix_signs(vectors[:, :k]), values[:k], energy)
-        basis, _ = torch.linalg.qr(products)
+        vectors, kept = basis @ rotation[:, :k], omega.multiply(images @ rotation[:, :k])
+        residual = torch.linalg.matrix_norm(kept - vectors * squares[:k])
+        accepted = ANGLE_TOLERANCE * (squares[k - 1] - squares[k])
+        if accepted < ROUNDING * k**0.5 * squares[0]:
+            return None
+        if residual <= accepted:
+            return Spectrum(_fix_signs(vectors), squares[:k].sqrt(), energy[0])
+        others = omega.multiply(images @ rotation[:, k:])
+        basis, _ = torch.linalg.qr(torch.cat([kept, others], dim=1))
     return None
 
 
-def _ritz_rank(values: Tensor, energy: float, explained_variance: float | None, rank: int | None) -> int | None:
+def _grow(
+    omega: CrossCovarianceMatrix,
+    energy: tuple[float, float],
+    explained_variance: float | None,
+    rank: int | None,
+    size: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return the columns of a block that holds the share with room to spare, after rounds in float32."""
+    columns = torch.empty(omega.rank_bound, 0, device=omega.device)
+    while True:
+        fresh = torch.randn(omega.rank_bound, size - columns.shape[1], generator=generator)
+        columns, values = omega.quick_rounds(torch.cat([columns, fresh.to(omega.device)], dim=1), GROW_ROUNDS)
+        k = _ritz_rank(values, energy, explained_variance, rank)
+        if (k is not None and k <= size // 3) or 2 * size > omega.rank_bound // 3:
+            return omega.quick_rounds(columns, START_ROUNDS)[0]
+        size *= 2
+
+
+def _ritz_rank(
+    values: Tensor, energy: tuple[float, float], explained_variance: float | None, rank: int | None
+) -> int | None:
     """The rank that the Ritz values ask for; None if they hold too little, 0 if it is a tie."""
     if rank is not None:
         return rank
     assert explained_variance is not None
-    shares = values.square().cumsum(0) / energy
-    if bool(((shares - explained_variance).abs() < TIE_TOLERANCE).any()):
+    total, error = energy
+    shares = values.square().cumsum(0) / total
+    if bool(((shares - explained_variance).abs() < max(TIE_TOLERANCE, error / total)).any()):
         return 0
     reached = shares >= explained_variance
     return int(reached.int().argmax()) + 1 if bool(reached.any()) else None
@@ -225,11 +254,22 @@ def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *,
         >>> signature(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
         2.0
     """
-    activations = torch.cat([positive, negative]).double()
-    labels = torch.zeros(activations.shape[0], 2, dtype=torch.float64, device=activations.device)
-    labels[: positive.shape[0], 0] = 1
-    labels[positive.shape[0] :, 1] = 1
+    return signature_of_means(positive.double().mean(0), negative.double().mean(0), centered=centered)
+
+
+def signature_of_means(
+    positive: Float[Tensor, " d"], negative: Float[Tensor, " d"], *, centered: bool = False
+) -> float:
+    """Return the signature of a layer from the means of its positive and of its negative activations.
+
+    With as many positives as negatives, X^T Y / (2n) is (m+, m-) / 2, and centred (m+ - m-, m- - m+) / 4.
+
+    Example:
+        >>> import torch
+        >>> signature_of_means(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0]))
+        2.0
+    """
+    columns = torch.stack([positive, negative], dim=1).double() / 2
     if centered:
-        activations = activations - activations.mean(0)
-        labels = labels - labels.mean(0)
-    return float(torch.linalg.svdvals(activations.T @ labels / activations.shape[0]).sum())
+        columns = columns - columns.mean(1, keepdim=True)
+    return float(torch.linalg.svdvals(columns).sum())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -74,6 +78,54 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load(path.read_bytes())
     except SafetensorError as error:
         raise EditFileError(f"'{path}' is truncated or corrupted ({error}); copy or download it again") from error
+
+
+def map_tensors(file: BinaryIO, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Make an empty file a safetensors file of zeros and return its tensors, mapped: what is written to them is in it.
+
+    The system keeps in memory what is used and writes back the rest, so that tensors may be larger than memory.
+
+    Args:
+        file: open for reading and writing; it may be closed, or have no name, while the tensors are used.
+        shapes: by name.
+        dtype: float32 or float64.
+
+    Raises:
+        OSError: the disk has no room for it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "rows.safetensors"
+        ...     with path.open("w+b") as file:
+        ...         map_tensors(file, {"a": (2, 3)}, torch.float32)["a"][1, 2] = 5.0
+        ...     read_tensors(path)["a"].sum().item()
+        5.0
+    """
+    import numpy
+
+    code, kind = {torch.float32: ("F32", "<f4"), torch.float64: ("F64", "<f8")}[dtype]
+    header: dict[str, Any] = {}
+    starts: dict[str, int] = {}
+    end = 0
+    for name, shape in shapes.items():
+        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for data that begin at a multiple of 8
+    first = 8 + len(text)
+    room = os.fstatvfs(file.fileno())
+    if room.f_bavail * room.f_frsize < first + end:  # or some later write would end the process
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"a file of {first + end} bytes")
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(first + end)
+    file.flush()
+
+    def mapped(name: str) -> Tensor:
+        place = first + starts[name]
+        return torch.from_numpy(numpy.memmap(file, numpy.dtype(kind), "r+", place, tuple(shapes[name])))
+
+    return {name: mapped(name) for name in shapes}
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

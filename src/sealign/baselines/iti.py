@@ -217,7 +217,7 @@ def head_activations(
     count = text_config(unwrap_model(model)).num_attention_heads
     matrices = _output_matrices(model)
     sequences = plan_sequences(tokenizer, demonstrations, config, None)
-    check_context(model, sequences)
+    check_context(model, sequences, demonstrations)
     order = sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True)
     batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
     found: dict[int, dict[int, NDArray[np.float64]]] = {1: {}, 2: {}}

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output
 
+if TYPE_CHECKING:
+    from sealign.demonstrations import Demonstration
+    from sealign.fit_config import FitConfig
+
 
 @app.command()
 def fit(
-    output_folder: options.Output,
     demonstrations: options.Demonstrations,
+    output_folder: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write the edit to.")
+    ] = None,
     model: options.Model = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
@@ -40,20 +47,34 @@ def fit(
     reference: Annotated[
         bool, typer.Option("--reference", help="Start from the settings of the paper's released code.")
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Say what the fit will take, from the model's configuration alone, and stop."),
+    ] = False,
+    teraflops: Annotated[
+        float | None,
+        typer.Option("--teraflops", metavar="X", help=r"Rate of other hardware, for --plan. \[default: measured here]"),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Fit an edit of a model from demonstrations and save it.
 
-    A run that is stopped keeps its finished batches in the user's cache; the same command goes on from there.
+    A run that is stopped keeps its finished batches in the user's cache; the same command goes on from there. Several
+    processes share a fit when torchrun starts them: torchrun --nproc-per-node 2 -m sealign fit ...
     """
     import dataclasses
 
     from sealign.cli.display import layer_table, print_json, print_saved, settings_table, track
+    from sealign.cli.planning import plan_line
+    from sealign.errors import SettingError
     from sealign.fit import fit_edit
     from sealign.fit_config import FitConfig
     from sealign.models import EMBEDDED, cache_dir, load_model
+    from sealign.plan import plan_fit
+    from sealign.progress import no_progress
     from sealign.prompts import PromptFormat, read_preamble
     from sealign.storage import CONFIG_NAME, check_folder
+    from sealign.workers import worker_group
 
     given: dict[str, Any] = {
         "explained_variance": _pair(explained_variance, float, "--explained-variance"),
@@ -79,11 +100,31 @@ def fit(
     start = FitConfig.reference() if reference else FitConfig()
     config = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
     # What can be wrong is found before anything slow is started.
-    check_folder(output_folder, replaces=CONFIG_NAME)
+    if teraflops is not None and not plan:
+        raise SettingError("--teraflops is the rate of other hardware, for --plan alone; leave it out or add --plan")
+    if output_folder is None and not plan:
+        raise SettingError("there is no folder to write the edit to; add --output DIR, or --plan to write nothing")
+    if output_folder is not None:
+        check_folder(output_folder, replaces=CONFIG_NAME)
     learnt = options.load_sources(demonstrations, data_dir, limit, seed)
-    with messages.status("Loading the model"):
-        loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
-    edit = fit_edit(loaded, tokenizer, learnt, config=config, checkpoint_dir=cache_dir() / "fits", track=track)
+    if plan or output_folder is None:
+        _print_plan(model or EMBEDDED, learnt, config, dtype, device, teraflops, json)
+        return
+    with worker_group() as first:
+        with messages.status("Loading the model"):
+            loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
+        if first and messages.is_terminal:  # as with progress bars, what is redirected holds results and errors only
+            messages.print(plan_line(plan_fit(loaded, tokenizer, learnt, config)), soft_wrap=True)
+        edit = fit_edit(
+            loaded,
+            tokenizer,
+            learnt,
+            config=config,
+            checkpoint_dir=cache_dir() / "fits",
+            track=track if first else no_progress,
+        )
+    if not first:  # of several workers, one writes
+        return
     edit.save_pretrained(output_folder)
     edit = type(edit).from_pretrained(output_folder)
     if json:
@@ -91,6 +132,30 @@ def fit(
         return
     output.print(settings_table(edit.record), layer_table(edit.record))
     print_saved(edit.record, output_folder)
+
+
+def _print_plan(
+    model: str,
+    demonstrations: list[Demonstration],
+    config: FitConfig,
+    dtype: str,
+    device: str,
+    teraflops: float | None,
+    json: bool,
+) -> None:
+    import dataclasses
+
+    from sealign.cli.display import print_json
+    from sealign.cli.planning import plan_table
+    from sealign.models import load_skeleton
+    from sealign.plan import plan_fit
+
+    skeleton, tokenizer = load_skeleton(model, dtype=dtype, device=device)
+    found = plan_fit(skeleton, tokenizer, demonstrations, config, device=device, teraflops=teraflops)
+    if json:
+        print_json(dataclasses.asdict(found))
+    else:
+        output.print(plan_table(found))
 
 
 def _pair(text: str | None, kind: type[float] | type[int], option: str) -> Any:

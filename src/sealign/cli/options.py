@@ -183,7 +183,9 @@ BatchSize = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of every random choice.")]
 Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")]
-Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ...")]
+Device = Annotated[
+    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ..., or split over all of them.")
+]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Length of an answer in tokens, at most.")
 ]

@@ -34,7 +34,7 @@ from sealign.evaluation.tune_config import TuneConfig
 from sealign.fit import fit_projections, layer_signatures
 from sealign.fit_config import FitConfig, select_layers
 from sealign.progress import Track, no_progress
-from sealign.provenance import build_edit
+from sealign.provenance import build_edit, relative_changes
 from sealign.storage import write_bytes
 
 if TYPE_CHECKING:
@@ -267,9 +267,8 @@ class _Search:
         layers = select_layers(config.layers, self.space.depth, signatures)
         chosen = dataclasses.replace(config, layers=tuple(layers), strength=strength)
         projections = fit_projections(activations, config=chosen, layers=layers)
-        return build_edit(
-            self.model, self.tokenizer, self.demonstrations, projections, activations.neutral, signatures, chosen
-        )
+        changes = relative_changes(projections, activations.neutral, chosen.settings())
+        return build_edit(self.model, self.tokenizer, self.demonstrations, projections, changes, signatures, chosen)
 
 
 def mean_gain(base: Sequence[Mapping[str, ItemScores]], edited: Sequence[Mapping[str, ItemScores]]) -> float:

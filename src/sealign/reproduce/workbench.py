@@ -28,7 +28,7 @@ from sealign.fit import fit_projections, layer_signatures
 from sealign.fit_config import FitConfig, select_layers
 from sealign.models import EMBEDDED, load_model
 from sealign.progress import Track, no_progress
-from sealign.provenance import build_edit
+from sealign.provenance import build_edit, relative_changes
 from sealign.sites import text_config, unwrap_model
 from sealign.storage import CONFIG_NAME, read_tensors, write_bytes, write_tensors
 
@@ -192,7 +192,8 @@ class Workbench:
         signatures = layer_signatures(activations, centered=config.centered)
         layers = select_layers(config.layers, depth, signatures)
         projections = fit_projections(activations, config=config, layers=layers, track=self.track)
-        return build_edit(model, tokenizer, learnt, projections, activations.neutral, signatures, config)
+        changes = relative_changes(projections, activations.neutral, config.settings())
+        return build_edit(model, tokenizer, learnt, projections, changes, signatures, config)
 
     def activations(self, source: str, config: CollectConfig = CollectConfig(), site: str = "mlp") -> Activations:
         """Return the activations of all layers of the loaded model over the demonstrations of a source.

@@ -1,0 +1,156 @@
+"""What a fit has of the activations of every layer: their rows, or their sums."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+from sealign.activations import Activations, collect_activations, collecting
+from sealign.demonstrations import Demonstration
+from sealign.fit_config import FitConfig
+from sealign.keep import Keep
+from sealign.layer_statistics import LayerStatistics
+from sealign.progress import Track, no_progress
+from sealign.storage import map_tensors
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+CHUNK = 512
+"""Demonstrations whose rows are held at a time while sums are made."""
+
+
+class Collected(Protocol):
+    """What a fit has of the activations."""
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Those that were collected, rising."""
+
+    def statistics(self, layer: int) -> LayerStatistics:
+        """Return the statistics of a layer over this worker's demonstrations."""
+
+
+class CollectedRows:
+    """Rows of activations, from which the statistics of a layer are made when it is asked for."""
+
+    def __init__(self, activations: Activations, config: FitConfig) -> None:
+        self._activations = activations
+        self._config = config
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Those that were collected, rising."""
+        return sorted(self._activations.neutral)
+
+    def statistics(self, layer: int) -> LayerStatistics:
+        """Return the statistics of a layer."""
+        found = self._activations
+        neutral = found.neutral[layer]
+        made = LayerStatistics(neutral.shape[1], centered=self._config.centered, feature_map=self._config.feature_map)
+        # A part at a time, so that float64 copies are of a part.
+        for start in range(0, neutral.shape[0], CHUNK):
+            part = slice(start, start + CHUNK)
+            made.update(neutral[part], found.positive[layer][part], found.negative[layer][part])
+        return made
+
+
+class CollectedSums:
+    """Sums over activations, to which demonstrations were added as they were run."""
+
+    def __init__(self, by_layer: Mapping[int, LayerStatistics]) -> None:
+        self._by_layer = by_layer
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Those that were collected, rising."""
+        return sorted(self._by_layer)
+
+    def statistics(self, layer: int) -> LayerStatistics:
+        """Return the statistics of a layer."""
+        return self._by_layer[layer]
+
+
+@contextmanager
+def collect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    config: FitConfig,
+    layers: Sequence[int],
+    keep: Keep,
+    *,
+    checkpoint_dir: str | Path | None = None,
+    track: Track = no_progress,
+) -> Iterator[Collected]:
+    """Run a model over this worker's demonstrations, and yield what is kept of them until the block ends.
+
+    Args:
+        model, tokenizer: as for ``collect_activations``.
+        demonstrations: this worker's own.
+        config: settings of the fit.
+        layers: which.
+        keep: rows or sums, in memory or on disk.
+        checkpoint_dir: where finished batches are kept; sums are not, since they are made of what is forgotten.
+        track: shows progress.
+
+    Raises:
+        DemonstrationError, ActivationError, SiteError: as ``collect_activations``.
+    """
+    site = config.fit_site or config.site
+    settings: dict[str, Any] = {
+        "site": site,
+        "layers": layers,
+        "config": config.collect_config(),
+        "module_pattern": config.module_pattern if site == config.site else None,
+        "track": track,
+    }
+    if checkpoint_dir is not None:
+        Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
+    with _place(keep, checkpoint_dir) as into:
+        if keep.kept == "rows":
+            with collecting(
+                model, tokenizer, demonstrations, checkpoint_dir=checkpoint_dir, into=into, **settings
+            ) as found:
+                yield CollectedRows(found, config)
+            return
+        by_layer: dict[int, LayerStatistics] = {}
+        for start in range(0, len(demonstrations), CHUNK):
+            found = collect_activations(model, tokenizer, demonstrations[start : start + CHUNK], **settings)
+            by_layer = by_layer or _zeros({layer: x.shape[1] for layer, x in found.neutral.items()}, config, into)
+            for layer, statistics in by_layer.items():
+                statistics.update(found.neutral[layer], found.positive[layer], found.negative[layer])
+        yield CollectedSums(by_layer)
+
+
+@contextmanager
+def _place(keep: Keep, folder: str | Path | None) -> Iterator[BinaryIO | None]:
+    """Yield a file without a name, so that nothing of it is left even by a run that is killed; None for memory."""
+    if keep.place == "memory":
+        yield None
+        return
+    with tempfile.TemporaryFile(dir=folder) as file:
+        yield file
+
+
+def _zeros(widths: Mapping[int, int], config: FitConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
+    """Statistics without rows, whose sums are in a mapped file where one is named."""
+    shapes = {f"{side}.{layer}": (d, d) for layer, d in widths.items() for side in ("positive", "negative")}
+    mapped: Mapping[str, Tensor | None] = (
+        dict.fromkeys(shapes) if into is None else map_tensors(into, shapes, torch.float64)
+    )
+    return {
+        layer: LayerStatistics(
+            width,
+            centered=config.centered,
+            feature_map=config.feature_map,
+            into=(mapped[f"positive.{layer}"], mapped[f"negative.{layer}"]),
+        )
+        for layer, width in widths.items()
+    }
