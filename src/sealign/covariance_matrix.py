@@ -183,5 +183,8 @@ class CrossCovarianceMatrix:
 
     def lift(self, columns: Float[Tensor, "r b"]) -> Float[Tensor, "d b"]:
         """Return an orthonormal block in float64 that spans the left vectors whose columns ``quick_rounds`` gives."""
-        columns = columns.double()
-        return torch.linalg.qr(columns if self.factors is None else (columns.T @ self.factors[0].values).T)[0]
+        thin = columns.double()
+        if self.factors is not None:
+            thin = (thin.T @ self.factors[0].values).T
+        basis: Tensor = torch.linalg.qr(thin)[0]
+        return basis
