@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -75,6 +76,49 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_models_split_over_memory_and_disk(
+    kind: str, tokenizer: Any, demonstrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, with parameters of the same names; a mixture's experts are written again when it is loaded."""
+    monkeypatch.setenv("SEALIGN_CACHE", str(tmp_path / "cache"))
+    config = sealign.FitConfig(layers="all", rank=(3, 2))
+    ids = torch.tensor([[7, 31, 12, 55, 90, 23]])
+    whole, split = {}, {}
+    for seed in (0, 1):
+        name = str(tmp_path / f"model{seed}")
+        model = build_model(kind, vocab_size=len(tokenizer))
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        whole[seed] = sealign.load_model(name, device="cpu")[0]
+        half = sum(parameter.nbytes for parameter in model.parameters()) // 2
+        monkeypatch.setattr(
+            "transformers.integrations.accelerate.accelerate_max_memory", lambda *_, half=half: {"cpu": half}
+        )
+        split[seed] = sealign.load_model(name, device="split")[0]
+    for seed, model in split.items():
+        assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+        edit, expected = (
+            sealign.fit_edit(one, tokenizer, demonstrations, config=config) for one in (model, whole[seed])
+        )
+        for layer, projection in expected.projections.items():
+            u, v = edit.projections[layer].positive, projection.positive
+            torch.testing.assert_close(u @ u.T, v @ v.T, atol=1e-4, rtol=1e-4)
+        logits = []
+        for one in (model, whole[seed]):
+            with torch.no_grad(), sealign.apply_edit(one, expected):
+                logits.append(one(input_ids=ids, use_cache=False).logits)
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*(whole[seed](input_ids=ids, use_cache=False).logits for seed in (0, 1)))
+    del model, one
+    split.clear()
+    gc.collect()
+    assert not list((tmp_path / "cache").glob("offload-*"))
+
+
 class TestEmbedded:
     def test_configuration_template_and_answer(self, smollm2: Any) -> None:
         model, tokenizer = smollm2

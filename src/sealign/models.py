@@ -7,6 +7,8 @@ import hashlib
 import importlib.util
 import logging
 import os
+import tempfile
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,7 +37,7 @@ def load_model(
         dtype: ``auto`` (as stored; float32 on a CPU that would have float16), ``float32``, ``bfloat16``, ``float16``
             or ``float64``.
         device: ``auto`` (CUDA, then MPS, then CPU), any name torch knows, or ``split`` for a model larger than one
-            device: over all of them, then the CPU's memory, then files in the user's cache.
+            device: over all of them, then the CPU's memory, then files in the user's cache, while it is there.
         revision: branch, tag or commit on the Hub.
 
     Raises:
@@ -60,10 +62,14 @@ def load_model(
     else:
         raise _no_model(name)
     if target is None:
-        kwargs |= {"device_map": "auto", "offload_folder": str(cache_dir() / "offload")}
+        # A folder of its own: two models have parameters of the same names, by which some are written there again.
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        offload = tempfile.TemporaryDirectory(prefix="offload-", dir=cache_dir())
+        kwargs |= {"device_map": "auto", "offload_folder": offload.name}
     model, tokenizer = _load(name, folder, kwargs)
     model.name_or_path = name
     if target is None:
+        weakref.finalize(model, offload.cleanup)
         return model.eval(), tokenizer
     if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
         model = model.float()
