@@ -1,4 +1,4 @@
-"""Several processes that share one job, as ``torchrun`` or ``accelerate launch`` start them."""
+"""Several processes that share one job, as ``torchrun`` starts them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def rank_and_size() -> tuple[int, int]:
 def worker_group() -> Iterator[bool]:
     """Share the work of this block among the processes that a launcher started, and yield whether this is the first.
 
-    Outside a launcher there is nothing to join, and a group that there is already, as ``accelerate`` makes one, is
-    used. The backend is NCCL where CUDA is, else gloo.
+    Outside a launcher there is nothing to join, and a group that there is already is used. The backend is NCCL where
+    CUDA is, else gloo.
 
     Raises:
         WorkerError: the others did not come.
