@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,15 @@ def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path)
     assert "error" not in "".join(turns)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("when", ["at the prompt", "during an answer"])
 def test_ctrl_c(edit_folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """A real signal: at the prompt it ends the chat, during an answer it ends the answer."""

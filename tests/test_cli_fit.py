@@ -585,7 +585,13 @@ def stopped(long_fit: list[object], tmp_path_factory: pytest.TempPathFactory) ->
         args = [*long_fit, tmp_path_factory.mktemp(how) / "edit"]
         environment = os.environ | {"SEALIGN_CACHE": str(cache)}
         process = subprocess.Popen(
-            program(*args), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+            program(*args),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # A shell starts what runs in the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         runs[how] = Stopped(args, cache, process)
     try:
