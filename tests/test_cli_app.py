@@ -312,7 +312,7 @@ def test_long_sentences_are_not_wrapped(failing: Callable[[BaseException], Any])
     [
         (["fti"], "fit"),
         (["fit", "--stregth", "1"], "--strength"),
-        (["fit", "--demonstrations", "x.jsonl"], "--output"),
+        (["fit", "--output", "x"], "--demonstrations"),
         (["inspect"], "--edit"),
         (["generate", "--edit", "x", "--strength", "abc"], "--strength"),
         (["generate", "--edit", "x", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -53,7 +53,7 @@ def fit(
     ] = False,
     teraflops: Annotated[
         float | None,
-        typer.Option("--teraflops", metavar="X", help=r"Rate of other hardware, for --plan. \[default: measured here]"),
+        typer.Option("--teraflops", metavar="X", help="Rate of other hardware, for --plan; else it is measured here."),
     ] = None,
     json: options.Json = False,
 ) -> None:
