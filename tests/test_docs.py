@@ -20,6 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs
 OTHERS = (
     "--no-deps",
     "--tensor-parallel-size",
+    "--help",
     "--only",
     "--rounds",
     "--calls",
@@ -33,7 +34,7 @@ OTHERS = (
     "--standalone",
     "--nproc-per-node",
 )
-"""Options of torchrun, of pip, of the benchmarks, of the harness, of vLLM and of curl."""
+"""Options of all commands, of torchrun, of pip, of the benchmarks, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
