@@ -24,6 +24,8 @@ OTHERS = (
     "--only",
     "--rounds",
     "--calls",
+    "--modes",
+    "--batches",
     "--plot",
     "--enforce-eager",
     "--model_args",
