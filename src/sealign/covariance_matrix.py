@@ -38,8 +38,7 @@ class Rows:
     @cached_property
     def scale(self) -> float:
         """The largest absolute value, by which the rows are divided so that no square leaves float32."""
-        low, high = self.values.aminmax()
-        return float(torch.maximum(-low, high)) or 1.0
+        return _largest(self.values)
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
@@ -104,10 +103,17 @@ class CrossCovarianceMatrix:
         return self._held.device
 
     @cached_property
-    def _single(self) -> tuple[Tensor, float]:
-        """The held matrix in float32 over its largest absolute value, and that value."""
-        scale = float(self.matrix.abs().max()) or 1.0
-        return (self.matrix / scale).float(), scale
+    def _single(self) -> Tensor:
+        """The held matrix in float32 over its largest absolute value."""
+        return self.matrix.div(self._unit**0.5).float()
+
+    @cached_property
+    def _unit(self) -> float:
+        """What a squared singular value is that the scaled float32 matrices give as 1."""
+        if self.factors is None:
+            return _largest(self.matrix) ** 2
+        left, right = self.factors
+        return (left.scale * right.scale / self.rank_bound) ** 2
 
     @property
     def _held(self) -> Tensor:
@@ -153,8 +159,7 @@ class CrossCovarianceMatrix:
         error = GRAM_ERROR * (float(a.trace()) * size_b + size_a * float(b.trace()))
         if total <= error:
             return self.energy(), 0.0
-        unit = (left.scale * right.scale / self.rank_bound) ** 2
-        return unit * total, unit * error
+        return self._unit * total, self._unit * error
 
     def quick_rounds(
         self, columns: Float[Tensor, "r b"], rounds: int
@@ -169,17 +174,16 @@ class CrossCovarianceMatrix:
             rounds: of iteration, at least 1.
         """
         if self.factors is None:
-            single, scale = self._single
-            steps, unit = (single.T, single), scale**2
+            steps = self._single.T, self._single
         else:
             left, right = self.factors
-            steps, unit = (left.gram, right.gram), (left.scale * right.scale / self.rank_bound) ** 2
+            steps = left.gram, right.gram
         start = columns
         for _ in range(rounds):
             start, _ = torch.linalg.qr(columns)
             columns = (start.T @ steps[0].T @ steps[1].T).T
         values = torch.linalg.eigvals((start.T @ columns).double()).real.sort(descending=True).values
-        return torch.linalg.qr(columns)[0], (values.clamp(min=0) * unit).sqrt()
+        return torch.linalg.qr(columns)[0], (values.clamp(min=0) * self._unit).sqrt()
 
     def lift(self, columns: Float[Tensor, "r b"]) -> Float[Tensor, "d b"]:
         """Return an orthonormal block in float64 that spans the left vectors whose columns ``quick_rounds`` gives."""
@@ -188,3 +192,9 @@ class CrossCovarianceMatrix:
             thin = (thin.T @ self.factors[0].values).T
         basis: Tensor = torch.linalg.qr(thin)[0]
         return basis
+
+
+def _largest(values: Tensor) -> float:
+    """Return the largest absolute value, or 1 where all are 0."""
+    low, high = values.aminmax()
+    return float(torch.maximum(-low, high)) or 1.0
