@@ -51,10 +51,11 @@ def edit_tokens(
     if torch.is_autocast_enabled(tokens.device.type):
         with torch.autocast(tokens.device.type, enabled=False):
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
-    x = _rows(tokens, inner)
+    x = tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
     y = _linear(x, inner, outer, shift, scale)
     if rescale:
-        y.mul_(_norm(x).div_(_norm(y)).nan_to_num_(1.0, 1.0))
+        norm = torch.linalg.vector_norm
+        y.mul_(norm(x, dim=-1, keepdim=True).div_(norm(y, dim=-1, keepdim=True)).nan_to_num_(1.0, 1.0))
     if strength != 1:
         y.lerp_(x, 1 - strength)
     return y.to(tokens.dtype).reshape(tokens.shape)
@@ -125,6 +126,7 @@ class LayerEdit:
     def __init__(self, projection: Projection, settings: EditSettings) -> None:
         self._projection = projection
         self._settings = settings
+        self._width = projection.width
         self._placed: dict[tuple[torch.device, torch.dtype], Callable[[Tensor, float], Tensor]] = {}
 
     def place(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, float], Tensor]:
@@ -134,10 +136,9 @@ class LayerEdit:
             device: where tokens will be.
             dtype: of the tokens.
         """
-        wide = torch.promote_types(dtype, torch.float32)
-        if (device, wide) not in self._placed:
-            self._placed[device, wide] = self._make(device, wide)
-        return self._placed[device, wide]
+        if (device, dtype) not in self._placed:
+            self._placed[device, dtype] = self._make(device, torch.promote_types(dtype, torch.float32))
+        return self._placed[device, dtype]
 
     def __call__(self, tokens: Float[Tensor, "*batch d"], strength: float) -> Float[Tensor, "*batch d"]:
         """Return the edited tokens.
@@ -149,12 +150,13 @@ class LayerEdit:
         Raises:
             ActivationError: the last axis is not as wide as the projection.
         """
-        if tokens.shape[-1] != self._projection.width:
+        if tokens.shape[-1] != self._width:
             raise ActivationError(
-                f"tokens are {tokens.shape[-1]} wide, but the edit is {self._projection.width}; use the model and site "
+                f"tokens are {tokens.shape[-1]} wide, but the edit is {self._width}; use the model and site "
                 "it was fitted on"
             )
-        return self.place(tokens.device, tokens.dtype)(tokens, strength)
+        edit = self._placed.get((tokens.device, tokens.dtype)) or self.place(tokens.device, tokens.dtype)
+        return edit(tokens, strength)
 
     def _make(self, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor, float], Tensor]:
         settings = self._settings
