@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sealign
-from sealign.activations import Activations, collect_activations, collecting
+from sealign.activations import Activations, collect_activations, collect_kept
 from sealign.collect_config import CollectConfig
 from sealign.errors import ActivationError, DemonstrationError, SettingError
 from sealign.sequences import ROLES
@@ -287,15 +287,17 @@ def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demon
     assert torch.equal(stored["negative.2"], expected.negative[2])
 
 
-def test_batches_are_kept_until_the_block_ends(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), collecting(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path):
-        raise KeyboardInterrupt
+def test_batches_are_kept_until_they_are_cleared(
+    llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
+) -> None:
+    collect_kept(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path)
     assert list(tmp_path.rglob("*.safetensors"))
     expected = collect_activations(llama, tokenizer, demonstrations)
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    with collecting(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path) as found:
-        _all_close(found, expected)
+    found, store = collect_kept(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path)
     hook.remove()
+    _all_close(found, expected)
     assert calls == []
+    store.clear()
     assert not list(tmp_path.rglob("*.safetensors"))

@@ -199,3 +199,37 @@ def test_clear_removes_all_of_this_store_and_nothing_else(tmp_path: Path) -> Non
     assert sorted(os.listdir(tmp_path)) == sorted([other.folder.name, "notes.txt"])
     assert store.load("activations", 1) is None
     assert other.load("activations", 0) is not None
+
+
+def test_sums_replace_those_before_whole_or_not_at_all(tmp_path: Path) -> None:
+    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    assert store.load_sums() is None
+    first = {"3.count": torch.tensor(5), "3.products": torch.linspace(-2, 5, 15).reshape(5, 3)}
+    store.save_sums(first)
+    second = {name: tensor * 1.1 for name, tensor in first.items()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
+        patch.setattr(storage.os, "fsync", full)
+        store.save_sums(second)
+    for expected in (first, second):
+        found = store.load_sums()
+        assert found is not None
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert found[name].dtype == torch.float64
+            assert torch.equal(found[name], tensor.double())
+        store.save_sums(second)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    store.clear()
+    assert os.listdir(tmp_path) == []
+
+
+def test_sums_of_a_store_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = BatchStore.open(None, _model(), INPUTS)
+    store.save_sums({"a": torch.ones(2)})
+    assert store.load_sums() is None
+    assert os.listdir(tmp_path) == []

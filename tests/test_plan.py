@@ -11,7 +11,7 @@ import torch
 from transformers import LlamaConfig, MixtralConfig
 
 import sealign
-from sealign.activations import collecting
+from sealign.activations import collect_activations
 from sealign.errors import ModelError, SettingError
 from sealign.models import load_skeleton
 from sealign.plan import measure_teraflops, plan_fit
@@ -24,8 +24,7 @@ def test_tokens_are_those_that_are_run(llama: Any, tokenizer: Any, demonstration
         lambda _module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
     config = sealign.FitConfig(batch_size=4)
-    with collecting(llama, tokenizer, demonstrations, config=config.collect_config()):
-        pass
+    collect_activations(llama, tokenizer, demonstrations, config=config.collect_config())
     hook.remove()
     assert plan_fit(llama, tokenizer, demonstrations, config, teraflops=1.0).tokens == sum(run)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -83,14 +82,14 @@ def collect_activations(
         SiteError: a layer cannot be resolved.
     """
     settings: dict[str, Any] = {"site": site, "layers": layers, "config": config, "module_pattern": module_pattern}
-    with collecting(
+    found, store = collect_kept(
         model, tokenizer, demonstrations, checkpoint_dir=checkpoint_dir, into=into, track=track, **settings
-    ) as found:
-        return found
+    )
+    store.clear()
+    return found
 
 
-@contextmanager
-def collecting(
+def collect_kept(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
@@ -102,8 +101,8 @@ def collecting(
     checkpoint_dir: str | Path | None = None,
     into: BinaryIO | None = None,
     track: Track = no_progress,
-) -> Iterator[Activations]:
-    """Yield what ``collect_activations`` returns; finished batches are kept until the block ends without an error.
+) -> tuple[Activations, BatchStore]:
+    """Return what ``collect_activations`` does, and its finished batches, to be cleared when the result is safe.
 
     Args:
         model, tokenizer, demonstrations, site, layers, config, module_pattern, checkpoint_dir, into, track: as there.
@@ -111,7 +110,7 @@ def collecting(
     if not demonstrations:
         raise DemonstrationError("no demonstrations given, but at least 1 is needed")
     sites = resolve_sites(model, site, layers, module_pattern=module_pattern)
-    store = BatchStore.open(checkpoint_dir, model, _inputs(tokenizer, demonstrations, sites, config))
+    store = BatchStore.open(checkpoint_dir, model, inputs_of(tokenizer, demonstrations, sites, config))
     with torch.no_grad(), evaluating(model):
         generated = None
         if config.neutral == "generated":
@@ -119,11 +118,10 @@ def collecting(
         sequences = plan_sequences(tokenizer, demonstrations, config, generated)
         check_context(model, sequences, demonstrations)
         found = _collect(model, tokenizer, sites, sequences, demonstrations, site, config, store, into, track)
-    yield found
-    store.clear()
+    return found, store
 
 
-def _inputs(
+def inputs_of(
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     sites: Sequence[ResolvedSite],

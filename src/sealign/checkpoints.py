@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sealign.sites import unwrap_model
-from sealign.storage import read_tensors, write_tensors
+from sealign.storage import map_tensors, new_file, read_tensors, write_tensors
+
+SUMS_NAME = "sums.safetensors"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,21 @@ class BatchStore:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._path(stage, number), tensors)
+
+    def load_sums(self) -> dict[str, Tensor] | None:
+        """Return the sums that were saved last, mapped from their file, or None if there are none."""
+        if self.folder is None or not (self.folder / SUMS_NAME).is_file():
+            return None
+        return load_file(self.folder / SUMS_NAME)
+
+    def save_sums(self, tensors: Mapping[str, Tensor]) -> None:
+        """Keep sums in float64 in place of those saved before, whole or not at all; they may be larger than memory."""
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with new_file(self.folder / SUMS_NAME) as temporary, temporary.open("w+b") as file:
+                mapped = map_tensors(file, {name: tensor.shape for name, tensor in tensors.items()}, torch.float64)
+                for name, tensor in tensors.items():
+                    mapped[name].copy_(tensor)
 
     def clear(self) -> None:
         """Remove the batches once all of them are in the result."""

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
-from sealign.activations import Activations, collect_activations, collecting
+from sealign.activations import Activations, collect_kept, inputs_of
+from sealign.checkpoints import BatchStore
 from sealign.demonstrations import Demonstration
 from sealign.fit_config import FitConfig
-from sealign.keep import Keep
+from sealign.keep import Keep, rows_bytes, sums_bytes
 from sealign.layer_statistics import LayerStatistics
 from sealign.progress import Track, no_progress
+from sealign.sites import resolve_sites
 from sealign.storage import map_tensors
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Demonstrations whose rows are held at a time while sums are made."""
+
+DEMONSTRATIONS = "demonstrations"
+"""The name under which saved sums say how many demonstrations are in them."""
 
 
 class Collected(Protocol):
@@ -97,7 +103,8 @@ def collect(
         config: settings of the fit.
         layers: which.
         keep: rows or sums, in memory or on disk.
-        checkpoint_dir: where finished batches are kept; sums are not, since they are made of what is forgotten.
+        checkpoint_dir: where finished batches are kept until the block ends without an error, so that a killed run
+            continues where it stopped; of sums, those since the sums were saved.
         track: shows progress.
 
     Raises:
@@ -115,18 +122,64 @@ def collect(
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
     with _place(keep, checkpoint_dir) as into:
         if keep.kept == "rows":
-            with collecting(
+            found, store = collect_kept(
                 model, tokenizer, demonstrations, checkpoint_dir=checkpoint_dir, into=into, **settings
-            ) as found:
-                yield CollectedRows(found, config)
-            return
-        by_layer: dict[int, LayerStatistics] = {}
-        for start in range(0, len(demonstrations), CHUNK):
-            found = collect_activations(model, tokenizer, demonstrations[start : start + CHUNK], **settings)
-            by_layer = by_layer or _zeros({layer: x.shape[1] for layer, x in found.neutral.items()}, config, into)
-            for layer, statistics in by_layer.items():
-                statistics.update(found.neutral[layer], found.positive[layer], found.negative[layer])
-        yield CollectedSums(by_layer)
+            )
+            yield CollectedRows(found, config)
+        else:
+            sites = resolve_sites(model, site, layers, module_pattern=settings["module_pattern"])
+            inputs = inputs_of(tokenizer, demonstrations, sites, settings["config"])
+            store = BatchStore.open(checkpoint_dir, model, [config.centered, config.feature_map, *inputs])
+            run = partial(collect_kept, model, tokenizer, checkpoint_dir=store.folder, **settings)
+            yield CollectedSums(_add_up(run, demonstrations, config, store, into))
+        store.clear()
+
+
+def _add_up(
+    run: Callable[[Sequence[Demonstration]], tuple[Activations, BatchStore]],
+    demonstrations: Sequence[Demonstration],
+    config: FitConfig,
+    store: BatchStore,
+    into: BinaryIO | None,
+) -> dict[int, LayerStatistics]:
+    """Return the sums of each layer, from where they were saved last.
+
+    They are saved, and the batches that are in them forgotten, whenever the rows since then are as large as they are.
+    """
+    by_layer: dict[int, LayerStatistics] = {}
+    saved = store.load_sums()
+    first = 0 if saved is None else int(saved.pop(DEMONSTRATIONS))
+    if saved is not None:
+        by_layer = _restore(saved, config, into)
+    unsaved: list[BatchStore] = []
+    for start in range(first, len(demonstrations), CHUNK):
+        end = min(start + CHUNK, len(demonstrations))
+        found, finished = run(demonstrations[start:end])
+        unsaved.append(finished)
+        widths = {layer: x.shape[1] for layer, x in found.neutral.items()}
+        by_layer = by_layer or _zeros(widths, config, into)
+        for layer, statistics in by_layer.items():
+            statistics.update(found.neutral[layer], found.positive[layer], found.negative[layer])
+        sizes = list(widths.values())
+        if rows_bytes(end - first, sizes) >= sums_bytes(sizes):
+            states = {f"{layer}.{name}": x for layer, made in by_layer.items() for name, x in made.state().items()}
+            store.save_sums({DEMONSTRATIONS: torch.tensor(end), **states})
+            for batches in unsaved:
+                batches.clear()
+            first, unsaved = end, []
+    return by_layer
+
+
+def _restore(saved: Mapping[str, Tensor], config: FitConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
+    """Statistics that go on from saved ones."""
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in saved.items():
+        number, name = key.split(".", 1)
+        states.setdefault(int(number), {})[name] = tensor
+    by_layer = _zeros({layer: state["sums"].shape[1] for layer, state in states.items()}, config, into)
+    for layer, statistics in by_layer.items():
+        statistics.restore(states[layer])
+    return by_layer
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -108,6 +110,19 @@ class CrossCovariance:
         else:
             x, y = self._rows_seen()
             self._rows = [(gather_rows(x), gather_rows(y))]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that has been added, as sums that are not copied; ``restore`` reads it."""
+        self._fold()
+        assert self._products is not None
+        return {"count": torch.tensor(self.count), "sums": self._sums, "products": self._products}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a ``state``, in place of what has been added."""
+        self._rows = []
+        self.count = int(state["count"])
+        self._sums = state["sums"].clone()
+        self._products = state["products"].clone() if self._into is None else self._into.copy_(state["products"])
 
     @property
     def mean_left(self) -> Float[Tensor, " d"]:

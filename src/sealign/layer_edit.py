@@ -169,7 +169,7 @@ class LayerEdit:
                 strength=strength,
             )
         change = linear_change(self._projection, dataclasses.replace(settings, strength=1.0))
-        # Both stay as they lie, a direction a row: a product with a thin matrix of columns takes more than twice as long.
+        # Both lie a direction a row: a product with a thin matrix of columns takes more than twice as long.
         inner = change.right.to(device, dtype).contiguous().T
         outer = change.left.T.to(device, dtype).contiguous()
         shift = None if change.shift is None else change.shift.to(device, dtype)

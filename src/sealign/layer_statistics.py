@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -87,6 +89,19 @@ class LayerStatistics:
         missing = SAMPLE - self.neutral_sample.shape[0]
         if missing > 0:
             self.neutral_sample = torch.cat([self.neutral_sample.to(neutral), neutral[:missing].detach()])
+
+    def state(self) -> dict[str, Tensor]:
+        """Return by name the tensors of all that has been added, the sums not copied; ``restore`` reads it."""
+        sides = {"positive": self.positive, "negative": self.negative}
+        parts = {f"{side}.{name}": tensor for side, sum_ in sides.items() for name, tensor in sum_.state().items()}
+        return {**parts, "sums": self._sums, "neutral_sample": self.neutral_sample}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a ``state``, in place of what has been added."""
+        for side, covariance in (("positive", self.positive), ("negative", self.negative)):
+            covariance.restore({name: state[f"{side}.{name}"] for name in ("count", "sums", "products")})
+        self._sums = state["sums"].clone()
+        self.neutral_sample = state["neutral_sample"].to(self.neutral_sample, copy=True)
 
     def combine(self) -> None:
         """Add up what all workers have seen, on every worker; nothing where there is one, or the second time."""
