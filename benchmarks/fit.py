@@ -4,9 +4,8 @@
 
 Both sides are fitted, positive and negative, at K = 0.998. The activations are random with the shape of a language
 model's: a large mean and covariances that fall as 1 / j, the three roles of a demonstration being alike. The larger
-the mean (``--means``), the fewer directions are kept: 1 keeps 4, and 0.65 keeps 20; SmolLM2's layers keep 1 to 38 of
-HaluEval, 3 in the median (docs/results/figure-spectrum). The wider shapes are timed alone. Memory is the peak of the
-process above what it held before, Linux only.
+the mean (``--means``), the fewer directions are kept: 1 keeps 4, and 0.65 keeps 20. The wider shapes are timed alone.
+Memory is the peak of the process above what it held before, Linux only.
 """
 
 from __future__ import annotations

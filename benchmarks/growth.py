@@ -73,6 +73,8 @@ def draw(record: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
         expected = [times[-1] * value / values[-1] for value in values]
         axis.loglog(values, times, "o-", color="black", label="measured")
         axis.loglog(values, expected, "--", color="0.5", label="in proportion")
+        axis.set_xticks(values, [str(value) for value in values], fontsize="small")
+        axis.xaxis.minorticks_off()
         axis.set_xlabel(what if what != "rank" else "rank, k+ + k-")
         axis.set_ylabel("ms a call" if axis is axes[0] else "")
     axes[0].legend()
