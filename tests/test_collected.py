@@ -23,7 +23,8 @@ def many(llama: Any) -> list[Demonstration]:
     """So many that their rows are larger than the sums, twice over, in parts of unequal sizes."""
     count = 2 * (4 * llama.config.hidden_size // 3) + 20
     return [
-        Demonstration(f"How much is {i} + {i % 7}?", f"It is {i + i % 7}.", f"It is {3 * i + 50}.") for i in range(count)
+        Demonstration(f"How much is {i} + {i % 7}?", f"It is {i + i % 7}.", f"It is {3 * i + 50}.")
+        for i in range(count)
     ]
 
 
