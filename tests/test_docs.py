@@ -26,6 +26,7 @@ OTHERS = (
     "--calls",
     "--modes",
     "--batches",
+    "--dtypes",
     "--plot",
     "--enforce-eager",
     "--model_args",
