@@ -51,6 +51,7 @@ def edit_tokens(
     if torch.is_autocast_enabled(tokens.device.type):
         with torch.autocast(tokens.device.type, enabled=False):
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
+    # Written out rather than by the gradient's functions: each call is one for every layer of every token.
     x = tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
     y = _linear(x, inner, outer, shift, scale)
     if rescale:
@@ -136,9 +137,11 @@ class LayerEdit:
             device: where tokens will be.
             dtype: of the tokens.
         """
-        if (device, dtype) not in self._placed:
-            self._placed[device, dtype] = self._make(device, torch.promote_types(dtype, torch.float32))
-        return self._placed[device, dtype]
+        wide = torch.promote_types(dtype, torch.float32)
+        if (device, wide) not in self._placed:
+            # Under both types, so that a call finds it by its own; a third, as of autocast, shares its factors.
+            self._placed[device, dtype] = self._placed[device, wide] = self._make(device, wide)
+        return self._placed[device, wide]
 
     def __call__(self, tokens: Float[Tensor, "*batch d"], strength: float) -> Float[Tensor, "*batch d"]:
         """Return the edited tokens.
