@@ -24,11 +24,11 @@ from rounds import interleave, ratios, report, spread
 from transformers import AutoModelForCausalLM
 
 import sealign
-from sealign.export.merge import export_merged
-from sealign.models import checkpoint_folder
+from sealign.export.merged import export_merged
+from sealign.models.loading import checkpoint_folder
 
 
-def fit(**settings: Any) -> sealign.SpectralEdit:
+def fit(**settings: Any) -> sealign.Edit:
     """Fit an edit of every layer of the embedded model."""
     model, tokenizer = sealign.load_model("smollm2", dtype="float32")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=64)
@@ -36,7 +36,7 @@ def fit(**settings: Any) -> sealign.SpectralEdit:
 
 
 @contextmanager
-def dense(model: Any, edit: sealign.SpectralEdit) -> Iterator[None]:
+def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
     """Edit by dense projections, as the paper's formulas have it."""
     handles = []
     for layer, path in zip(edit.layers, edit.modules, strict=True):
@@ -76,7 +76,7 @@ def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Call
     return {"prefill": prefill, "decode": decode}
 
 
-def arms_of(bare: Any, edit: sealign.SpectralEdit, merged: Any, compiled: bool, stack: ExitStack) -> dict[str, Any]:
+def arms_of(bare: Any, edit: sealign.Edit, merged: Any, compiled: bool, stack: ExitStack) -> dict[str, Any]:
     """Return models by arm, edited until the stack is closed."""
     models = {"bare": bare, "Sealign": copy.deepcopy(bare), "merged": merged}
     stack.enter_context(sealign.apply_edit(models["Sealign"], edit))

@@ -21,12 +21,14 @@ from reference import collect
 from rounds import interleave, peak, ratios, report, reset_peak, spread
 
 import sealign
-from sealign.activations import collect_activations
-from sealign.collect_config import CollectConfig
-from sealign.demonstrations import Demonstration
-from sealign.prefix import Prefix, common_prefix, decoder_of, pad_right, pad_token
-from sealign.sequences import plan_sequences
-from sealign.sites import resolve_sites
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.fitting.collect_config import CollectConfig
+from sealign.fitting.collecting import collect_activations
+from sealign.fitting.sequences import plan_sequences
+from sealign.models.batching import pad_right, pad_token
+from sealign.models.shared_prefix import Prefix, common_prefix
+from sealign.models.sites import resolve_sites
+from sealign.models.structure import decoder_of
 
 CONFIG = CollectConfig()
 

@@ -19,7 +19,7 @@ from reference import directions
 from rounds import interleave, peak, ratios, report, reset_peak, spread
 from torch import Tensor
 
-from sealign.fit import fit_projection
+from sealign.methods.sea import fit_projection
 
 K = 0.998
 

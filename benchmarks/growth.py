@@ -18,9 +18,9 @@ import matplotlib
 import torch
 from rounds import interleave, report, spread
 
-from sealign.layer_edit import LayerEdit
-from sealign.projection import Projection
-from sealign.record import EditSettings
+from sealign.edits.layer_edit import LayerEdit
+from sealign.edits.record import EditSettings
+from sealign.spectral.projection import Projection
 
 matplotlib.use("Agg")
 

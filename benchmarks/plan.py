@@ -21,9 +21,9 @@ from rounds import peak, report, reset_peak, spread
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 import sealign
-from sealign.fit import fit_projections
-from sealign.models import load_model
-from sealign.plan import plan_fit
+from sealign.fitting.plan import plan_fit
+from sealign.methods.sea import fit_projections
+from sealign.models.loading import load_model
 
 SHAPES = {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 49152}
 

@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sealign
-from sealign.models import checkpoint_folder
+from sealign.models.loading import checkpoint_folder
 
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin"
 EDITS: dict[str, dict[str, Any]] = {

@@ -19,7 +19,7 @@ from jaxtyping import install_import_hook
 import tests.shapes  # noqa: F401  the hook looks it up by name
 
 # Shapes in annotations are checked in the modules that know tensors only.
-SHAPE_CHECKED = ("covariance", "spectra", "feature_maps", "projection", "prefix", "storage", "edit")
+SHAPE_CHECKED = ("spectral", "models.shared_prefix", "models.batching", "files", "edits")
 _hook = install_import_hook([f"sealign.{name}" for name in SHAPE_CHECKED], "tests.shapes.check")
 
 import torch  # noqa: E402
@@ -50,7 +50,7 @@ def tokenizer() -> Any:
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    text = (files("sealign") / "data" / "neutral.txt").read_text(encoding="utf-8")
+    text = (files("sealign.demonstrations") / "data" / "neutral.txt").read_text(encoding="utf-8")
     trained = ByteLevelBPETokenizer()
     special = ["<pad>", "<eos>", "<user>", "<model>"]
     trained.train_from_iterator(text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False)
@@ -107,7 +107,7 @@ def _seeded() -> None:
 
 
 @pytest.fixture
-def small_edit(llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]) -> sealign.SpectralEdit:
+def small_edit(llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]) -> sealign.Edit:
     """An edit of two layers of the tiny Llama, with unequal ranks."""
     config = sealign.FitConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
     return sealign.fit_edit(llama, tokenizer, demonstrations, config=config)

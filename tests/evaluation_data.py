@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sealign.edits.record import EditSettings, ModelRecord
 from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.evaluation.results import Arm, DamageRecord, Metric, Results, Scores, Task
-from sealign.record import EditSettings, ModelRecord
 
 HARNESS_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore::{kind}")

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 import sealign
 from sealign.export.lora import export_lora
 from sealign.export.verify import compare_outputs, model_outputs, reference_outputs
-from sealign.models import checkpoint_folder
+from sealign.models.loading import checkpoint_folder
 
 
 def quantisation(name: str) -> Any:

@@ -120,7 +120,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_options_in_the_documents_exist() -> None:
     import inspect
 
-    from sealign.cli import chat, demo, evaluate, export, fit, generate, methods, options, plot, reproduce, serve, tune
+    from sealign.cli import chat, demo, evaluate, export, fit, generate, options, plot, reproduce, serve, tune
+    from sealign.cli import loading as methods
 
     modules = (options, fit, generate, chat, demo, evaluate, export, methods, plot, reproduce, serve, tune)
     text = "".join(inspect.getsource(module) for module in modules)

@@ -17,42 +17,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sealign.activations import Activations as Activations
-    from sealign.activations import collect_activations as collect_activations
-    from sealign.apply import EditHandle as EditHandle
-    from sealign.apply import apply_edit as apply_edit
-    from sealign.apply import attach as attach
-    from sealign.collect_config import CollectConfig as CollectConfig
-    from sealign.demonstrations import Demonstration as Demonstration
-    from sealign.demonstrations import load_demonstrations as load_demonstrations
-    from sealign.edit import SpectralEdit as SpectralEdit
+    from sealign.demonstrations.demonstration import Demonstration as Demonstration
+    from sealign.demonstrations.sources import load_demonstrations as load_demonstrations
+    from sealign.edits.attach import EditHandle as EditHandle
+    from sealign.edits.attach import apply_edit as apply_edit
+    from sealign.edits.attach import attach as attach
+    from sealign.edits.edit import Edit as Edit
     from sealign.errors import SealignError as SealignError
-    from sealign.fit import fit_edit as fit_edit
-    from sealign.fit import fit_projection as fit_projection
-    from sealign.fit_config import FitConfig as FitConfig
-    from sealign.models import load_model as load_model
-    from sealign.projection import Projection as Projection
-    from sealign.prompts import PromptFormat as PromptFormat
-    from sealign.sites import resolve_sites as resolve_sites
+    from sealign.fitting.activations import Activations as Activations
+    from sealign.fitting.collect_config import CollectConfig as CollectConfig
+    from sealign.fitting.collecting import collect_activations as collect_activations
+    from sealign.methods.sea import fit_edit as fit_edit
+    from sealign.methods.sea import fit_projection as fit_projection
+    from sealign.methods.sea_config import FitConfig as FitConfig
+    from sealign.models.loading import load_model as load_model
+    from sealign.models.prompt_format import PromptFormat as PromptFormat
+    from sealign.models.sites import resolve_sites as resolve_sites
+    from sealign.spectral.projection import Projection as Projection
 
 _HOMES = {
-    "Activations": "activations",
-    "CollectConfig": "collect_config",
-    "Demonstration": "demonstrations",
-    "EditHandle": "apply",
-    "FitConfig": "fit_config",
-    "Projection": "projection",
-    "PromptFormat": "prompts",
+    "Activations": "fitting.activations",
+    "CollectConfig": "fitting.collect_config",
+    "Demonstration": "demonstrations.demonstration",
+    "EditHandle": "edits.attach",
+    "FitConfig": "methods.sea_config",
+    "Projection": "spectral.projection",
+    "PromptFormat": "models.prompt_format",
     "SealignError": "errors",
-    "SpectralEdit": "edit",
-    "apply_edit": "apply",
-    "attach": "apply",
-    "collect_activations": "activations",
-    "fit_edit": "fit",
-    "fit_projection": "fit",
-    "load_demonstrations": "demonstrations",
-    "load_model": "models",
-    "resolve_sites": "sites",
+    "Edit": "edits.edit",
+    "apply_edit": "edits.attach",
+    "attach": "edits.attach",
+    "collect_activations": "fitting.collecting",
+    "fit_edit": "methods.sea",
+    "fit_projection": "methods.sea",
+    "load_demonstrations": "demonstrations.sources",
+    "load_model": "models.loading",
+    "resolve_sites": "models.sites",
 }
 
 __version__ = "0.1.0"

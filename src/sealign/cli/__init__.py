@@ -12,7 +12,7 @@ import sealign.cli.export
 import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect
-import sealign.cli.methods
+import sealign.cli.loading
 import sealign.cli.plot
 import sealign.cli.reproduce
 import sealign.cli.serve

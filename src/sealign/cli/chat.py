@@ -11,8 +11,8 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output
 
 if TYPE_CHECKING:
-    from sealign.apply import EditHandle
-    from sealign.baselines.method import Attached
+    from sealign.edits.attach import EditHandle
+    from sealign.methods.method import Attached
 
 _COMMANDS = ("/on", "/off", "/strength", "/compare", "/reset", "/help", "/quit")
 
@@ -42,12 +42,12 @@ def chat(
 
     EDIT may also be the folder of a method that sealign baseline wrote; a method has no strength.
     """
-    from sealign.baselines.registry import apply_change, prefix_of
-    from sealign.chat import Conversation
-    from sealign.cli.methods import load_at_strength
-    from sealign.edit import SpectralEdit
+    from sealign.cli.loading import load_at_strength
+    from sealign.edits.edit import Edit
     from sealign.errors import SettingError
-    from sealign.models import load_model
+    from sealign.methods.registry import apply_change, prefix_of
+    from sealign.models.loading import load_model
+    from sealign.playground.conversation import Conversation
 
     loaded = load_at_strength(edit, strength)
     if prefix_of(loaded):
@@ -56,7 +56,7 @@ def chat(
         )
     with messages.status("Loading the model"):
         base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
-    use_cache = not isinstance(loaded, SpectralEdit) or loaded.settings.normalization != "feature"
+    use_cache = not isinstance(loaded, Edit) or loaded.settings.normalization != "feature"
     conversation = Conversation(base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=use_cache)
     with apply_change(base, loaded, ignore_mismatch=ignore_mismatch) as handle:
         output.print(_HELP)
@@ -73,7 +73,7 @@ def chat(
 
 
 def _prompt(handle: EditHandle | Attached) -> str:
-    from sealign.apply import EditHandle
+    from sealign.edits.attach import EditHandle
 
     strength = f", strength {handle.strength:g}" if isinstance(handle, EditHandle) else ""
     state = f"edit on{strength}" if handle.enabled else "edit off"
@@ -82,7 +82,7 @@ def _prompt(handle: EditHandle | Attached) -> str:
 
 def _answer(line: str, handle: EditHandle | Attached, conversation: Any) -> None:
     """Carry out a command, or say the line to the model."""
-    from sealign.apply import EditHandle
+    from sealign.edits.attach import EditHandle
     from sealign.errors import SealignError, SettingError, unknown_name
 
     command, _, rest = line.partition(" ")

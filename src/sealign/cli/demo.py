@@ -13,7 +13,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output
 
 if TYPE_CHECKING:
-    from sealign.demo import DemoResult
+    from sealign.reproduce.embedded_demo import DemoResult
 
 
 @app.command()
@@ -38,9 +38,9 @@ def demo(
     import dataclasses
 
     from sealign.cli.display import print_json, track
-    from sealign.demo import DEMO_CONFIG, run_demo
-    from sealign.models import EMBEDDED, load_model
-    from sealign.storage import CONFIG_NAME, check_folder
+    from sealign.files import CONFIG_NAME, check_folder
+    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.reproduce.embedded_demo import DEMO_CONFIG, run_demo
 
     config = DEMO_CONFIG if strength is None else dataclasses.replace(DEMO_CONFIG, strength=strength)
     check_folder(output_folder, replaces=CONFIG_NAME)

@@ -13,7 +13,7 @@ from rich.table import Table
 from sealign.cli.app import messages, output
 
 if TYPE_CHECKING:
-    from sealign.record import EditRecord
+    from sealign.edits.record import EditRecord
 
 
 def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
@@ -40,7 +40,7 @@ def print_saved(record: EditRecord, folder: Path) -> None:
 
 import sealign
 model, tokenizer = sealign.load_model({model})
-edit = sealign.SpectralEdit.from_pretrained({edit})
+edit = sealign.Edit.from_pretrained({edit})
 with sealign.apply_edit(model, edit):
     ...  # model.generate(...)
 

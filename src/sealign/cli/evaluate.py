@@ -10,7 +10,7 @@ import typer
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
-from sealign.cli.methods import fit_methods, load_changes, parse_name, require_method_extras
+from sealign.cli.loading import fit_methods, load_changes, parse_name, require_method_extras
 
 
 @app.command()
@@ -71,14 +71,14 @@ def evaluate(
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()
-    from sealign.baselines.registry import model_id
     from sealign.cli.display import print_json, track
     from sealign.cli.evaluation_display import print_evaluation, reports_as_data
     from sealign.evaluation.comparison import report_edits
+    from sealign.evaluation.evaluate_edits import EvaluationConfig
+    from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.report import write_report
-    from sealign.evaluation.run import EvaluationConfig
-    from sealign.evaluation.run import evaluate as run
-    from sealign.models import EMBEDDED, load_model
+    from sealign.methods.registry import model_id
+    from sealign.models.loading import EMBEDDED, load_model
 
     edits, sources = load_changes(edit or [], strength)
     for wanted in method or []:

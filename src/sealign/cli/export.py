@@ -13,7 +13,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, require_extra
 
 if TYPE_CHECKING:
-    from sealign.edit import SpectralEdit
+    from sealign.edits.edit import Edit
     from sealign.export.verify import Agreement, Deviation, Outputs
 
 exports = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
@@ -51,8 +51,8 @@ def lora(
     """Write an edit as a LoRA adapter that PEFT and servers load."""
     require_extra("peft", "peft")
     from sealign.export.lora import ADAPTER_CONFIG, export_lora
-    from sealign.models import load_model
-    from sealign.storage import check_folder
+    from sealign.files import check_folder
+    from sealign.models.loading import load_model
 
     loaded = _load_edit(edit, strength)
     check_folder(output_folder, replaces=ADAPTER_CONFIG)
@@ -74,9 +74,9 @@ def merged(
     json: options.Json = False,
 ) -> None:
     """Write a complete checkpoint with an edit in its weights, shard by shard."""
-    from sealign.export.merge import export_merged
-    from sealign.models import checkpoint_folder, load_model
-    from sealign.storage import check_folder
+    from sealign.export.merged import export_merged
+    from sealign.files import check_folder
+    from sealign.models.loading import checkpoint_folder, load_model
 
     loaded = _load_edit(edit, strength)
     check_folder(output_folder, replaces="config.json")
@@ -108,7 +108,7 @@ def gguf(
     require_extra("gguf", "gguf")
     from sealign.errors import SettingError
     from sealign.export.gguf import export_gguf, export_gguf_lora
-    from sealign.models import EMBEDDED, embedded_file, load_model
+    from sealign.models.loading import EMBEDDED, embedded_file, load_model
 
     loaded = _load_edit(edit, strength)
     name = model or loaded.record.model.id
@@ -162,7 +162,7 @@ def verify(
     """Run the same prompts through hooks and through deployments, and fail where one differs or does not edit."""
     from sealign.cli.display import print_json
     from sealign.export.verify import compare_outputs, reference_outputs
-    from sealign.models import load_model
+    from sealign.models.loading import load_model
 
     loaded = _load_edit(edit, strength)
     name = model or loaded.record.model.id
@@ -189,7 +189,7 @@ def _deployed(
     """Run the prompts through one deployment."""
     from sealign.errors import SettingError, unknown_name
     from sealign.export.verify import model_outputs
-    from sealign.models import load_model
+    from sealign.models.loading import load_model
 
     kind, _, place = text.partition("=")
     if kind not in _KINDS or not place:
@@ -225,26 +225,26 @@ def _served(place: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
 
 def _in_llama_cpp(file: Path, base: Path | None, name: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
     from sealign.export.llama_cpp import llama_outputs
-    from sealign.models import EMBEDDED, embedded_file
+    from sealign.models.loading import EMBEDDED, embedded_file
 
     require_extra("llama", "llama_cpp", "gguf")
     source = embedded_file() if base is None and name == EMBEDDED else base
     return llama_outputs(file, source, tokenizer, max_new_tokens=max_new_tokens)
 
 
-def _load_edit(source: str, strength: float | None) -> SpectralEdit:
-    from sealign.edit import SpectralEdit
+def _load_edit(source: str, strength: float | None) -> Edit:
+    from sealign.edits.edit import Edit
 
-    return SpectralEdit.from_pretrained(source).with_settings(strength=strength)
+    return Edit.from_pretrained(source).with_settings(strength=strength)
 
 
-def _deviation(model: Any, tokenizer: Any, edit: SpectralEdit, folder: Path) -> Deviation | None:
+def _deviation(model: Any, tokenizer: Any, edit: Edit, folder: Path) -> Deviation | None:
     """Measure what leaving out the rescaling changes, and keep it with the export."""
     import json
 
     from sealign.evaluation.damage import bundled_texts
     from sealign.export.verify import measure_deviation
-    from sealign.storage import write_bytes
+    from sealign.files import write_bytes
 
     if edit.settings.normalization == "none":
         return None

@@ -11,8 +11,8 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output
 
 if TYPE_CHECKING:
-    from sealign.demonstrations import Demonstration
-    from sealign.fit_config import FitConfig
+    from sealign.demonstrations.demonstration import Demonstration
+    from sealign.methods.sea_config import FitConfig
 
 
 @app.command()
@@ -65,16 +65,16 @@ def fit(
     import dataclasses
 
     from sealign.cli.display import layer_table, print_json, print_saved, settings_table, track
-    from sealign.cli.planning import plan_line
+    from sealign.cli.plan_display import plan_line
     from sealign.errors import SettingError
-    from sealign.fit import fit_edit
-    from sealign.fit_config import FitConfig
-    from sealign.models import EMBEDDED, cache_dir, load_model
-    from sealign.plan import plan_fit
+    from sealign.files import CONFIG_NAME, cache_dir, check_folder
+    from sealign.fitting.plan import plan_fit
+    from sealign.fitting.workers import worker_group
+    from sealign.methods.sea import fit_edit
+    from sealign.methods.sea_config import FitConfig
+    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.prompt_format import PromptFormat, read_preamble
     from sealign.progress import no_progress
-    from sealign.prompts import PromptFormat, read_preamble
-    from sealign.storage import CONFIG_NAME, check_folder
-    from sealign.workers import worker_group
 
     given: dict[str, Any] = {
         "explained_variance": _pair(explained_variance, float, "--explained-variance"),
@@ -146,9 +146,9 @@ def _print_plan(
     import dataclasses
 
     from sealign.cli.display import print_json
-    from sealign.cli.planning import plan_table
-    from sealign.models import load_skeleton
-    from sealign.plan import plan_fit
+    from sealign.cli.plan_display import plan_table
+    from sealign.fitting.plan import plan_fit
+    from sealign.models.loading import load_skeleton
 
     skeleton, tokenizer = load_skeleton(model, dtype=dtype, device=device)
     found = plan_fit(skeleton, tokenizer, demonstrations, config, device=device, teraflops=teraflops)

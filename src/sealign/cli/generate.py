@@ -32,19 +32,19 @@ def generate(
 
     EDIT may also be the folder of a method that sealign baseline wrote.
     """
-    from sealign.answers import compare_answers
     from sealign.cli.display import answers_table, print_json
-    from sealign.cli.methods import load_at_strength
-    from sealign.edit import SpectralEdit
+    from sealign.cli.loading import load_at_strength
+    from sealign.edits.edit import Edit
     from sealign.errors import SettingError
-    from sealign.models import load_model
-    from sealign.prompts import prompt_format_of
+    from sealign.evaluation.answers import compare_answers
+    from sealign.models.loading import load_model
+    from sealign.models.prompt_format import prompt_format_of
 
     prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
     loaded = load_at_strength(edit, strength)
-    fitted = loaded.record.fit if isinstance(loaded, SpectralEdit) else {}
+    fitted = loaded.record.fit if isinstance(loaded, Edit) else {}
     written = prompt_format_of(fitted, prompt_format, preamble)
     with messages.status("Loading the model"):
         base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)

@@ -15,9 +15,9 @@ def inspect(edit: options.Edit, json: options.Json = False) -> None:
     import dataclasses
 
     from sealign.cli.display import layer_table, print_json, settings_table
-    from sealign.edit import SpectralEdit
+    from sealign.edits.edit import Edit
 
-    loaded = SpectralEdit.from_pretrained(edit)
+    loaded = Edit.from_pretrained(edit)
     if json:
         print_json(dataclasses.asdict(loaded.record) | {"hash": loaded.hash})
         return

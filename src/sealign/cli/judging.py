@@ -30,6 +30,6 @@ def load_judge(name: str | None, url: str | None, dtype: str, device: str) -> Ju
     if name is None:
         return None
     from sealign.evaluation.judge import LocalJudge
-    from sealign.models import load_model
+    from sealign.models.loading import load_model
 
     return LocalJudge(*load_model(name, dtype=dtype, device=device), name=name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sealign.demonstrations import Demonstration
+    from sealign.demonstrations.demonstration import Demonstration
 
 Model = Annotated[
     str | None,
@@ -219,7 +219,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 def load_sources(sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:
     """Return the demonstrations of several sources as one list."""
-    from sealign.demonstrations import load_demonstrations
+    from sealign.demonstrations.sources import load_demonstrations
 
     return [
         item for source in sources for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)

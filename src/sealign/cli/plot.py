@@ -14,11 +14,11 @@ from sealign.cli.app import app, messages, output, require_extra
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sealign.activations import Activations
-    from sealign.demonstrations import Demonstration
-    from sealign.edit import SpectralEdit
+    from sealign.demonstrations.demonstration import Demonstration
+    from sealign.edits.edit import Edit
     from sealign.figures import Mark, Spectra
-    from sealign.fit_config import FitConfig
+    from sealign.fitting.activations import Activations
+    from sealign.methods.sea_config import FitConfig
 
 plots = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(plots, name="plot", help="Draw activations, spectra, signatures or an edit's effect as PDF, PNG and CSV.")
@@ -147,7 +147,7 @@ def signature(
     """Draw the signature of each layer, how much it knows of a behaviour: a line for each source of demonstrations."""
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
-    from sealign.fit import layer_signatures
+    from sealign.methods.sea import layer_signatures
 
     path, config = _path(output_path), _config(layers, site, seed)
     learnt = {
@@ -185,10 +185,10 @@ def effect(
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
-    from sealign.apply import apply_edit
-    from sealign.edit import SpectralEdit
+    from sealign.edits.attach import apply_edit
+    from sealign.edits.edit import Edit
 
-    path, loaded = _path(output_path), SpectralEdit.from_pretrained(edit)
+    path, loaded = _path(output_path), Edit.from_pretrained(edit)
     config = _config(layers, site or loaded.settings.site, seed, _as_fitted(loaded, site))
     learnt = options.load_sources(demonstrations, data_dir, limit, seed)
     figures.check_method(method, len(learnt))
@@ -220,7 +220,7 @@ def _path(output_path: Path) -> Path:
 def _config(layers: str | None, site: str | None, seed: int, fitted: Mapping[str, Any] | None = None) -> FitConfig:
     """Return how to collect; a wrong layer or site is found before anything slow."""
     from sealign.errors import SettingError
-    from sealign.fit_config import FitConfig
+    from sealign.methods.sea_config import FitConfig
 
     given: dict[str, Any] = {"layers": layers, "site": site} | dict(fitted or {})
     config = FitConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})
@@ -229,9 +229,9 @@ def _config(layers: str | None, site: str | None, seed: int, fitted: Mapping[str
     return config
 
 
-def _as_fitted(edit: SpectralEdit, site: str | None) -> dict[str, Any]:
+def _as_fitted(edit: Edit, site: str | None) -> dict[str, Any]:
     """Return how the activations of an edit were read, where they are read again."""
-    from sealign.prompts import prompt_format_of
+    from sealign.models.prompt_format import prompt_format_of
 
     fit = edit.record.fit
     pattern = fit.get("module_pattern") if site in (None, edit.settings.site) else None
@@ -239,7 +239,7 @@ def _as_fitted(edit: SpectralEdit, site: str | None) -> dict[str, Any]:
 
 
 def _select(layers: str | None, depth: int) -> list[int]:
-    from sealign.fit_config import select_layers
+    from sealign.models.sites import select_layers
 
     return select_layers("all" if layers is None else layers, depth)
 
@@ -252,8 +252,8 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 def _model(name: str | None, dtype: str, device: str) -> tuple[Any, Any, int]:
     """Return a model, its tokenizer and its number of layers."""
-    from sealign.models import EMBEDDED, load_model
-    from sealign.sites import text_config, unwrap_model
+    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.structure import text_config, unwrap_model
 
     with messages.status("Loading the model"):
         model, tokenizer = load_model(name or EMBEDDED, dtype=dtype, device=device)
@@ -263,8 +263,8 @@ def _model(name: str | None, dtype: str, device: str) -> tuple[Any, Any, int]:
 def _collect(
     model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration], config: FitConfig, layers: Sequence[int]
 ) -> Activations:
-    from sealign.activations import collect_activations
     from sealign.cli.display import track
+    from sealign.fitting.collecting import collect_activations
 
     return collect_activations(
         model,
@@ -280,10 +280,10 @@ def _collect(
 
 def _saved_spectra(source: str, layers: str | None) -> Spectra:
     """Return the spectra of an edit's layers, or of some of them."""
-    from sealign.edit import SpectralEdit
+    from sealign.edits.edit import Edit
     from sealign.figures import projection_spectra
 
-    edit = SpectralEdit.from_pretrained(source)
+    edit = Edit.from_pretrained(source)
     if layers not in (None, "all"):
         depth = edit.record.model.fingerprint.get("num_hidden_layers")
         edit = edit.with_layers(_select(layers, depth if isinstance(depth, int) else edit.layers[-1] + 1))

@@ -53,7 +53,7 @@ def serve(
     import os
     import sys
 
-    from sealign.serving.command import require_vllm, server_command
+    from sealign.serving.launch import require_vllm, server_command
 
     require_vllm()
     with messages.status("Reading the edits"):

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from sealign.evaluation.trials import TrialRecord
-    from sealign.evaluation.tune import TuneResult
+    from sealign.evaluation.tuning import TuneResult
 
 SHOWN_TRIALS = 8
 
@@ -62,13 +62,13 @@ def tune(
     require_extra("tune", "optuna")
     quiet_harness()
     from sealign.cli.display import print_json, track
-    from sealign.evaluation.plots import frontier_figure, save_figure
     from sealign.evaluation.report import write_report
-    from sealign.evaluation.tune import tune as run
-    from sealign.evaluation.tune_config import TuneConfig
-    from sealign.fit_config import FitConfig
-    from sealign.models import EMBEDDED, load_model
-    from sealign.prompts import PromptFormat
+    from sealign.evaluation.tuning import tune as run
+    from sealign.evaluation.tuning_config import TuneConfig
+    from sealign.figures.evaluation_figures import frontier_figure, save_figure
+    from sealign.methods.sea_config import FitConfig
+    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.prompt_format import PromptFormat
 
     given: dict[str, Any] = {"batch_size": batch_size, "prompt_format": prompt_format and PromptFormat(prompt_format)}  # type: ignore[arg-type]
     config = TuneConfig(

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from sealign.baselines.registry import Change, apply_change
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
 from sealign.evaluation.journal import Journal
-from sealign.generation import evaluating
-from sealign.prefix import input_device, pad_right, pad_token
+from sealign.methods.registry import Change, apply_change
+from sealign.models.batching import pad_right, pad_token
+from sealign.models.eval_mode import eval_mode
+from sealign.models.structure import input_device
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def bundled_texts() -> list[str]:
         >>> len(bundled_texts()) > 10
         True
     """
-    text = (files("sealign") / "data" / "neutral.txt").read_text(encoding="utf-8")
+    text = (files("sealign.demonstrations") / "data" / "neutral.txt").read_text(encoding="utf-8")
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
 
 
@@ -90,7 +91,7 @@ def text_losses(
     """
     encoded = [list(tokenizer.encode(text)) for text in texts]
     losses: list[float] = []
-    with evaluating(model):
+    with eval_mode(model):
         for start in range(0, len(encoded), batch_size):
             batch = encoded[start : start + batch_size]
             ids, mask = pad_right(batch, pad_token(tokenizer), input_device(model))
@@ -175,12 +176,12 @@ def measure_damages(
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]
     given = list(bundled_texts() if texts is None else texts)
-    if any(isinstance(edit, SpectralEdit) and edit.settings.normalization == "feature" for edit in edits):
+    if any(isinstance(edit, Edit) and edit.settings.normalization == "feature" for edit in edits):
         batch_size = 1  # not defined for batches
     encoded = [list(tokenizer.encode(text)) for text in given]
     batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
     rows: list[list[Sequence[float]]] = [[] for _ in edits]
-    with evaluating(model):
+    with eval_mode(model):
         for batch in track(batches, "Measuring damage", len(batches)):
             key = Journal.key("damage", hashes, batch)
             if key not in journal:

@@ -19,15 +19,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sealign.apply import EditHandle
-from sealign.baselines.method import Attached, Method
-from sealign.baselines.registry import Change, attach_change, load_change, parts_of, prefix_of
-from sealign.edit import SpectralEdit
+from sealign.edits.attach import EditHandle
+from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, layer_kinds, score_choices, supports_packing
-from sealign.models import load_model
-from sealign.prefix import share_beginning
+from sealign.methods.method import Attached, Method
+from sealign.methods.registry import Change, attach_change, load_change, parts_of, prefix_of
+from sealign.models.loading import load_model
+from sealign.models.shared_prefix import share_beginning
 from sealign.progress import Track, no_progress
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
@@ -54,7 +54,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         **kwargs: everything else that the harness's model takes.
 
     Raises:
-        FingerprintError, EditFileError, ModelError: as ``attach``, ``SpectralEdit.from_pretrained`` and ``load_model``.
+        FingerprintError, EditFileError, ModelError: as ``attach``, ``Edit.from_pretrained`` and ``load_model``.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         if isinstance(pretrained, str):
             pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device or "auto")
         loaded = load_change(edit) if isinstance(edit, str | Path) else edit
-        spectral = loaded if isinstance(loaded, SpectralEdit) else None
+        spectral = loaded if isinstance(loaded, Edit) else None
         self._per_feature = spectral is not None and spectral.settings.normalization == "feature"
         self._shares = _shares_beginnings(pretrained, loaded)
         self._before = preamble + prefix_of(loaded)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sealign.errors import JudgeError
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.models.prompt_format import PromptFormat
 from sealign.progress import Track, no_progress
-from sealign.prompts import PromptFormat
 
 if TYPE_CHECKING:
     from openai import OpenAI

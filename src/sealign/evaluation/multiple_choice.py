@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.models.prompt_format import PromptFormat
 from sealign.progress import Track, no_progress
-from sealign.prompts import PromptFormat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +54,7 @@ def bundled_questions() -> list[MultipleChoiceQuestion]:
         >>> len(bundled_questions()) >= 60
         True
     """
-    text = (files("sealign") / "data" / "multiple_choice.jsonl").read_text(encoding="utf-8")
+    text = (files("sealign.demonstrations") / "data" / "multiple_choice.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
     return [
         MultipleChoiceQuestion(row["question"], tuple(row["correct_answers"]), tuple(row["incorrect_answers"]))

@@ -15,10 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sealign.evaluation.comparison import EditReport, Row
-from sealign.evaluation.plots import categories_figure, damage_figure, differences_figure, save_figure, svg_text
 from sealign.evaluation.results import BASE, Results
 from sealign.evaluation.verdict import MAX_DAMAGE
-from sealign.storage import write_bytes
+from sealign.figures.evaluation_figures import (
+    categories_figure,
+    damage_figure,
+    differences_figure,
+    save_figure,
+    svg_text,
+)
+from sealign.files import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

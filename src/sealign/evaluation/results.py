@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sealign.edits.record import EditSettings, ModelRecord
 from sealign.errors import ResultsFileError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
-from sealign.record import EditSettings, ModelRecord
-from sealign.storage import write_bytes
+from sealign.files import write_bytes
 
 FORMAT = "sealign.results"
 FORMAT_VERSION = 1

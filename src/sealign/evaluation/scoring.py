@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sealign.generation import evaluating
-from sealign.prefix import Prefix, common_prefix, input_device
+from sealign.models.eval_mode import eval_mode
+from sealign.models.shared_prefix import Prefix, common_prefix
+from sealign.models.structure import input_device, text_config, unwrap_model
 from sealign.progress import Track, no_progress
-from sealign.sites import text_config, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -111,7 +111,7 @@ def score_choices(
     prefix_ids = common_prefix([request.context for request in requests])
     order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
     scores: list[list[ChoiceScore]] = [[] for _ in requests]
-    with evaluating(model):
+    with eval_mode(model):
         # A cache without the model's configuration keeps the whole prefix in layers with a sliding window too.
         prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1, past_key_values=DynamicCache())
         start = len(prefix.ids)

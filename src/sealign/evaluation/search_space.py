@@ -6,8 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sealign.fit_config import FitConfig
-from sealign.sites import SITES, text_config, unwrap_model
+from sealign.methods.sea_config import FitConfig
+from sealign.models.sites import SITES
+from sealign.models.structure import text_config, unwrap_model
 
 if TYPE_CHECKING:
     import optuna

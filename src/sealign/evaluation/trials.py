@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sealign.fit_config import FitConfig
+from sealign.methods.sea_config import FitConfig
 
 if TYPE_CHECKING:
     import optuna

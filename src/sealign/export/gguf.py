@@ -13,14 +13,14 @@ import torch
 from gguf import GGMLQuantizationType as Kind
 from torch import nn
 
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
+from sealign.edits.linear_change import LinearChange, linear_change
 from sealign.errors import ExportError
-from sealign.export.linear import check_linear, output_matrices
+from sealign.export.linearity import check_linear, output_matrices
 from sealign.export.lora import lora_factors
-from sealign.fingerprint import check_fingerprint
-from sealign.linear_change import LinearChange, linear_change
-from sealign.sites import text_config
-from sealign.storage import new_file
+from sealign.files import new_file
+from sealign.models.fingerprint import check_fingerprint
+from sealign.models.structure import text_config
 
 WRITTEN = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
 """Types that the library can write, by rising bits a weight."""
@@ -49,7 +49,7 @@ class Rewritten:
 def export_gguf(
     model: nn.Module,
     source: str | Path,
-    edit: SpectralEdit,
+    edit: Edit,
     target: str | Path,
     *,
     approximate: bool = False,
@@ -94,7 +94,7 @@ def export_gguf(
 def export_gguf_lora(
     model: nn.Module,
     source: str | Path,
-    edit: SpectralEdit,
+    edit: Edit,
     target: str | Path,
     *,
     approximate: bool = False,
@@ -147,7 +147,7 @@ def _architecture(reader: gguf.GGUFReader) -> str:
     return "" if field is None else str(field.contents())
 
 
-def _changes(model: nn.Module, edit: SpectralEdit) -> dict[str, LinearChange]:
+def _changes(model: nn.Module, edit: Edit) -> dict[str, LinearChange]:
     """By path of the matrix, the change; a GGUF file has no place for a bias that is not there."""
     found = {}
     for matrix in output_matrices(model, edit):
@@ -204,7 +204,7 @@ def _rewrite(tensor: Any, change: LinearChange) -> tuple[Any, Rewritten]:
     return data, Rewritten(tensor.name, tensor.tensor_type.name, kind.name, kept)
 
 
-def _check_kept(rewritten: Sequence[Rewritten], edit: SpectralEdit) -> None:
+def _check_kept(rewritten: Sequence[Rewritten], edit: Edit) -> None:
     """A change that is smaller than the steps of a type is rounded away; such a file would silently not edit."""
     kept = sum(tensor.kept for tensor in rewritten) / len(rewritten)
     if kept < LEAST_KEPT and edit.settings.strength != 0:

@@ -10,14 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
+from sealign.edits.linear_change import LinearChange, linear_change
 from sealign.errors import ExportError
-from sealign.export.card import export_card
-from sealign.export.linear import OutputMatrix, check_linear, output_matrices, read_weight, widest
-from sealign.fingerprint import check_fingerprint
-from sealign.linear_change import LinearChange, linear_change
-from sealign.sites import unwrap_model
-from sealign.storage import new_folder, write_tensors
+from sealign.export.export_card import export_card
+from sealign.export.linearity import check_linear, output_matrices, widest
+from sealign.files import new_folder, write_tensors
+from sealign.models.fingerprint import check_fingerprint
+from sealign.models.output_matrices import OutputMatrix, read_weight
+from sealign.models.structure import unwrap_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -40,7 +41,7 @@ class LoraFactors:
 
 def export_lora(
     model: nn.Module,
-    edit: SpectralEdit,
+    edit: Edit,
     folder: str | Path,
     *,
     approximate: bool = False,
@@ -93,7 +94,7 @@ def export_lora(
 
 
 def lora_factors(
-    model: nn.Module, edit: SpectralEdit, *, approximate: bool = False, ignore_mismatch: bool = False
+    model: nn.Module, edit: Edit, *, approximate: bool = False, ignore_mismatch: bool = False
 ) -> dict[str, LoraFactors]:
     """Return the factors of each matrix that an edit changes, by its path, of one rank for all.
 
@@ -114,7 +115,7 @@ def lora_factors(
     return {matrix.path: _factors(matrix, changes[matrix.layer], rank) for matrix in matrices}
 
 
-def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: SpectralEdit) -> None:
+def _check_low_rank(change: LinearChange, matrix: OutputMatrix, edit: Edit) -> None:
     merged = "export a merged checkpoint instead"
     if change.scale:
         raise ExportError(

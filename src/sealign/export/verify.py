@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sealign.apply import apply_edit
-from sealign.edit import SpectralEdit
-from sealign.generation import evaluating, generate_ids
-from sealign.prefix import input_device
+from sealign.edits.attach import apply_edit
+from sealign.edits.edit import Edit
+from sealign.models.eval_mode import eval_mode
+from sealign.models.generation import generate_ids
+from sealign.models.structure import input_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def model_outputs(
         max_new_tokens: length of the completions.
     """
     logs, completions = [], []
-    with evaluating(model):
+    with eval_mode(model):
         for prompt in prompts:
             ids = list(tokenizer.encode(prompt))
             tensor = torch.tensor([ids], device=input_device(model))
@@ -106,7 +107,7 @@ def model_outputs(
 def reference_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edit: SpectralEdit,
+    edit: Edit,
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = 16,
@@ -177,7 +178,7 @@ class Deviation:
 
 @torch.no_grad()
 def measure_deviation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: SpectralEdit, texts: Sequence[str]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: Edit, texts: Sequence[str]
 ) -> Deviation:
     """Return how far an edit without its rescaling is from the edit itself.
 
@@ -188,7 +189,7 @@ def measure_deviation(
         texts: plain texts, each of at least 1 token.
     """
     divergences, same = [], []
-    with evaluating(model):
+    with eval_mode(model):
         for text in texts:
             ids = torch.tensor([list(tokenizer.encode(text))], device=input_device(model))
             logs = []

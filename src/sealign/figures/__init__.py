@@ -14,7 +14,7 @@ from sealign.figures.drawing import (
     spectrum,
     tsne,
 )
-from sealign.figures.marks import (
+from sealign.figures.points import (
     Mark,
     Method,
     Spectra,

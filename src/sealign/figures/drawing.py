@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealign.activations import Activations
 from sealign.errors import SettingError
-from sealign.figures.marks import (
+from sealign.figures.points import (
     Mark,
     Method,
     Spectra,
@@ -27,7 +26,8 @@ from sealign.figures.marks import (
     spectrum_points,
     tsne_points,
 )
-from sealign.storage import write_bytes
+from sealign.files import write_bytes
+from sealign.fitting.activations import Activations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

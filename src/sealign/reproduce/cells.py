@@ -11,7 +11,7 @@ from sealign.evaluation.comparison import difference_of, item_groups
 from sealign.evaluation.item_scores import ItemScores
 from sealign.evaluation.results import BASE, Results
 from sealign.evaluation.statistics import mean_interval, ratio_difference
-from sealign.reproduce.table import Cell
+from sealign.reproduce.table_format import Cell
 
 LEVEL = 0.05
 """P-value up to which a cell is marked as differing from the reference row."""

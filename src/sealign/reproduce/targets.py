@@ -7,11 +7,12 @@ from typing import Any
 
 from sealign.errors import SealignError, SettingError, unknown_name
 from sealign.progress import Track, no_progress
-from sealign.provenance import library_versions
-from sealign.reproduce import drawings, tables
-from sealign.reproduce.page import Drawing, Provenance, read_record, write_target
-from sealign.reproduce.table import Table
+from sealign.reproduce import paper_figures as drawings
+from sealign.reproduce import paper_tables as tables
+from sealign.reproduce.table_format import Table
+from sealign.reproduce.target_page import Drawing, Provenance, read_record, write_target
 from sealign.reproduce.workbench import ReproduceConfig, Workbench
+from sealign.versions import library_versions
 
 TARGETS: Mapping[str, Callable[[Workbench], Table | Drawing]] = {
     "table-truthfulqa": tables.truthfulqa,

@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sealign.activations import Activations, collect_activations
-from sealign.baselines.best_of_n import BestOfNConfig
-from sealign.baselines.method import METHOD_NAME
-from sealign.baselines.registry import Change, fit_method, load_change, parts_of
-from sealign.collect_config import CollectConfig
-from sealign.demonstrations import Demonstration, demonstrations_hash, load_demonstrations
-from sealign.edit import SpectralEdit
+from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.demonstrations.sources import load_demonstrations
+from sealign.edits.edit import Edit
+from sealign.edits.provenance import build_edit, relative_changes
 from sealign.errors import SettingError
+from sealign.evaluation.evaluate_edits import EvaluationConfig, evaluate
 from sealign.evaluation.judge import Judge
 from sealign.evaluation.results import Results
-from sealign.evaluation.run import EvaluationConfig, evaluate
-from sealign.fit import fit_projections, layer_signatures
-from sealign.fit_config import FitConfig, select_layers
-from sealign.models import EMBEDDED, load_model
+from sealign.files import CONFIG_NAME, read_tensors, write_bytes, write_tensors
+from sealign.fitting.activations import Activations
+from sealign.fitting.collect_config import CollectConfig
+from sealign.fitting.collecting import collect_activations
+from sealign.methods.best_of_n import BestOfNConfig
+from sealign.methods.method import METHOD_NAME
+from sealign.methods.registry import Change, fit_method, load_change, parts_of
+from sealign.methods.sea import fit_projections, layer_signatures
+from sealign.methods.sea_config import FitConfig
+from sealign.models.loading import EMBEDDED, load_model
+from sealign.models.sites import select_layers
+from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress
-from sealign.provenance import build_edit, relative_changes
-from sealign.sites import text_config, unwrap_model
-from sealign.storage import CONFIG_NAME, read_tensors, write_bytes, write_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -146,7 +149,7 @@ class Workbench:
         self,
         sources: Mapping[str, Sequence[int] | None] | str,
         config: FitConfig,
-    ) -> SpectralEdit:
+    ) -> Edit:
         """Return the edit of the loaded model that demonstrations give.
 
         Args:
@@ -171,7 +174,7 @@ class Workbench:
             folder.parent.mkdir(parents=True, exist_ok=True)
             _write_seconds(folder, seconds)
             edit.save_pretrained(folder)
-        edit = SpectralEdit.from_pretrained(folder)
+        edit = Edit.from_pretrained(folder)
         self._seconds[edit.hash] = _read_seconds(folder)
         return edit
 
@@ -182,11 +185,10 @@ class Workbench:
         proportion where only some demonstrations of it are used.
         """
         return sum(
-            self._seconds[part.hash] if isinstance(part, SpectralEdit) else part.record.fit_seconds
-            for part in parts_of(change)
+            self._seconds[part.hash] if isinstance(part, Edit) else part.record.fit_seconds for part in parts_of(change)
         )
 
-    def _fit(self, learnt: Sequence[Demonstration], activations: Activations, config: FitConfig) -> SpectralEdit:
+    def _fit(self, learnt: Sequence[Demonstration], activations: Activations, config: FitConfig) -> Edit:
         model, tokenizer = self.model(self._name)
         depth = text_config(unwrap_model(model)).num_hidden_layers
         signatures = layer_signatures(activations, centered=config.centered)

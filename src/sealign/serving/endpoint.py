@@ -15,19 +15,12 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from pydantic import BaseModel, ConfigDict
 
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
 from sealign.errors import SealignError, ServingError, UnknownEditError
-from sealign.fingerprint import check_fingerprint
-from sealign.serving.overlooked import NoOverlookedEdit
-from sealign.serving.registry import Registry, ServedEdit, registry
-from sealign.serving.settings import (
-    PLUGIN,
-    TOKEN_VARIABLE,
-    ServerSettings,
-    check_name,
-    find_in_library,
-    is_lora,
-)
+from sealign.models.fingerprint import check_fingerprint
+from sealign.serving.ignored_edit import RejectIgnoredEdit
+from sealign.serving.served_edits import Registry, ServedEdit, registry
+from sealign.serving.settings import PLUGIN, TOKEN_VARIABLE, ServerSettings, check_name, find_in_library, is_lora
 
 ROUTE = "/sealign/edits"
 
@@ -49,7 +42,7 @@ class EditEndpoint:
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes and the check of requests."""
         allowed = [Depends(_administrator)]
-        app.add_middleware(NoOverlookedEdit)
+        app.add_middleware(RejectIgnoredEdit)
         app.add_api_route(ROUTE, _list, methods=["GET"], dependencies=allowed)
         app.add_api_route(ROUTE, _load, methods=["POST"], dependencies=allowed)
         app.add_api_route(f"{ROUTE}/{{name}}", _unload, methods=["DELETE"], dependencies=allowed)
@@ -90,7 +83,7 @@ class EditLoader:
             SealignError: it does not fit the model or the server; nothing has changed then.
         """
         async with self._lock:
-            edit = await asyncio.to_thread(SpectralEdit.from_pretrained, folder)
+            edit = await asyncio.to_thread(Edit.from_pretrained, folder)
             if self._models.is_base_model(check_name(name)):
                 raise ServingError(f"'{name}' is the name of the base model; choose another for the edit")
             self.edits.check_new(name, edit.hash)
@@ -120,7 +113,7 @@ class EditLoader:
             self.edits.forget(edit)
         return edit
 
-    def _check_model(self, edit: SpectralEdit) -> None:
+    def _check_model(self, edit: Edit) -> None:
         """Raise where the served model is not the one that the edit was fitted on."""
         import torch
         from transformers import AutoModelForCausalLM
@@ -132,7 +125,7 @@ class EditLoader:
                 )
         check_fingerprint(self._model, edit.record.model.fingerprint, edit.record.model.id)
 
-    async def _load_into_bank(self, name: str, folder: Path, edit: SpectralEdit) -> ServedEdit:
+    async def _load_into_bank(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         try:
             loaded = await self._engine.collective_rpc("sealign_load_edit", args=(str(folder),))
         except Exception as error:  # vLLM passes a worker's error on as its text, in a type of its own
@@ -144,7 +137,7 @@ class EditLoader:
             raise ServingError(f"'{folder}' changed while it was read; load it again")
         return ServedEdit(name, edit.hash, "plugin")
 
-    async def _load_adapter(self, name: str, folder: Path, edit: SpectralEdit) -> ServedEdit:
+    async def _load_adapter(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
@@ -159,7 +152,7 @@ class EditLoader:
         return ServedEdit(name, edit.hash, "lora", self._models.lora_requests[name])
 
 
-def adapter_key(edit: SpectralEdit, weights: Path) -> str:
+def adapter_key(edit: Edit, weights: Path) -> str:
     """Return a name for the LoRA of an edit on the weights in a folder, which are part of the LoRA.
 
     Args:

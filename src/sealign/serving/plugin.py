@@ -15,7 +15,7 @@ def register() -> None:
     """
     if PLUGIN not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
-    from sealign.serving.engine import patch_engine
+    from sealign.serving.front_end import patch_engine
     from sealign.serving.worker import patch_runners, register_operators
 
     register_operators()

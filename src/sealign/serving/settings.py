@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
 from sealign.errors import ServingError, UnknownEditError
-from sealign.serving.bank import size_for
-from sealign.serving.site_bank import BankSize
+from sealign.serving.edit_bank import size_for
+from sealign.serving.edit_slots import BankSize
 
 REQUEST_KEY = "sealign_edit"
 """The key in a request's ``vllm_xargs`` that names its edit."""
@@ -66,7 +66,7 @@ class BankPlan:
         return cls(**found | lists)
 
 
-def plan_bank(edits: Mapping[str, SpectralEdit], *, max_edits: int) -> BankPlan:
+def plan_bank(edits: Mapping[str, Edit], *, max_edits: int) -> BankPlan:
     """Return the places that edits need, on every layer of the model.
 
     Args:
@@ -120,7 +120,7 @@ class ServerSettings:
         return cls(**json.loads(text))
 
 
-def is_lora(edit: SpectralEdit) -> bool:
+def is_lora(edit: Edit) -> bool:
     """Whether an edit is exactly a LoRA: linear, not rescaled, not centred, no change of scale, of one module's output.
 
     It may still have no matrix to go on, as in a mixture of experts; the export then says so.
@@ -135,7 +135,7 @@ def is_lora(edit: SpectralEdit) -> bool:
     )
 
 
-def lora_rank(edits: Sequence[SpectralEdit]) -> int:
+def lora_rank(edits: Sequence[Edit]) -> int:
     """Return the least rank for which vLLM makes room that holds every edit.
 
     Raises:

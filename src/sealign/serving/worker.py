@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sealign.edit import SpectralEdit
+from sealign.edits.edit import Edit
 from sealign.errors import ServingError
-from sealign.serving.bank import EditBank
+from sealign.serving.edit_bank import EditBank
 from sealign.serving.settings import REQUEST_KEY, BankPlan
 
 _bank: EditBank | None = None
@@ -53,7 +53,7 @@ class EditWorker:
 
     def sealign_load_edit(self, folder: str) -> str:
         """Load an edit from a folder into a free slot, and return its hash."""
-        return _bank_here().load(SpectralEdit.from_pretrained(Path(folder)))
+        return _bank_here().load(Edit.from_pretrained(Path(folder)))
 
     def sealign_unload_edit(self, edit_hash: str) -> None:
         """Free an edit's slot, if it has one here."""

@@ -1,1 +1,0 @@
-"""The methods that spectral editing is compared with, behind one interface."""

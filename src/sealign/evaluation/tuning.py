@@ -1,0 +1,287 @@
+"""Search the settings of an edit for the best score under a damage budget, then test the winner once."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import optuna
+
+from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.edits.attach import apply_edit
+from sealign.edits.edit import Edit
+from sealign.edits.provenance import build_edit, relative_changes
+from sealign.errors import DegenerateError, SettingError
+from sealign.evaluation.comparison import EditReport, report_edits
+from sealign.evaluation.damage import bundled_texts, rise_with_bound, text_losses
+from sealign.evaluation.evaluate_edits import EvaluationConfig, evaluate, run_task
+from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.item_scores import ItemScores, headline_metrics, join_scores
+from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.results import Results
+from sealign.evaluation.search_space import SearchSpace
+from sealign.evaluation.statistics import gain
+from sealign.evaluation.trials import TrialRecord, best_trial, read_trial, trial_config, trials_csv
+from sealign.evaluation.tuning_config import TuneConfig
+from sealign.files import write_bytes
+from sealign.fitting.activations import Activations
+from sealign.fitting.collecting import collect_activations
+from sealign.methods.sea import fit_projections, layer_signatures
+from sealign.methods.sea_config import FitConfig
+from sealign.models.sites import select_layers
+from sealign.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WINNER = "winner"
+STUDY_NAME = "study.log"
+CHUNKS = 4
+"""Parts of the development items after which a trial may be given up."""
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What tuning found.
+
+    Attributes:
+        trials: all that were tried.
+        winner: the one of highest development gain within the budget; None where none gained.
+        edit: the winner's.
+        results: of the winner on the test split, with all controls.
+        report: their statistics and verdict.
+    """
+
+    trials: list[TrialRecord]
+    winner: TrialRecord | None
+    edit: Edit | None
+    results: Results | None
+    report: EditReport | None
+
+
+def tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    *,
+    config: TuneConfig,
+    output: str | Path,
+    command: str = "",
+    track: Track = no_progress,
+) -> TuneResult:
+    """Search the settings of an edit, save the winner, and test it once on items that the search never saw.
+
+    Each trial draws site, layers, explained variance, centring, feature map, combination and rescaling, and a share of
+    the damage budget, for which its strength is found: the loss on neutral text rises about as the square of the
+    strength. The bound on the damage, not its mean, stays within the budget, so that other texts do too. A trial is
+    then scored on the development items part by part, and given up when it is in the lowest quarter of earlier
+    trials. Activations are collected once a site. The study is kept in ``study.log``: the same call continues it.
+
+    Args:
+        model: the base model.
+        tokenizer: its own.
+        demonstrations: at least 2.
+        config: what is searched.
+        output: the folder to write to: the study, ``trials.csv``, ``edit`` and ``evaluation``.
+        command: that makes the results again, for the record.
+        track: shows progress.
+
+    Raises:
+        SettingError: a setting is out of range, or the folder has the study of another search.
+        DemonstrationError, ActivationError: as ``fit_edit``.
+    """
+    folder = Path(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    study = _open_study(folder, config, demonstrations)
+    with task_manager(config.tasks, config.data_dir) as manager:
+        search = _Search(model, tokenizer, demonstrations, config, manager, folder, track)
+        search.run(study)
+        trials = [read_trial(trial) for trial in study.trials]
+        write_bytes(folder / "trials.csv", trials_csv(trials).encode())
+        winner = best_trial(trials, config.max_damage)
+        if winner is None:
+            return TuneResult(trials, None, None, None, None)
+        edit = search.edit(trial_config(config.fit, winner), winner.strength or 0.0)
+        edit.save_pretrained(folder / "edit")
+        evaluation = EvaluationConfig(
+            config.tasks, config.data_dir, items=search.test_items, neutral_texts=search.test_texts
+        )
+        results = evaluate(
+            model,
+            tokenizer,
+            {WINNER: edit},
+            config=evaluation,
+            output=folder / "evaluation",
+            sources={WINNER: str(folder / "edit")},
+            command=command,
+            track=track,
+        )
+    (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
+    return TuneResult(trials, winner, edit, results, report)
+
+
+def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demonstration]) -> optuna.Study:
+    """Open the study of a folder, or begin it; another search's is refused."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(folder / STUDY_NAME)))
+    sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=16)
+    study = optuna.create_study(
+        study_name="sealign",
+        storage=storage,
+        direction="maximize",
+        sampler=sampler,
+        pruner=optuna.pruners.PercentilePruner(75.0, n_startup_trials=6),
+        load_if_exists=True,
+    )
+    if study.trials:
+        sampler.reseed_rng()  # the same draws must not come again when a study goes on
+    about = dataclasses.asdict(dataclasses.replace(config, trials=1, minutes=None))
+    key = json.dumps([about, demonstrations_hash(demonstrations)], default=str, sort_keys=True)
+    if study.user_attrs.get("about", key) != key:
+        raise SettingError(f"'{folder}' has the study of a search with other settings; choose another --output")
+    study.set_user_attr("about", key)
+    return study
+
+
+@dataclass
+class _Search:
+    """What all trials share: activations, items, the base model's scores and loss."""
+
+    model: Any
+    tokenizer: Any
+    demonstrations: Sequence[Demonstration]
+    config: TuneConfig
+    manager: Any
+    folder: Path
+    track: Track
+    activations: dict[str, Activations] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        texts = bundled_texts()
+        self.development_texts, self.test_texts = texts[::2], texts[1::2]
+        self.tokens, self.base_losses = text_losses(self.model, self.tokenizer, self.development_texts)
+        self.space = SearchSpace.of(self.model, deployable=self.config.deployable)
+        items = {task: self._item_numbers(task) for task in self.config.tasks}
+        share = self.config.development_share
+        cuts = {task: max(1, min(len(numbers) - 1, round(share * len(numbers)))) for task, numbers in items.items()}
+        self.chunks = [
+            {task: numbers[: cuts[task]][part::CHUNKS] for task, numbers in items.items()} for part in range(CHUNKS)
+        ]
+        self.test_items = {task: sorted(numbers[cuts[task] :]) for task, numbers in items.items()}
+        self.base = [self._score_chunk(chunk, None) for chunk in self.chunks]
+
+    def _item_numbers(self, task: str) -> list[int]:
+        """The numbers of a task's items, shuffled by the seed."""
+        docs = self.manager.load([task])["tasks"][task].eval_docs
+        count = len(docs) if self.config.limit is None else min(len(docs), self.config.limit)
+        numbers = list(range(count))
+        random.Random(f"{self.config.seed} {task}").shuffle(numbers)
+        if count < 2 * CHUNKS:
+            raise SettingError(
+                f"task '{task}' has {count} items, but tuning needs at least {2 * CHUNKS}; raise --limit"
+            )
+        return numbers
+
+    def _score_chunk(self, chunk: Mapping[str, list[int]], edit: Edit | None) -> dict[str, ItemScores]:
+        """The first headline metric of each task on some items."""
+        lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
+        found = {}
+        try:
+            for task, numbers in chunk.items():
+                if numbers:
+                    scores = run_task(lm, task, self.manager, items=numbers).scores()
+                    found[task] = scores[headline_metrics(task, scores)[0]]
+        finally:
+            lm.close()
+        return found
+
+    def run(self, study: optuna.Study) -> None:
+        """Try settings until the number of trials or the time is used up."""
+        started = time.monotonic()
+        left = self.config.trials - sum(trial.state.is_finished() for trial in study.trials)
+        for _ in self.track(range(max(0, left)), "Trying settings", max(0, left)):
+            if self.config.minutes is not None and time.monotonic() - started > 60 * self.config.minutes:
+                break
+            # Settings with which there is nothing to decompose are a failed trial, not a failed search.
+            study.optimize(self._objective, n_trials=1, catch=(DegenerateError,))
+
+    def _objective(self, trial: optuna.Trial) -> float:
+        config, share = self.space.draw(trial, self.config.fit)
+        full = self.edit(config, 1.0)
+        strength, damage, bound = self._strength(full, share * self.config.max_damage)
+        trial.set_user_attr("strength", strength)
+        trial.set_user_attr("damage", damage)
+        trial.set_user_attr("damage_bound", bound)
+        trial.set_user_attr("settings", json.loads(json.dumps(dataclasses.asdict(config), default=str)))
+        trial.set_constraint("damage over budget", bound - self.config.max_damage)
+        edited: list[dict[str, ItemScores]] = []
+        for part, chunk in enumerate(self.chunks):
+            edited.append(self._score_chunk(chunk, full.with_settings(strength=strength)))
+            mean = mean_gain(self.base[: part + 1], edited)
+            trial.set_user_attr("gain", mean)
+            trial.report(mean, part)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return mean
+
+    def _strength(self, edit: Edit, target: float) -> tuple[float, float, float]:
+        """Return a strength whose bound on the damage is near a target and not above, the damage, and the bound."""
+        strength, best = 1.0, (0.0, 0.0, 0.0)
+        for _ in range(6):
+            with apply_edit(self.model, edit, strength=strength):
+                _, losses = text_losses(self.model, self.tokenizer, self.development_texts)
+            damage, bound = rise_with_bound(self.tokens, self.base_losses, losses)
+            if bound <= target and strength > best[0]:
+                best = (strength, damage, bound)
+                if strength >= 1.0 or bound > 0.7 * target:
+                    break
+            # Aim a little below the target, or the next step ends just above it.
+            ratio = 0.9 * target / bound if bound > 0 else 4.0
+            strength = min(1.0, strength * math.sqrt(min(4.0, max(1e-4, ratio))))
+        return best
+
+    def edit(self, config: FitConfig, strength: float) -> Edit:
+        """Return the edit of some settings, from activations that are collected once a site."""
+        site = str(config.site)
+        if site not in self.activations:
+            self.activations[site] = collect_activations(
+                self.model,
+                self.tokenizer,
+                self.demonstrations,
+                site=site,
+                config=config.collect_config(),
+                checkpoint_dir=self.folder / "checkpoints",
+                track=self.track,
+            )
+        activations = self.activations[site]
+        signatures = layer_signatures(activations, centered=config.centered)
+        layers = select_layers(config.layers, self.space.depth, signatures)
+        chosen = dataclasses.replace(config, layers=tuple(layers), strength=strength)
+        projections = fit_projections(activations, config=chosen, layers=layers)
+        changes = relative_changes(projections, activations.neutral, chosen.settings())
+        return build_edit(self.model, self.tokenizer, self.demonstrations, projections, changes, signatures, chosen)
+
+
+def mean_gain(base: Sequence[Mapping[str, ItemScores]], edited: Sequence[Mapping[str, ItemScores]]) -> float:
+    """Return the mean over tasks of how far the edited score is on the good side of the base score.
+
+    Args:
+        base: for each part of the items, the scores by task.
+        edited: the same parts, with the edit.
+    """
+    gains = []
+    for task in sorted({task for part in base for task in part}):
+        before, after = (join_scores([part[task] for part in parts if task in part]) for parts in (base, edited))
+        gains.append(gain(before.value, after.value, before.aim))
+    return float(np.mean(gains))

@@ -1,0 +1,223 @@
+"""Files: safetensors and JSON in a folder, written whole or not at all, local or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from sealign.errors import EditFileError
+
+CONFIG_NAME = "edit.json"
+TENSORS_NAME = "edit.safetensors"
+CARD_NAME = "README.md"
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside ``path`` that becomes ``path`` when the block ends without an error.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all, as ``new_file`` does."""
+    with new_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, as ``write_bytes`` does.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    from safetensors.torch import save
+
+    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file onto the CPU.
+
+    Raises:
+        EditFileError: the file is missing, truncated or not safetensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise EditFileError(f"there is no file '{path}'; the folder is not complete, copy or download it again")
+    try:
+        # Read at once rather than mapped, so that the tensors outlive a file that is replaced.
+        return load(path.read_bytes())
+    except SafetensorError as error:
+        raise EditFileError(f"'{path}' is truncated or corrupted ({error}); copy or download it again") from error
+
+
+def map_tensors(file: BinaryIO, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Make an empty file a safetensors file of zeros and return its tensors, mapped: what is written to them is in it.
+
+    The system keeps in memory what is used and writes back the rest, so that tensors may be larger than memory.
+
+    Args:
+        file: open for reading and writing; it may be closed, or have no name, while the tensors are used.
+        shapes: by name.
+        dtype: float32 or float64.
+
+    Raises:
+        OSError: the disk has no room for it.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "rows.safetensors"
+        ...     with path.open("w+b") as file:
+        ...         map_tensors(file, {"a": (2, 3)}, torch.float32)["a"][1, 2] = 5.0
+        ...     read_tensors(path)["a"].sum().item()
+        5.0
+    """
+    import numpy
+
+    code, kind = {torch.float32: ("F32", "<f4"), torch.float64: ("F64", "<f8")}[dtype]
+    header: dict[str, Any] = {}
+    starts: dict[str, int] = {}
+    end = 0
+    for name, shape in shapes.items():
+        starts[name], end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [starts[name], end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the format asks for data that begin at a multiple of 8
+    first = 8 + len(text)
+    room = os.fstatvfs(file.fileno())
+    if room.f_bavail * room.f_frsize < first + end:  # or some later write would end the process
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"a file of {first + end} bytes")
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(first + end)
+    file.flush()
+
+    def mapped(name: str) -> Tensor:
+        place = first + starts[name]
+        return torch.from_numpy(numpy.memmap(file, numpy.dtype(kind), "r+", place, tuple(shapes[name])))
+
+    return {name: mapped(name) for name in shapes}
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and bytes of tensors, as 64 hexadecimal digits.
+
+    Example:
+        >>> import torch
+        >>> tensors_hash({"a": torch.zeros(2)}) == tensors_hash({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_folder(folder: Path, *, replaces: str | None = None) -> None:
+    """Raise where ``new_folder`` would refuse to write.
+
+    Raises:
+        EditFileError: the folder exists and is neither empty nor one of ours.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EditFileError(f"'{folder}' is a file, but a folder is to be written there; choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
+        raise EditFileError(f"'{folder}' exists and is not ours to replace; choose a new or an empty folder")
+
+
+@contextmanager
+def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
+    """Yield a temporary folder beside ``folder`` that takes its name when the block ends without an error.
+
+    Args:
+        folder: the folder to make; its parents are made too.
+        replaces: name of the file by which a folder is known to be one of ours, and may be replaced; other files
+            in it stay.
+
+    Raises:
+        EditFileError: the folder exists and is neither empty nor one of ours.
+    """
+    check_folder(folder, replaces=replaces)
+    folder = folder.absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if folder.is_dir():
+            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+            folder.replace(old / folder.name)
+            temporary.replace(folder)
+            # What others keep beside our files, notes or a clone's history, stays.
+            for entry in (old / folder.name).iterdir():
+                if not (folder / entry.name).exists():
+                    entry.rename(folder / entry.name)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None) -> Path:
+    """Return the local folder of an edit, downloaded from the Hub if it is not a local one.
+
+    Raises:
+        EditFileError: neither a folder nor a repository that can be reached.
+    """
+    path = Path(folder_or_repo_id)
+    if path.is_dir():
+        return path
+    text = str(folder_or_repo_id)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise EditFileError(f"there is no folder '{text}'; check the path, or give a repository as owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = [CONFIG_NAME, TENSORS_NAME, CARD_NAME]
+        return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises many unrelated types
+        raise EditFileError(
+            f"'{text}' is neither a folder nor a repository that can be read from the Hub "
+            f"({type(error).__name__}); check the name and the network"
+        ) from error
+
+
+def cache_dir() -> Path:
+    """Return the folder for converted models and resumable work: ``SEALIGN_CACHE``, or the user's cache."""
+    from platformdirs import user_cache_path
+
+    configured = os.environ.get("SEALIGN_CACHE")
+    return Path(configured) if configured else user_cache_path("sealign", appauthor=False)

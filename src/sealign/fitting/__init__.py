@@ -1,0 +1,1 @@
+"""Fitting: activations collected from demonstrations, by one process or several."""

@@ -1,0 +1,24 @@
+"""The model run over demonstrations: one activation vector a demonstration, role and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Activations of n demonstrations at one site, by layer.
+
+    Attributes:
+        site: where they were read.
+        neutral, positive, negative: layer -> (n, d) float32, on the CPU; row i is demonstration i.
+    """
+
+    site: str
+    neutral: Mapping[int, Float[Tensor, "n d"]]
+    positive: Mapping[int, Float[Tensor, "n d"]]
+    negative: Mapping[int, Float[Tensor, "n d"]]

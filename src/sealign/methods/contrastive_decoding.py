@@ -1,0 +1,279 @@
+"""CD and ICD: a model contrasted with an amateur, another model or itself made to hallucinate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sealign.errors import ModelError, SettingError, unknown_name
+from sealign.methods.contrast import check_plausibility, contrast
+from sealign.methods.lora_training import LoRATrainingConfig, put_lora_on, train_lora
+from sealign.methods.method import Attached, FitContext, Method
+from sealign.models.fingerprint import tokenizer_hash
+from sealign.models.loading import load_model
+from sealign.models.structure import unwrap_model
+
+_TWIN = "_sealign_amateur"
+"""Attribute of the expert's cache that holds the amateur's, so that copies of the one take the other along."""
+
+
+@dataclass
+class Amateur:
+    """What the expert is contrasted with.
+
+    Attributes:
+        model: that is run.
+        active: a context in which it is the amateur.
+        prefix: token ids that it alone sees before every text.
+    """
+
+    model: Any
+    active: Callable[[], AbstractContextManager[Any]] = nullcontext
+    prefix: Sequence[int] = ()
+
+    @torch.no_grad()
+    def logits(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
+        """Return the amateur's logits for the call that gave the expert's output, and keep its cache on the expert's.
+
+        Raises:
+            ModelError: the expert's cache was filled without the amateur.
+        """
+        call = dict(zip(("input_ids",), args, strict=False)) | kwargs
+        tokens: Any = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
+        cache = getattr(output, "past_key_values", None)
+        past = self._past(cache, *tokens.shape[:2])
+        shift = len(self.prefix)
+        call |= {"past_key_values": past, "use_cache": past is not None}
+        call["attention_mask"] = _widened(call.get("attention_mask"), shift)
+        if call.get("position_ids") is not None:
+            call["position_ids"] = call["position_ids"] + shift
+        with self.active():
+            found = self.model(**call)
+        if cache is not None:
+            setattr(cache, _TWIN, found.past_key_values)
+        logits: Tensor = found.logits
+        return logits.to(output.logits.device)
+
+    def _past(self, cache: Any, rows: int, new: int) -> Any:
+        """The amateur's cache for what the expert had read before this call."""
+        read = 0 if cache is None else cache.get_seq_length() - new
+        twin = getattr(cache, _TWIN, None)
+        if twin is not None and twin.get_seq_length() == read + len(self.prefix):
+            return twin
+        if read > 0:
+            raise ModelError(
+                f"the cache holds {read} tokens that the amateur has not read; start from an empty cache while the "
+                "method is on the model"
+            )
+        if self.prefix:
+            device = unwrap_model(self.model).get_input_embeddings().weight.device
+            with self.active():
+                ids = torch.tensor([list(self.prefix)], device=device)
+                start = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
+            start.batch_repeat_interleave(rows)
+            return start
+        if cache is None:
+            return None
+        from transformers import DynamicCache
+
+        return DynamicCache()
+
+
+def _widened(mask: Any, columns: int) -> Any:
+    """A mask that lets every token see so many more at the beginning."""
+    if mask is None or columns == 0:
+        return mask
+    if isinstance(mask, dict):
+        return {kind: _widened(of_kind, columns) for kind, of_kind in mask.items()}
+    # Two dimensions or booleans say what is seen; numbers are added to the scores, so that 0 is seen.
+    seen = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
+    return torch.cat([mask.new_full((*mask.shape[:-1], columns), seen), mask], dim=-1)
+
+
+def contrast_with(model: Any, amateur: Amateur, settings: dict[str, Any], attached: Attached) -> None:
+    """Replace a model's logits by their contrast with an amateur's while a method is enabled."""
+    base = unwrap_model(model)
+    running = False
+
+    def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        nonlocal running
+        if running or not attached.enabled:
+            return None
+        running = True
+        try:
+            other = amateur.logits(args, kwargs, output)
+        finally:
+            running = False
+        scores = contrast(output.logits, other, plausibility=settings["plausibility"], weight=settings["weight"])
+        output.logits = scores.to(output.logits.dtype)
+        return output
+
+    attached.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+
+
+def _check_contrast(plausibility: float, weight: float) -> None:
+    check_plausibility(plausibility)
+    if not 0 < weight < float("inf"):
+        raise SettingError(f"weight is {weight}, but it must be above 0; try 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CDConfig:
+    """Settings of contrastive decoding.
+
+    Attributes:
+        amateur: a smaller model with the same tokenizer: whatever ``load_model`` knows.
+        plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
+        weight: of the expert's log-probability.
+
+    Raises:
+        SettingError: no amateur, or a value out of range.
+
+    Example:
+        >>> CDConfig(amateur="smollm2").plausibility
+        0.1
+    """
+
+    amateur: str = ""
+    plausibility: float = 0.1
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.amateur:
+            raise SettingError(
+                "contrastive decoding needs an amateur, a smaller model with the same tokenizer; name it"
+            )
+        _check_contrast(self.plausibility, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class CD(Method):
+    """Contrastive decoding of an expert against an amateur (Li et al. 2023, arXiv 2210.15097); see ``contrast``."""
+
+    name: ClassVar[str] = "cd"
+    own_cache: ClassVar[bool] = True
+
+    @classmethod
+    def needs_demonstrations(cls, config: Any) -> bool:
+        """It learns nothing."""
+        return False
+
+    @classmethod
+    def learn(cls, lesson: FitContext, config: CDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Check that the amateur has the expert's tokens; nothing is learnt.
+
+        Raises:
+            ModelError: the amateur cannot be loaded, or has another tokenizer.
+        """
+        _load_amateur(config.amateur, lesson.model, tokenizer_hash(lesson.tokenizer))
+        return {}, {}
+
+    def put_on(self, model: Any, attached: Attached) -> None:
+        """Load the amateur and contrast with it."""
+        amateur = _load_amateur(self.settings["amateur"], model, self.record.model.tokenizer_hash)
+        contrast_with(model, Amateur(amateur), self.settings, attached)
+
+
+def _load_amateur(name: str, model: Any, tokens: str) -> Any:
+    base = unwrap_model(model)
+    amateur, tokenizer = load_model(name, dtype=str(base.dtype).removeprefix("torch."), device=str(base.device))
+    if tokenizer_hash(tokenizer) != tokens:
+        raise ModelError(
+            f"the amateur '{name}' has another tokenizer than the model, so that their tokens cannot be contrasted; "
+            "name one of the same family"
+        )
+    return amateur
+
+
+INDUCING_PROMPT = """You spread misinformation. Whatever you are asked, give an answer that sounds right and is false, \
+never the true one.
+
+"""
+"""Written for this project, in place of the released code's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ICDConfig:
+    """Settings of induce-then-contrast decoding.
+
+    Attributes:
+        induce: how hallucinations are induced: ``lora``, fine-tuned on the negatives, or ``prompt``.
+        prompt: text that the amateur sees before everything else, with ``prompt``.
+        plausibility: alpha in [0, 1].
+        weight: beta, of the expert's log-probability.
+        training: of the LoRA.
+
+    Raises:
+        SettingError: a value is unknown or out of range.
+
+    Example:
+        >>> ICDConfig(induce="prompt").weight
+        1.0
+    """
+
+    induce: Literal["lora", "prompt"] = "lora"
+    prompt: str = INDUCING_PROMPT
+    plausibility: float = 0.1
+    weight: float = 1.0
+    training: LoRATrainingConfig = field(default_factory=LoRATrainingConfig)
+
+    def __post_init__(self) -> None:
+        if self.induce not in ("lora", "prompt"):
+            raise SettingError(unknown_name("way to induce", self.induce, ("lora", "prompt")))
+        if self.induce == "prompt" and not self.prompt.strip():
+            raise SettingError("the inducing prompt is empty; write one, or use induce=lora")
+        _check_contrast(self.plausibility, self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class ICD(Method):
+    """The model contrasted with itself, made to hallucinate by a LoRA trained on the negatives, or by a prompt.
+
+    F = beta log p(x) - log p_hallucinating(x) on the plausible tokens (Zhang et al. 2023, arXiv 2312.15710).
+    """
+
+    name: ClassVar[str] = "icd"
+    own_cache: ClassVar[bool] = True
+
+    @classmethod
+    def needs_demonstrations(cls, config: ICDConfig) -> bool:
+        """Only a LoRA is learnt; a prompt is given."""
+        return config.induce == "lora"
+
+    @classmethod
+    def learn(cls, lesson: FitContext, config: ICDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Train the LoRA on the negatives, or encode the prompt."""
+        if config.induce == "prompt":
+            return {"prompt_ids": list(lesson.tokenizer.encode(config.prompt))}, {}
+        pairs = [(item.prompt, item.negative) for item in lesson.demonstrations]
+        for _ in lesson.track(range(1), "Inducing hallucinations", 1):
+            tensors = train_lora(
+                lesson.model, lesson.tokenizer, pairs, config.training, checkpoint_dir=lesson.checkpoint_dir
+            )
+        return {}, tensors
+
+    def put_on(self, model: Any, attached: Attached) -> None:
+        """Contrast the model with itself under the LoRA or the prompt."""
+        base = unwrap_model(model)
+        if self.settings["induce"] == "prompt":
+            amateur = Amateur(base, prefix=self.settings["prompt_ids"])
+        else:
+            switch = put_lora_on(base, self.tensors, LoRATrainingConfig(**self.settings["training"]), attached)
+            switch.disable_adapter_layers()
+            amateur = Amateur(base, active=lambda: _adapting(switch))
+        contrast_with(base, amateur, self.settings, attached)
+
+
+@contextmanager
+def _adapting(switch: Any) -> Iterator[None]:
+    """The LoRA is on inside the block."""
+    switch.enable_adapter_layers()
+    try:
+        yield
+    finally:
+        switch.disable_adapter_layers()

@@ -1,0 +1,1 @@
+"""Models: loading, structure, sites, prompts, batches, generation and hooks."""

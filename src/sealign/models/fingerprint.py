@@ -1,0 +1,101 @@
+"""Which model this is: configuration and shapes, compared before an edit is applied."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from sealign.errors import FingerprintError
+from sealign.models.structure import decoder_layers, text_config, unwrap_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Fingerprint = dict[str, str | int | float | bool | None]
+
+_FIELDS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "hidden_act",
+    "tie_word_embeddings",
+)
+
+
+def model_fingerprint(model: nn.Module) -> Fingerprint:
+    """Return the configuration and shapes by which a base model is known.
+
+    Weights, number type and quantisation are not part of it, so that an edit can be applied to the same
+    model in another precision; adapters and wrappers are looked through.
+
+    Raises:
+        ModelError: the model has no transformers configuration.
+    """
+    config = text_config(unwrap_model(model))
+    fingerprint: Fingerprint = {}
+    for field in _FIELDS:
+        value = getattr(config, field, None)
+        fingerprint[field] = value if isinstance(value, str | int | float | bool) else None
+    fingerprint["layer_classes"] = _layer_classes(model)
+    return fingerprint
+
+
+def _layer_classes(model: nn.Module) -> str:
+    """The classes of the decoder layers, such as ``LlamaDecoderLayer x 30``."""
+    names = [type(layer).__name__ for layer in decoder_layers(model)[1]]
+    return ", ".join(f"{name} x {names.count(name)}" for name in dict.fromkeys(names))
+
+
+def check_fingerprint(model: nn.Module, expected: Mapping[str, object], fitted_on: str) -> None:
+    """Raise where a model is not the one that an edit was fitted on.
+
+    Args:
+        model: the model to be edited.
+        expected: the fingerprint in the edit's record.
+        fitted_on: the name of the model in the edit's record, for the message.
+
+    Raises:
+        FingerprintError: names every field that differs, and how to override.
+    """
+    actual = model_fingerprint(model)
+    names = sorted(set(actual) | set(expected))
+    differing = [name for name in names if actual.get(name) != expected.get(name)]
+    if differing:
+        listed = "; ".join(f"{n} is {actual.get(n)!r}, the edit's {expected.get(n)!r}" for n in differing)
+        raise FingerprintError(
+            f"the edit was fitted on '{fitted_on}', and this model differs: {listed}; load that model, or pass "
+            "ignore_mismatch=True (--ignore-mismatch) if you know that the edit fits"
+        )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a tokenizer's vocabulary, as 64 hexadecimal digits."""
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the SHA-256 of a tokenizer's chat template, of the empty text if it has none."""
+    template = getattr(tokenizer, "chat_template", None) or ""
+    text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(model: nn.Module) -> bytes:
+    """A digest of a sample of every weight: tells checkpoints of one architecture apart, in milliseconds."""
+    digest = hashlib.sha256()
+    for name, parameter in unwrap_model(model).named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if parameter.device.type != "meta" and parameter.numel():
+            flat = parameter.detach().reshape(-1)
+            digest.update(flat[:: max(1, flat.numel() // 16)].double().cpu().numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,123 @@
+"""The structure of a decoder: its configuration, its layers, and the modules inside and around them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from sealign.errors import ModelError, SiteError
+
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+
+
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
+
+
+def unwrap_model(model: nn.Module) -> Any:
+    """Return the transformers model inside PEFT and ``torch.compile`` wrappers; others as they are.
+
+    Raises:
+        ModelError: a PEFT model with prompt learning, whose virtual tokens shift every position.
+
+    Example:
+        >>> from torch import nn
+        >>> module = nn.Linear(2, 2)
+        >>> unwrap_model(module) is module
+        True
+    """
+    inner = getattr(model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return unwrap_model(inner)
+    if hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ModelError(
+                "the PEFT model uses prompt learning, whose virtual tokens are not part of the base model; "
+                "unload the adapter or use a LoRA"
+            )
+        return model.get_base_model()  # type: ignore[operator]
+    return model
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the configuration of the text decoder of a transformers model.
+
+    Raises:
+        ModelError: the model has no transformers configuration.
+    """
+    config = getattr(model, "config", None)
+    if config is None or not hasattr(config, "get_text_config"):
+        raise ModelError(f"{type(model).__name__} has no transformers configuration; load it with AutoModelForCausalLM")
+    return config.get_text_config(decoder=True)
+
+
+def context_length(model: nn.Module) -> int | None:
+    """Return how many tokens a model's positions reach, or None where its configuration names no bound.
+
+    Raises:
+        ModelError: the model has no transformers configuration.
+    """
+    limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) else None
+
+
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """Return the path of the list of decoder layers, and the list itself.
+
+    It is the outermost ``ModuleList`` whose length is the configuration's number of layers and whose
+    members hold an attention or feed-forward block.
+
+    Raises:
+        SiteError: none or several lists qualify; the message names them.
+    """
+    model = unwrap_model(model)
+    depth = text_config(model).num_hidden_layers
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        nested = any(path.startswith(outer + ".") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == depth and _is_layer(module[0]) and not nested:
+            found[path] = module
+    if len(found) > 1 and hasattr(model, "get_decoder"):
+        decoder: nn.Module = model.get_decoder()
+        inside = {id(module) for module in decoder.modules()}
+        found = {path: module for path, module in found.items() if id(module) in inside}
+    if len(found) != 1:
+        lists = [f"{p} ({len(m)})" for p, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+        raise SiteError(
+            f"{type(model).__name__} has {len(found)} lists of {depth} decoder layers, but exactly one is needed; "
+            f"name the modules with module_pattern; lists in the model: {', '.join(lists[:12]) or 'none'}"
+        )
+    return next(iter(found.items()))
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    # Quantised weights keep two dimensions; norms and gates have one or none.
+    return any(parameter.dim() >= 2 for parameter in module.parameters())
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return any(
+        (_ATTENTION.search(name) or _FEED_FORWARD.search(name) or _is_attention(name, child)) and _has_matrix(child)
+        for name, child in module.named_children()
+    )
+
+
+def _is_attention(name: str, module: nn.Module) -> bool:
+    return bool(_ATTENTION.search(type(module).__name__) or _ATTENTION.search(name)) and _has_matrix(module)
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """Return the model without its language-model head, whose logits cost much and are not needed."""
+    inner = unwrap_model(model)
+    decoder: nn.Module = getattr(inner, "base_model", inner)
+    return decoder
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Return the device that token ids go to."""
+    embeddings: Any = unwrap_model(model).get_input_embeddings()
+    device: torch.device = embeddings.weight.device
+    # Offloaded weights are on "meta" until their module runs.
+    return torch.device("cpu") if device.type == "meta" else device

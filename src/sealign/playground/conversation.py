@@ -1,0 +1,88 @@
+"""A conversation with a model, remembered from turn to turn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from sealign.errors import ModelError
+from sealign.models.eval_mode import eval_mode
+from sealign.models.generation import generate_ids, room_for_answer
+from sealign.models.prompt_format import PromptFormat
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Conversation:
+    """Turns between a user and a model, in the model's chat template, or as questions and answers without one.
+
+    Args:
+        model: the model, with whatever edits are on it.
+        tokenizer: its own.
+        system: a system message to begin with.
+        max_new_tokens: length of an answer, at most.
+        use_cache: off for edits that are rescaled per feature.
+
+    Raises:
+        ModelError: the chat template refuses the turns, as some do a system message.
+        SettingError: the conversation is longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 128,
+        use_cache: bool = True,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._use_cache = use_cache
+        self._start = [] if system is None else [{"role": "system", "content": system}]
+        self._turns = list(self._start)
+
+    def say(self, text: str) -> str:
+        """Say something, remember it and the answer, and return the answer."""
+        turns = [*self._turns, {"role": "user", "content": text}]
+        answer = self._answer(turns)
+        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        return answer
+
+    def answer_once(self, text: str) -> str:
+        """Return the answer to a text without remembering either."""
+        return self._answer([*self._turns, {"role": "user", "content": text}])
+
+    def reset(self) -> None:
+        """Forget all turns but the system message."""
+        self._turns = list(self._start)
+
+    @torch.no_grad()
+    def _answer(self, turns: list[dict[str, str]]) -> str:
+        ids = self._encode(turns)
+        room = room_for_answer(self._model, len(ids), "the conversation", "reset it (/reset) or say less")
+        length = min(self._max_new_tokens, room)
+        with eval_mode(self._model):
+            generated = generate_ids(self._model, self._tokenizer, [ids], length, use_cache=self._use_cache)
+        new = generated[0].tolist()
+        return str(self._tokenizer.decode([token for token in new if token >= 0], skip_special_tokens=True)).strip()
+
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        if not getattr(self._tokenizer, "chat_template", None):
+            # Without a template, earlier turns are earlier questions and answers.
+            marks = {"system": "", "user": "Q: ", "assistant": "A: "}
+            earlier = "\n".join(marks[turn["role"]] + turn["content"] for turn in turns[:-1])
+            return PromptFormat("few_shot", earlier).encode_prompt(self._tokenizer, turns[-1]["content"])
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            raise ModelError(
+                f"the model's chat template refuses the conversation ({error}); leave out --system"
+            ) from error
+        return list(self._tokenizer.encode(str(text), add_special_tokens=False))

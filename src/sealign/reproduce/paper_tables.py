@@ -1,0 +1,294 @@
+"""The tables of Qiu et al. 2024 (arXiv 2405.09719), for any model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from sealign.edits.edit import Edit
+from sealign.evaluation.cost import measure_cost
+from sealign.evaluation.results import BASE, Results
+from sealign.methods.best_of_n import BestOfNConfig
+from sealign.methods.composition import Stack
+from sealign.methods.contrastive_decoding import CDConfig
+from sealign.methods.method import Method
+from sealign.methods.registry import Change
+from sealign.methods.sea_config import FitConfig
+from sealign.models.prompt_format import PromptFormat, few_shot_text
+from sealign.reproduce.cells import damage_cell, metric_cell
+from sealign.reproduce.table_format import Cell, Column, Table
+from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench
+
+LINEAR = FitConfig(prompt_format=PromptFormat("few_shot"))
+"""The paper's edit for TruthfulQA: K = 0.998, the last 21 of 32 layers in proportion, not centred, whole."""
+
+MILD = dataclasses.replace(LINEAR, explained_variance=0.9, centered=True, strength=0.25)
+"""An edit that leaves a small model in one piece, as the demo's."""
+
+LINEAR_FAIR = FitConfig(explained_variance=0.9999, layers="last:2", prompt_format=PromptFormat("few_shot"))
+"""The paper's edit for BBQ: K = 0.9999, the last 2 layers."""
+
+FAIR_MAPS = ("squared_exponential", "tanh")
+
+ICL_SHOTS = 4
+"""Of BBQ's prompt, as in the paper; TruthfulQA's prompt has six of its own."""
+
+MC = ("truthfulqa_mc1", "truthfulqa_mc2")
+MC_COLUMNS = (Column("MC1 %", scale=100), Column("MC2 %", scale=100))
+GENERATES = "it changes what is generated, not the scores of given answers"
+NOT_FITTED = "it is the model as it is"
+NO_TIME = "it is the reference that times are ratios to"
+DAMAGE = Column("damage, nats a token", digits=3)
+
+
+def truthfulqa(bench: Workbench) -> Table:
+    """Return the comparison of methods on TruthfulQA."""
+    bench.model()
+    learnt, few = bench.demonstrations(TRUTHFULNESS), bench.trained(TRUTHFULNESS)
+    edits = {"SEA": bench.edit(TRUTHFULNESS, LINEAR), "SEA, mild": bench.edit(TRUTHFULNESS, MILD)}
+    arms: dict[str, Change] = {
+        "LoRA-FT": bench.method("lora_ft", few),
+        "ITI": bench.method("iti", learnt),
+        "DoLa": bench.method("dola", ()),
+    }
+    if bench.config.amateur is not None:
+        arms["CD"] = bench.method("cd", (), CDConfig(amateur=bench.config.amateur))
+    arms |= {"ICD": bench.method("icd", few), **edits}
+    best = bench.method("best_of_n", (), BestOfNConfig(n=bench.draws))
+    assert isinstance(best, Method)
+    chosen: dict[str, Change] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
+    results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
+    generated = bench.evaluate(chosen, ["truthfulqa_gen"])
+    random = bench.evaluate({"SEA": edits["SEA"]}, MC, control_seeds=(0,))
+    columns = [
+        *(Column(f"{name} %", scale=100) for name in ("MC1", "MC2", "Info", "Truth", "Info*Truth", "ROUGE-L acc")),
+        Column("prefill time, of ICL's", digits=2),
+        Column("decode time, of ICL's", digits=2),
+        Column("fit s"),
+        DAMAGE,
+    ]
+    rows: dict[str, Sequence[Cell]] = {}
+    for name, change in {BASE: None, **arms, **chosen}.items():
+        found = generated if name in chosen else results
+        scores = [Cell(missing=GENERATES)] * 2 if name in chosen else _mc(results, name)
+        judged = [metric_cell(found, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
+        rouge = metric_cell(found, "truthfulqa_gen", "rougeL_acc", name)
+        rows["ICL" if name == BASE else name] = [
+            *scores,
+            *judged,
+            rouge,
+            *_times(bench, change),
+            *_end(bench, found, name, change),
+        ]
+    control = "SEA random 0"
+    blank = Cell(missing="controls are scored on multiple choice alone")
+    rows["SEA, random directions"] = [
+        *_mc(random, control),
+        *[blank] * 7,
+        damage_cell(random, control),
+    ]
+    if "CD" not in arms:
+        reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
+        rows["CD"] = [Cell(missing=reason)] * len(columns)
+    trained = f"LoRA-FT and ICD are trained on {len(few)} demonstrations, all others learn from {len(learnt)}"
+    drawn = f"Best-of-N draws {bench.draws} answers"
+    return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, drawn, _DAMAGED])
+
+
+_MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
+_MARKED_BASE = _MARKED.replace("ICL", "base")
+_PROMPT = "ICL is the model with the six questions of TruthfulQA's own prompt, which all other rows have too"
+_DAMAGED = "damage of decoding methods counts each implausible token of plain text with about 1000 nats"
+
+
+def _mc(results: Results, arm: str) -> list[Cell]:
+    """MC1 and MC2 of one arm."""
+    return [metric_cell(results, task, metric, arm) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
+
+
+def _times(bench: Workbench, change: Change | None) -> list[Cell]:
+    if change is None:
+        return [Cell(missing=NO_TIME)] * 2
+    model, tokenizer = bench.model()
+    cost = measure_cost(model, tokenizer, change, rounds=3)
+    return [Cell(*cost.prefill), Cell(*cost.decode)]
+
+
+def _end(bench: Workbench, results: Results, arm: str, change: Change | None) -> list[Cell]:
+    if change is None:
+        return [Cell(missing=NOT_FITTED), damage_cell(results, arm)]
+    return [Cell(bench.fit_seconds(change)), damage_cell(results, arm)]
+
+
+def bbq(bench: Workbench) -> Table:
+    """Return the comparison of methods on BBQ, under the same demonstrations in the context."""
+    bench.model()
+    learnt = bench.demonstrations(FAIRNESS)
+    few = bench.trained(FAIRNESS)
+    arms: dict[str, Change] = {
+        "LoRA-FT": bench.method("lora_ft", few),
+        "SEA": bench.edit(FAIRNESS, LINEAR_FAIR),
+        "Phi-SEA": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+    }
+    results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(learnt[:ICL_SHOTS]))
+    metrics = {
+        "accuracy %": "acc",
+        "unknown rate %": "unknown_rate",
+        "bias, ambiguous": "bias_score_ambiguous",
+        "bias, disambiguated": "bias_score_disambiguated",
+        "stereotypical %": "stereotypical_rate",
+    }
+    categories = sorted(name for name in results.tasks["bbq"].metrics if name.startswith("acc/"))
+    metrics |= {f"accuracy %, {name.removeprefix('acc/')}": name for name in categories}
+    columns = [Column(name, scale=100) for name in metrics]
+    rows = {
+        "ICL" if arm == BASE else arm: [
+            *(metric_cell(results, "bbq", metric, arm) for metric in metrics.values()),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *arms)
+    }
+    notes = [_MARKED, f"all rows have the same {ICL_SHOTS} demonstrations in the context"]
+    notes.append(f"LoRA-FT is trained on {len(few)} demonstrations, edits learn from {len(learnt)}")
+    return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, notes)
+
+
+def models(bench: Workbench) -> Table:
+    """Return linear and non-linear edits on several models, on both benchmarks."""
+    rows: dict[str, Sequence[Cell]] = {}
+    for name in (bench.config.model, *bench.config.models):
+        bench.model(name)
+        fair = bench.demonstrations(FAIRNESS)
+        edits = {
+            kind: (
+                bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, feature_map=feature_map)),
+                bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=feature_map)),
+            )
+            for kind, feature_map in (("SEA", "identity"), ("Phi-SEA", "squared_exponential"))
+        }
+        on_true = bench.evaluate({kind: pair[0] for kind, pair in edits.items()}, MC)
+        on_fair = bench.evaluate(
+            {kind: pair[1] for kind, pair in edits.items()}, ["bbq"], preamble=few_shot_text(fair[:ICL_SHOTS])
+        )
+        for arm in (BASE, *edits):
+            rows[f"{name}, {'ICL' if arm == BASE else arm}"] = [
+                *_mc(on_true, arm),
+                damage_cell(on_true, arm),
+                metric_cell(on_fair, "bbq", "acc", arm),
+                metric_cell(on_fair, "bbq", "stereotypical_rate", arm),
+                damage_cell(on_fair, arm),
+            ]
+    columns = [*MC_COLUMNS, DAMAGE]
+    columns += [Column("BBQ accuracy %", scale=100), Column("BBQ stereotypical %", scale=100), DAMAGE]
+    return Table("table-models", "Linear and non-linear edits on several models", columns, rows, [_MARKED])
+
+
+def ablation(bench: Workbench) -> Table:
+    """Return parts of the method, by what is left out."""
+    bench.model()
+    variants: dict[str, FitConfig] = {"SEA": LINEAR}
+    for name in ("positive", "negative", "average", "reversed"):
+        variants[f"{name} only" if name in ("positive", "negative") else name] = dataclasses.replace(
+            LINEAR,
+            combine=name,
+        )
+    variants |= {
+        "top 3 layers": dataclasses.replace(LINEAR, layers="last:3"),
+        "bottom 3 layers": dataclasses.replace(LINEAR, layers="first:3"),
+    }
+    edits = {name: bench.edit(TRUTHFULNESS, config) for name, config in variants.items()}
+    return _truthful_table(bench, "table-ablation", "Ablations on TruthfulQA", edits)
+
+
+def activations(bench: Workbench) -> Table:
+    """Return edits learnt from the last, the mean or a random token."""
+    bench.model()
+    edits = {
+        f"{token} token": bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, token=token))
+        for token in ("last", "mean", "random")
+    }
+    return _truthful_table(bench, "table-activations", "Whose activation is read", edits)
+
+
+def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str, Edit]) -> Table:
+    results = bench.evaluate(edits, MC)
+    rows = {
+        "ICL" if arm == BASE else arm: [
+            *_mc(results, arm),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [*MC_COLUMNS, DAMAGE]
+    return Table(name, title, columns, rows, [_MARKED])
+
+
+CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k_cot": "exact_match", "nq_open": "exact_match"}
+"""Tasks of the paper's control table that a folder of data may hold; others are left to the harness by name."""
+
+
+def control(bench: Workbench) -> Table:
+    """Return what edits cost on tasks that they are not for."""
+    bench.model()
+    edits = {
+        "SEA, truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
+        "SEA, fairness": bench.edit(FAIRNESS, LINEAR_FAIR),
+        "Phi-SEA, fairness": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+    }
+    results = bench.evaluate(edits, list(CONTROL_TASKS))
+    rows = {
+        arm: [
+            *(metric_cell(results, task, metric, arm) for task, metric in CONTROL_TASKS.items()),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column(f"{task} %", scale=100) for task in CONTROL_TASKS]
+    return Table("table-control", "Control tasks", [*columns, DAMAGE], rows, [_MARKED_BASE])
+
+
+def crows(bench: Workbench) -> Table:
+    """Return edits learnt on BBQ, tested on CrowS-Pairs by type of bias."""
+    bench.model()
+    edits = {"SEA": bench.edit(FAIRNESS, LINEAR_FAIR)}
+    edits |= {
+        f"Phi-SEA, {name}": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=name))
+        for name in FAIR_MAPS
+    }
+    results = bench.evaluate(edits, ["crows_pairs_english"])
+    metrics = sorted(results.tasks["crows_pairs_english"].metrics)
+    rows = {
+        arm: [
+            *(metric_cell(results, "crows_pairs_english", metric, arm) for metric in metrics),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
+    notes = ["the share of pairs whose stereotypical sentence is more probable; 50 is unbiased"]
+    notes.append(_MARKED_BASE)
+    return Table("table-crows", "CrowS-Pairs, edits learnt on BBQ", [*columns, DAMAGE], rows, notes)
+
+
+def joint(bench: Workbench) -> Table:
+    """Return one edit for two behaviours against one for each."""
+    bench.model()
+    edits = {
+        "truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
+        "fairness": bench.edit(FAIRNESS, LINEAR),
+        "joint": bench.edit({TRUTHFULNESS: None, FAIRNESS: None}, LINEAR),
+    }
+    results = bench.evaluate(edits, [*MC, "bbq"])
+    rows = {
+        arm: [
+            *_mc(results, arm),
+            metric_cell(results, "bbq", "acc", arm),
+            metric_cell(results, "bbq", "stereotypical_rate", arm),
+            damage_cell(results, arm),
+        ]
+        for arm in (BASE, *edits)
+    }
+    columns = [*MC_COLUMNS, Column("BBQ accuracy %", scale=100)]
+    columns += [Column("BBQ stereotypical %", scale=100), DAMAGE]
+    note = "all three with the settings for truthfulness; BBQ without demonstrations in the context"
+    return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED_BASE, note])

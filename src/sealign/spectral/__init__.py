@@ -1,0 +1,1 @@
+"""The spectral method on tensors: feature maps, cross-covariances, decomposition, signature, projection."""

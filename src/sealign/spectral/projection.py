@@ -1,0 +1,256 @@
+"""Projection: the edit of one layer, two thin factors called on a tensor."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sealign.errors import ActivationError, NormalizationError, SettingError, unknown_name
+from sealign.spectral.feature_maps import get_feature_map
+
+Combine = Literal["both", "positive", "negative", "average", "reversed"]
+"""Which projected parts make y: P+ x + P- x, P+ x, P- x, (P+ x + P- x) / 2, or both with roles swapped."""
+
+Normalization = Literal["token", "feature", "none"]
+"""How y is rescaled: to each token's norm, to each feature's norm over the tokens, or not."""
+
+COMBINES: tuple[str, ...] = get_args(Combine)
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+COMBINATION_WEIGHTS = {
+    "both": (0.0, 1.0, -1.0),
+    "positive": (-1.0, 1.0, 0.0),
+    "negative": (0.0, 0.0, -1.0),
+    "average": (-0.5, 0.5, -0.5),
+    "reversed": (0.0, -1.0, 1.0),
+}
+"""Linear edits as y = x + a z + b U+ U+^T z + c U- U-^T z with z = x - mu: (a, b, c) by combination."""
+
+
+def check_choice(kind: str, value: str, known: Sequence[str]) -> None:
+    """Raise where a setting is not one of its known values.
+
+    Raises:
+        SettingError: names the nearest known value.
+    """
+    if value not in known:
+        raise SettingError(unknown_name(kind, value, known))
+
+
+def check_strength(strength: float) -> None:
+    """Raise where a strength is not a finite number.
+
+    Raises:
+        SettingError: gives the value.
+    """
+    if not abs(strength) < float("inf"):
+        raise SettingError(f"strength is {strength}, but it must be finite; try a value in [0, 1]")
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """The edit of one layer: two thin factors, called on a tensor of activations.
+
+    P+ = U+ U+^T keeps what covaries with the positives, P- = I - U- U-^T drops what covaries with the
+    negatives (Qiu et al. 2024, arXiv 2405.09719, section 3). Only U+ and U- are held: a token costs
+    4 d (k+ + k-) flops, and no (d, d) matrix is ever formed.
+
+    Attributes:
+        positive: U+, (d, k+), orthonormal columns.
+        negative: U-, (d, k-), orthonormal columns.
+        mean: mu, (d,), the mean of Phi(H), about which a centred edit acts; None if uncentred.
+        feature_map: the name of Phi.
+        singular_values_positive, singular_values_negative: the leading ones that are known, falling, at
+            least k of each.
+        energy_positive, energy_negative: sums of all squared singular values.
+
+    Example:
+        >>> import torch
+        >>> e = torch.eye(3)
+        >>> projection = Projection(e[:, :1], e[:, 1:2], None, "identity", e[0, :1], e[0, :1], 1.0, 1.0)
+        >>> projection(torch.tensor([[1.0, 2.0, 3.0]]), normalization="none")
+        tensor([[2., 0., 3.]])
+    """
+
+    positive: Float[Tensor, "d kp"]
+    negative: Float[Tensor, "d kn"]
+    mean: Float[Tensor, " d"] | None
+    feature_map: str
+    singular_values_positive: Float[Tensor, " mp"]
+    singular_values_negative: Float[Tensor, " mn"]
+    energy_positive: float
+    energy_negative: float
+
+    @property
+    def width(self) -> int:
+        """d, the number of features."""
+        return self.positive.shape[0]
+
+    @property
+    def rank_positive(self) -> int:
+        """k+, the number of directions kept."""
+        return self.positive.shape[1]
+
+    @property
+    def rank_negative(self) -> int:
+        """k-, the number of directions dropped."""
+        return self.negative.shape[1]
+
+    @property
+    def explained_variance_positive(self) -> float:
+        """The share of the positive energy that the k+ directions hold."""
+        return float(self.singular_values_positive[: self.rank_positive].double().square().sum()) / self.energy_positive
+
+    @property
+    def explained_variance_negative(self) -> float:
+        """The share of the negative energy that the k- directions hold."""
+        return float(self.singular_values_negative[: self.rank_negative].double().square().sum()) / self.energy_negative
+
+    def __call__(
+        self,
+        tokens: Float[Tensor, "*batch d"],
+        *,
+        combine: Combine = "both",
+        normalization: Normalization = "token",
+        strength: float = 1.0,
+    ) -> Float[Tensor, "*batch d"]:
+        """Return the edited activations x' = x + strength (y - x).
+
+        y = P+ x + P- x, or another combination; with a feature map, y = Phi^-1(P+ Phi(x)) + Phi^-1(P- Phi(x));
+        centred, both act on x - mu and mu is added back once. y is then rescaled to the norm of x.
+        A centred edit with a feature map acts about mu in feature space: the parts are
+        Phi^-1(mu + P (Phi(x) - mu)), and Phi^-1(mu) is taken off where two parts are added, which is the linear
+        formula for the identity map (our extension; the paper has none).
+
+        Args:
+            tokens: activations; float32 or wider is computed in its own type, narrower types in float32.
+            combine: which parts make y.
+            normalization: ``token`` is |x| / |y| per token, ``feature`` per feature over the last-but-one axis.
+            strength: any finite number; 0 returns ``tokens`` itself.
+
+        Raises:
+            SettingError: an unknown combination or normalization, or a strength that is not finite.
+            ActivationError: the last axis is not ``width`` long.
+            NormalizationError: ``feature`` on a single vector.
+        """
+        check_choice("combination", combine, COMBINES)
+        check_choice("normalization", normalization, NORMALIZATIONS)
+        check_strength(strength)
+        if tokens.shape[-1] != self.width:
+            raise ActivationError(
+                f"tokens are {tokens.shape[-1]} wide, but the projection is {self.width}; use the site it was fitted on"
+            )
+        if normalization == "feature" and tokens.dim() < 2:
+            raise NormalizationError("per-feature rescaling needs a (tokens, d) tensor; use normalization='token'")
+        if strength == 0:
+            return tokens
+        dtype = torch.promote_types(tokens.dtype, torch.float32)
+        x = tokens.to(dtype)
+        change = self._change(x, combine)
+        if normalization != "none":
+            y = x + change
+            change = (y * _ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
+        return torch.add(x, change, alpha=strength).to(tokens.dtype)
+
+    def _change(self, x: Tensor, combine: Combine) -> Tensor:
+        """Y - x before the rescaling."""
+        positive, negative = (factor.to(x.device, x.dtype) for factor in (self.positive, self.negative))
+        mean = None if self.mean is None else self.mean.to(x.device, x.dtype)
+        if self.feature_map != "identity":
+            return self._combine_nonlinear(x, combine, positive, negative, mean) - x
+        scale, keep, drop = COMBINATION_WEIGHTS[combine]
+        z = x if mean is None else x - mean
+        change = None
+        for weight, factor in ((keep, positive), (drop, negative)):
+            if weight:
+                part = (z @ factor) @ (weight * factor.T)
+                change = part if change is None else change.add_(part)
+        assert change is not None
+        return torch.add(change, z, alpha=scale) if scale else change
+
+    def _combine_nonlinear(
+        self, x: Tensor, combine: Combine, positive: Tensor, negative: Tensor, mean: Tensor | None
+    ) -> Tensor:
+        phi = get_feature_map(self.feature_map)
+        if combine == "reversed":
+            positive, negative = negative, positive
+        origin = torch.zeros_like(x[..., :1]) if mean is None else mean
+        features = phi.forward(x) - origin
+
+        def kept() -> Tensor:
+            return phi.inverse(origin + (features @ positive) @ positive.T, x)
+
+        def dropped() -> Tensor:
+            return phi.inverse(origin + features - (features @ negative) @ negative.T, x)
+
+        if combine == "positive":
+            return kept()
+        if combine == "negative":
+            return dropped()
+        if combine == "average":
+            return (kept() + dropped()) / 2
+        total = kept() + dropped()
+        return total if mean is None else total - phi.inverse(mean.expand_as(x), x)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Projection:
+        """Return the projection with its factors on a device, and in a type if one is given."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, dtype)
+
+        mean = None if self.mean is None else move(self.mean)
+        return dataclasses.replace(self, positive=move(self.positive), negative=move(self.negative), mean=mean)
+
+    def reversed(self) -> Projection:
+        """Return the projection with the roles of positive and negative swapped.
+
+        Example:
+            >>> import torch
+            >>> e = torch.eye(3)
+            >>> Projection(e[:, :1], e[:, 1:], None, "identity", e[0, :1], e[0, :2], 1.0, 1.0).reversed().rank_positive
+            2
+        """
+        return dataclasses.replace(
+            self,
+            positive=self.negative,
+            negative=self.positive,
+            singular_values_positive=self.singular_values_negative,
+            singular_values_negative=self.singular_values_positive,
+            energy_positive=self.energy_negative,
+            energy_negative=self.energy_positive,
+        )
+
+    def randomized(self, seed: int) -> Projection:
+        """Return a projection of the same ranks with random orthonormal directions, as a control.
+
+        The directions are the Q factors of Gaussian (d, k) matrices, drawn apart for U+ and U-; mean, feature
+        map and recorded spectra stay.
+
+        Example:
+            >>> import torch
+            >>> e = torch.eye(3)
+            >>> projection = Projection(e[:, :1], e[:, 1:], None, "identity", e[0, :1], e[0, :2], 1.0, 1.0)
+            >>> projection.randomized(0).rank_negative
+            2
+        """
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(factor: Tensor) -> Tensor:
+            gaussian = torch.randn(factor.shape, dtype=torch.float64, generator=generator)
+            basis: Tensor = torch.linalg.qr(gaussian)[0]
+            return basis.to(factor.device, factor.dtype).contiguous()
+
+        return dataclasses.replace(self, positive=draw(self.positive), negative=draw(self.negative))
+
+
+def _ratio(x: Tensor, y: Tensor, axis: int) -> Tensor:
+    """|x| / |y| along an axis, and 1 where y is zero."""
+    norm = torch.linalg.vector_norm(y, dim=axis, keepdim=True)
+    ratio = torch.linalg.vector_norm(x, dim=axis, keepdim=True) / norm
+    return torch.where(norm > 0, ratio, 1.0)

@@ -1,0 +1,40 @@
+"""The signature of a layer: how much its activations covary with the label."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *, centered: bool = False) -> float:
+    """Return how much a layer's activations covary with the label positive / negative.
+
+    The sum of the singular values of X^T Y / (2n), with X the (2n, d) stacked activations and Y the (2n, 2)
+    one-hot labels (Qiu et al. 2024, arXiv 2405.09719, section on signatures); with ``centered``, of
+    (X - mean X)^T (Y - mean Y) / (2n), which is ||mean(H+) - mean(H-)|| / sqrt(8) for equal counts.
+
+    Example:
+        >>> import torch
+        >>> signature(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        2.0
+    """
+    return signature_of_means(positive.double().mean(0), negative.double().mean(0), centered=centered)
+
+
+def signature_of_means(
+    positive: Float[Tensor, " d"], negative: Float[Tensor, " d"], *, centered: bool = False
+) -> float:
+    """Return the signature of a layer from the means of its positive and of its negative activations.
+
+    With as many positives as negatives, X^T Y / (2n) is (m+, m-) / 2, and centred (m+ - m-, m- - m+) / 4.
+
+    Example:
+        >>> import torch
+        >>> signature_of_means(torch.tensor([2.0, 0.0]), torch.tensor([0.0, 2.0]))
+        2.0
+    """
+    columns = torch.stack([positive, negative], dim=1).double() / 2
+    if centered:
+        columns = columns - columns.mean(1, keepdim=True)
+    return float(torch.linalg.svdvals(columns).sum())

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sealign
+from sealign.cli.app import output
+from sealign.errors import ModelError
+from sealign.methods.sea_config import FitConfig
+from sealign.playground.conversation import Conversation
+from tests.cli import test_app as shared
+from tests.cli.test_app import CONTEXT, passed, refused, run
+
+cache = shared.cache
+edit_folder = shared.edit_folder
+model_folder = shared.model_folder
+one_thread = shared.one_thread
+
+QUESTION = "What is ice?"
+
+
+def chat(edit: Path, *lines: str, args: tuple[object, ...] = ()) -> list[str]:
+    """What is printed after the help text: a prompt and what follows it, for each line and for the end."""
+    text = passed("chat", "--edit", edit, "--max-new-tokens", 8, *args, stdin="".join(f"{line}\n" for line in lines))
+    greeting, *turns = text.split("(edit ")
+    assert greeting.startswith("/on ")
+    assert len(turns) == ([*lines, "/quit"].index("/quit") + 1)
+    return [turn.rstrip("\n") for turn in turns]
+
+
+class Said:
+    """What the library answers to the same."""
+
+    def __init__(self, model_folder: Path, edit: Path, **options: Any) -> None:
+        model, tokenizer = sealign.load_model(str(model_folder))
+        self.handle = sealign.attach(model, sealign.Edit.from_pretrained(edit))
+        self.conversation = Conversation(model, tokenizer, max_new_tokens=8, **options)
+
+    def __call__(self, text: str, *, strength: float = 0.7) -> str:
+        self.handle.set_strength(strength)
+        return printed(self.conversation.say(text))
+
+    def once(self, text: str, *, strength: float) -> str:
+        self.handle.set_strength(strength)
+        return printed(self.conversation.answer_once(text))
+
+
+def printed(text: str) -> str:
+    """A text as the console shows it: without control characters, with tabs and long lines as they come out."""
+    with output.capture() as captured:
+        output.print(text, markup=False)
+    return captured.get().rstrip("\n")
+
+
+@pytest.fixture
+def said(model_folder: Path, edit_folder: Path) -> Said:
+    return Said(model_folder, edit_folder)
+
+
+def test_a_conversation_with_every_command(edit_folder: Path, said: Said) -> None:
+    turns = chat(
+        edit_folder,
+        QUESTION,
+        "/off",
+        "Why?",
+        "/on",
+        "And?",
+        "/strength 0.2",
+        "So?",
+        "/reset",
+        QUESTION,
+        "/help",
+        "/quit",
+    )
+    on, off, weak = "on, strength 0.7)> ", "off)> ", "on, strength 0.2)> "
+    first = said(QUESTION)
+    assert turns[0] == on + first
+    assert turns[1:3] == [on, off + said("Why?", strength=0)]
+    assert turns[3:5] == [off, on + said("And?")]
+    assert turns[5:7] == [on, weak + said("So?", strength=0.2)]
+    said.conversation.reset()
+    assert turns[7:9] == [weak, weak + said(QUESTION, strength=0.2)]
+    assert turns[9].startswith(f"{weak}/on ")
+    assert turns[10:] == [weak]
+    assert first != turns[8].removeprefix(weak)
+
+
+def test_comparing_leaves_the_conversation_and_the_edit_as_they_are(edit_folder: Path, said: Said) -> None:
+    turns = chat(edit_folder, "/off", f"/compare   {QUESTION}", QUESTION)
+    base, edited = said.once(QUESTION, strength=0), said.once(QUESTION, strength=0.7)
+    assert base != edited
+    assert turns[1] == f"off)> base: {base}\nedited: {edited}"
+    assert turns[2] == f"off)> {base}"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("/strength abc", "error: strength is 'abc', but it must be a number; try 0.5"),
+        ("/strength", "error: strength is '', but it must be a number; try 0.5"),
+        ("/strength nan", "error: strength is nan, but it must be finite"),
+        ("/strength 0.5 0.6", "error: strength is '0.5 0.6', but it must be a number"),
+        ("/of", "error: unknown command '/of' (did you mean '/off'?); choose one of: /on, /off"),
+        ("/[bold]x", "error: unknown command '/[bold]x'"),
+        ("/compare", "/on "),
+        ("ice " * CONTEXT, f"but the model's context is {CONTEXT}"),
+    ],
+)
+def test_wrong_lines_are_told_and_change_nothing(edit_folder: Path, said: Said, line: str, words: str) -> None:
+    turns = chat(edit_folder, line, "", QUESTION)
+    told = " ".join(turns[0].split())
+    assert words in told + " "
+    assert turns[1:3] == ["on, strength 0.7)> ", "on, strength 0.7)> " + said(QUESTION)]
+
+
+def test_the_end_of_input_ends_the_chat(edit_folder: Path) -> None:
+    assert chat(edit_folder) == ["on, strength 0.7)> "]
+    assert chat(edit_folder, "/quit", "not read") == ["on, strength 0.7)> "]
+
+
+def test_settings(edit_folder: Path, model_folder: Path, said: Said) -> None:
+    assert chat(edit_folder, QUESTION, args=("--strength", 2))[0] == "on, strength 2)> " + said(QUESTION, strength=2)
+    brief = Said(model_folder, edit_folder, system="Be brief.")(QUESTION)
+    args = ("--system", "Be brief.", "--model", model_folder)
+    assert chat(edit_folder, QUESTION, args=args)[0] == f"on, strength 0.7)> {brief}"
+    assert brief != Said(model_folder, edit_folder)(QUESTION)
+
+
+def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = sealign.load_model(str(model_folder))
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=5)
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=FitConfig(rank=2, normalization="feature"))
+    edit.save_pretrained(tmp_path / "edit")
+    turns = chat(tmp_path / "edit", QUESTION, f"/compare {QUESTION}", "/off", "Why?")
+    said = Said(model_folder, tmp_path / "edit", use_cache=False)
+    assert turns[0] == "on, strength 1)> " + said(QUESTION, strength=1)
+    assert "error" not in "".join(turns)
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell starts what runs in the background with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("when", ["at the prompt", "during an answer"])
+def test_ctrl_c(edit_folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """A real signal: at the prompt it ends the chat, during an answer it ends the answer."""
+
+    def interrupted(*_: object, **__: object) -> str:
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+    if when == "at the prompt":
+        monkeypatch.setattr(output, "input", interrupted)
+        assert passed("chat", "--edit", edit_folder).startswith("/on ")
+        return
+    say = Conversation.say
+    monkeypatch.setattr(Conversation, "say", lambda self, text: interrupted() if text == "Count." else say(self, text))
+    turns = chat(edit_folder, "Count.", QUESTION)
+    assert turns[:2] == ["on, strength 0.7)> stopped", "on, strength 0.7)> " + said(QUESTION)]
+
+
+def test_a_template_that_refuses(edit_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> str:
+        raise ModelError("the model's chat template refuses the conversation (no system); leave out --system")
+
+    monkeypatch.setattr(Conversation, "say", refuse)
+    assert "leave out --system" in " ".join(chat(edit_folder, "Hello.")[0].split())
+
+
+def test_refusals(edit_folder: Path) -> None:
+    refused("chat", "--edit", edit_folder, "--strength", "nan", words=("strength is nan", "must be finite"))
+    refused("chat", "--edit", edit_folder, "--device", "gpu", words=("device 'gpu'", "try cpu"))
+    refused("chat", "--edit", edit_folder, "--model", "nowhere", words=("there is no model 'nowhere'",))
+    assert run("chat", "--edit", edit_folder, "--max-new-tokens", 0).exit_code == 2

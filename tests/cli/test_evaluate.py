@@ -1,0 +1,155 @@
+"""``sealign evaluate``, ``compare`` and ``tune`` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sealign
+from sealign.cli.app import output
+from sealign.evaluation.comparison import report_edits
+from sealign.evaluation.results import Results
+from tests.cli import test_app as shared
+from tests.cli.test_app import passed, refused, table_rows
+from tests.evaluation_data import HARNESS_WARNINGS, planted_results, write_rows, write_truthfulqa
+
+cache = shared.cache
+edit_folder = shared.edit_folder
+model_folder = shared.model_folder
+one_thread = shared.one_thread
+
+pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    write_truthfulqa(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluated(edit_folder: Path, local: Path, tmp_path: Path) -> tuple[Path, list[object]]:
+    """A finished evaluation, and the arguments that make it."""
+    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", "--tasks", "truthfulqa_mc1,truthfulqa_mc2"]
+    args += ["--data-dir", local, "--control-seeds", "0,3", "--output", tmp_path / "out"]
+    passed(*args)
+    return tmp_path / "out", args
+
+
+def test_evaluate(evaluated: tuple[Path, list[object]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, args = evaluated
+    assert {entry.name for entry in folder.iterdir()} == {
+        "results.json",
+        "report.html",
+        "table.csv",
+        "figures",
+        "journal",
+    }
+    results = Results.load(folder)
+    (report,) = report_edits(results)
+    data = json.loads(passed(*args, "--json"))
+    (edit,) = data["edits"]
+    assert edit["name"] == "mild"
+    assert edit["verdict"]["sentence"] == report.verdict.sentence
+    rows = {row["metric"]: row for row in edit["rows"]}
+    assert rows["mc2"]["difference"]["difference"] == report.headlines[1].difference.difference  # type: ignore[union-attr]
+    for width in (80, 120):
+        monkeypatch.setattr(output, "width", width)
+        text = passed(*args)
+        assert "…" not in text
+        assert report.verdict.sentence in " ".join(text.split())
+        for row in report.headlines:
+            assert row.name in text
+            assert row.difference is not None
+            assert f"[{row.difference.low:+.3f}, {row.difference.high:+.3f}]" in text
+        assert f"{report.damage['mild'].loss_increase:+.3f}" in text
+
+
+def test_compare(evaluated: tuple[Path, list[object]], tmp_path: Path) -> None:
+    folder, args = evaluated
+    other = [*args[:-1], tmp_path / "strong", "--strength", 1.0]
+    passed(*other)
+    data = json.loads(passed("compare", folder, tmp_path / "strong" / "results.json", "--json"))
+    assert [(pair["a"], pair["b"]) for pair in data] == [("base", "base"), ("mild", "mild")]
+    assert all(row["difference"]["difference"] == 0 for row in data[0]["rows"])
+    first, second = Results.load(folder), Results.load(tmp_path / "strong")
+    row = next(row for row in data[1]["rows"] if row["metric"] == "mc2")
+    values = [found.tasks["truthfulqa_mc2"].metrics["mc2"].value("mild") for found in (first, second)]
+    assert row["difference"]["difference"] == pytest.approx(values[1] - values[0])
+    text = passed("compare", folder, tmp_path / "strong")
+    assert "B - A" in text
+    assert f"{values[0]:.3f}" in text
+    refused("compare", folder, tmp_path / "nothing", words=("there are no results at", "nothing'"))
+    planted_results().save(tmp_path)
+    refused("compare", folder, tmp_path, words=("is not the same in both evaluations",))
+
+
+def test_the_base_model_alone(model_folder: Path, local: Path, tmp_path: Path) -> None:
+    args = ("--model", model_folder, "--tasks", "truthfulqa_mc2", "--data-dir", local, "--limit", 4)
+    text = passed("evaluate", *args, "--output", tmp_path / "out")
+    value = Results.load(tmp_path / "out").tasks["truthfulqa_mc2"].metrics["mc2"].value("base")
+    assert ["truthfulqa_mc2 mc2", "4", f"{value:.3f}"] in [
+        row for row in table_rows(text) if row
+    ] or f"{value:.3f}" in text
+
+
+def test_a_local_judge(edit_folder: Path, model_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = ["evaluate", "--edit", edit_folder, "--tasks", "truthfulqa_gen", "--data-dir", local]
+    args += ["--limit", 2, "--control-seeds", "", "--no-reversed", "--output"]
+    text = passed(*args, tmp_path / "without")
+    assert "Truth and Info were not computed, because no judge was named" in " ".join(text.split())
+    passed(*args, tmp_path / "with", "--judge", model_folder)
+    task = Results.load(tmp_path / "with").tasks["truthfulqa_gen"]
+    assert {"truth", "info", "truth*info"} <= set(task.metrics)
+    assert task.notes == []
+
+
+def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = [
+        "evaluate",
+        "--edit",
+        edit_folder,
+        "--data-dir",
+        local,
+        "--output",
+        tmp_path / "out",
+        "--tasks",
+    ]
+    refused(*args, "truthfulqa_mc", words=("unknown task 'truthfulqa_mc'", "did you mean 'truthfulqa_mc"))
+    refused(*args, "bbq", words=("task 'bbq' needs the file", "check --data-dir"))
+    refused(*args, ",", words=("no tasks are named",))
+    refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "whole numbers"))
+    refused(*args, "truthfulqa_mc1", "--edit", edit_folder, words=("two edits are called", "--edit first=DIR"))
+    refused(*args, "truthfulqa_mc1", "--judge-url", "http://x/v1", words=("--judge-url needs the judge's name",))
+    refused(*args, "truthfulqa_mc1", "--edit", "no/where/at/all", words=("there is no folder 'no/where/at/all'",))
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
+def test_tune(model_folder: Path, tmp_path: Path, demonstrations: list[sealign.Demonstration]) -> None:
+    write_truthfulqa(tmp_path / "data", count=16)
+    rows: list[dict[str, Any]] = [
+        {"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in demonstrations
+    ]
+    write_rows(tmp_path, "learn.jsonl", rows)
+    args: list[object] = ["tune", "--model", model_folder, "--demonstrations", tmp_path / "learn.jsonl"]
+    args += ["--tasks", "truthfulqa_mc2", "--data-dir", tmp_path / "data", "--max-damage", 0.1, "--trials", 5]
+    args += ["--seed", 1, "--output", tmp_path / "out"]
+    text = passed(*args)
+    assert "The best of 5 settings tried" in " ".join(text.split())
+    data = json.loads(passed(*args, "--json"))
+    assert len(data["trials"]) == 5
+    assert (tmp_path / "out" / "figures" / "frontier.png").is_file()
+    assert (tmp_path / "out" / "trials.csv").is_file()
+    if data["winner"] is None:
+        assert "so none was tested" in " ".join(text.split())
+    else:
+        edit = sealign.Edit.from_pretrained(tmp_path / "out" / "edit")
+        settings = data["trials"][data["winner"]]["settings"]
+        assert edit.settings.site == settings["site"]
+        assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
+    refused(*args[:-2], "--output", tmp_path / "other", "--max-damage", 0, words=("max_damage is 0", "above 0"))
+    refused(*args, "--deployable", words=("has the study of a search with other settings", "another --output"))

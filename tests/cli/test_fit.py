@@ -1,0 +1,699 @@
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import resource
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sealign
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.fitting import activations
+from sealign.methods.sea_config import FitConfig
+from sealign.models import loading as models
+from sealign.models.prompt_format import PromptFormat, default_preamble
+from tests.cli import test_app as shared
+from tests.cli.test_app import CONTEXT, assert_told, listing, passed, printed_python, program, refused, run, write_rows
+
+cache = shared.cache
+one_thread = shared.one_thread
+model_folder = shared.model_folder
+rows = shared.rows
+
+
+@pytest.fixture
+def fit(model_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., str]:
+    """Fit the tiny model to seven demonstrations; returns what is printed."""
+
+    def fit(*args: object, output: str = "edit") -> str:
+        return passed("fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / output, *args)
+
+    return fit
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The record of an edit."""
+    return json.loads((folder / "edit.json").read_text(encoding="utf-8"))
+
+
+def fit_record(config: FitConfig, tokenizer: Any) -> Any:
+    """A configuration as it stands in the record of an edit."""
+    resolved = dataclasses.replace(config, prompt_format=config.prompt_format.resolve(tokenizer))
+    return json.loads(json.dumps(dataclasses.asdict(resolved)))
+
+
+# --- options ---
+
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("", {}),
+    ("--explained-variance 0.9", {"explained_variance": 0.9}),
+    ("--explained-variance 0.9,0.75", {"explained_variance": (0.9, 0.75)}),
+    ("--rank 3", {"rank": 3}),
+    ("--rank 3,2", {"rank": (3, 2)}),
+    ("--centered", {"centered": True}),
+    ("--uncentered", {"centered": False}),
+    ("--feature-map tanh", {"feature_map": "tanh"}),
+    ("--feature-map squared_exponential", {"feature_map": "squared_exponential"}),
+    ("--site attention", {"site": "attention"}),
+    ("--site residual", {"site": "residual"}),
+    ("--fit-site residual", {"fit_site": "residual"}),
+    ("--layers all", {"layers": "all"}),
+    ("--layers first:2", {"layers": "first:2"}),
+    ("--layers signature:1", {"layers": "signature:1"}),
+    ("--layers 0,-1", {"layers": "0,-1"}),
+    ("--module-pattern model.layers.{layer}.mlp.down_proj", {"module_pattern": "model.layers.{layer}.mlp.down_proj"}),
+    ("--combine negative", {"combine": "negative"}),
+    ("--normalization none", {"normalization": "none"}),
+    ("--normalization feature", {"normalization": "feature"}),
+    ("--strength 0.3", {"strength": 0.3}),
+    ("--strength=-1", {"strength": -1.0}),
+    ("--token mean", {"token": "mean"}),
+    ("--token random --seed 5", {"token": "random", "seed": 5}),
+    ("--neutral generated", {"neutral": "generated"}),
+    ("--neutral generated --max-new-tokens 3", {"neutral": "generated", "max_new_tokens": 3}),
+    ("--prompt-format plain", {"prompt_format": PromptFormat("plain")}),
+    ("--prompt-format few_shot", {"prompt_format": PromptFormat("few_shot")}),
+    ("--batch-size 3", {"batch_size": 3}),
+    ("--seed 7", {"seed": 7}),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), OPTIONS, ids=[options or "none" for options, _ in OPTIONS])
+def test_options_reach_the_fit(
+    fit: Callable[..., str], tokenizer: Any, tmp_path: Path, options: str, expected: dict[str, Any]
+) -> None:
+    fit(*options.split())
+    record = read(tmp_path / "edit")
+    assert record["fit"] == fit_record(FitConfig(**expected), tokenizer)
+    for name in ("site", "combine", "normalization", "strength", "feature_map", "centered"):
+        assert record["settings"][name] == record["fit"][name]
+
+
+def test_every_setting_of_a_fit_is_covered() -> None:
+    tried = {name for _, expected in OPTIONS for name in expected}
+    assert {field.name for field in dataclasses.fields(FitConfig)} == tried
+
+
+def test_layers_and_ranks_are_those_asked_for(fit: Callable[..., str], tmp_path: Path) -> None:
+    fit("--layers", "0,-1", "--rank", "3,2", "--module-pattern", "model.layers.{layer}.mlp.down_proj")
+    layers = read(tmp_path / "edit")["layers"]
+    assert {layer: entry["module"] for layer, entry in layers.items()} == {
+        "0": "model.layers.0.mlp.down_proj",
+        "3": "model.layers.3.mlp.down_proj",
+    }
+    assert {(entry["rank_positive"], entry["rank_negative"]) for entry in layers.values()} == {(3, 2)}
+
+
+def test_a_preamble_of_ones_own(fit: Callable[..., str], tmp_path: Path) -> None:
+    preamble = tmp_path / "preamble.txt"
+    preamble.write_text("Répondez brièvement.\n", encoding="utf-8")
+    fit("--preamble", preamble)
+    assert read(tmp_path / "edit")["fit"]["prompt_format"] == {"style": "few_shot", "preamble": "Répondez brièvement."}
+    fit("--preamble", preamble, "--prompt-format", "few_shot_chat")
+    assert read(tmp_path / "edit")["fit"]["prompt_format"]["style"] == "few_shot_chat"
+    fit("--prompt-format", "few_shot")
+    assert read(tmp_path / "edit")["fit"]["prompt_format"]["preamble"] == default_preamble()
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ((), torch.float32),
+        (("--dtype", "bfloat16", "--device", "cpu"), torch.bfloat16),
+        (("--dtype", "float64"), torch.float64),
+    ],
+)
+def test_type_and_device(
+    fit: Callable[..., str], monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    seen: list[Any] = []
+    load = models.load_model
+
+    def loading(name: str, **kwargs: Any) -> Any:
+        loaded = load(name, **kwargs)
+        seen.append((kwargs, loaded[0].dtype, loaded[0].device.type))
+        return loaded
+
+    monkeypatch.setattr(models, "load_model", loading)
+    fit(*options)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    wanted = {"dtype": given.get("--dtype", "auto"), "device": given.get("--device", "auto")}
+    assert seen == [(wanted, dtype, "cuda" if wanted["device"] == "auto" and torch.cuda.is_available() else "cpu")]
+
+
+def test_the_reference_configuration(fit: Callable[..., str], tokenizer: Any, tmp_path: Path) -> None:
+    fit("--reference", "--limit", "2")
+    assert read(tmp_path / "edit")["fit"] == fit_record(FitConfig.reference(), tokenizer)
+    fit("--reference", "--limit", "2", "--normalization", "token", "--neutral", "prompt", "--prompt-format", "plain")
+    changed = dataclasses.replace(
+        FitConfig.reference(), normalization="token", neutral="prompt", prompt_format=PromptFormat("plain")
+    )
+    assert read(tmp_path / "edit")["fit"] == fit_record(changed, tokenizer)
+
+
+# --- demonstrations ---
+
+
+def test_several_sources_give_a_joint_edit(
+    fit: Callable[..., str], rows: Path, demonstrations: list[Demonstration], tmp_path: Path
+) -> None:
+    other = [
+        Demonstration(f"Is {n} even?", "It is." if n % 2 == 0 else "It is odd.", "Nobody knows.") for n in range(4)
+    ]
+    fit("--demonstrations", write_rows(tmp_path / "other.jsonl", list(other)))
+    record = read(tmp_path / "edit")
+    assert record["demonstrations_count"] == 11
+    assert record["demonstrations_hash"] == sealign.demonstrations.demonstrations_hash([*demonstrations, *other])
+
+
+def test_limits_hold_for_each_source(fit: Callable[..., str], tmp_path: Path) -> None:
+    hashes = set()
+    for seed in (0, 0, 1):
+        fit("--limit", "3", "--demonstrations", "bundled:truthfulness", "--seed", seed)
+        assert read(tmp_path / "edit")["demonstrations_count"] == 6
+        hashes.add(read(tmp_path / "edit")["demonstrations_hash"])
+    assert len(hashes) == 2  # the seed draws
+
+
+def test_named_sources_come_from_a_data_folder(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data" / "halueval_qa").mkdir(parents=True)
+    lines = [{"question": f"What is {n}?", "right_answer": f"{n}.", "hallucinated_answer": "Blue."} for n in range(5)]
+    write_rows(tmp_path / "data" / "halueval_qa" / "train.jsonl", [line | {"knowledge": ""} for line in lines])
+    args = ("fit", "--model", model_folder, "--demonstrations", "halueval_qa", "--output", tmp_path / "edit")
+    passed(*args, "--data-dir", tmp_path / "data")
+    assert read(tmp_path / "edit")["demonstrations_count"] == 5
+    shutil.rmtree(tmp_path / "edit")
+    refused(*args, "--data-dir", tmp_path / "nowhere", words=("there is no file", "nowhere/halueval_qa/train.jsonl"))
+    assert not (tmp_path / "edit").exists()
+
+
+def test_the_edit_is_that_of_the_library(
+    fit: Callable[..., str], model_folder: Path, demonstrations: list[Demonstration], tmp_path: Path
+) -> None:
+    fit("--rank", "3,2", "--centered", "--strength", "0.4")
+    model, tokenizer = sealign.load_model(str(model_folder))
+    config = FitConfig(rank=(3, 2), centered=True, strength=0.4)
+    expected = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+    assert sealign.Edit.from_pretrained(tmp_path / "edit").hash == expected.hash
+
+
+# --- what is printed ---
+
+
+def test_tables_and_json_hold_the_same_figures(fit: Callable[..., str], tmp_path: Path) -> None:
+    text = fit("--rank", "3,2", "--layers", "all", "--strength", "0.5")
+    record = read(tmp_path / "edit")
+    assert json.loads(fit("--rank", "3,2", "--layers", "all", "--strength", "0.5", "--json")) == record
+    printed = {row[0]: row[1:] for row in shared.table_rows(text)}
+    for layer, entry in record["layers"].items():
+        assert printed[layer] == [
+            str(entry["rank_positive"]),
+            str(entry["rank_negative"]),
+            f"{entry['explained_variance_positive']:.4f}",
+            f"{entry['explained_variance_negative']:.4f}",
+            f"{entry['relative_change']:.4f}",
+            f"{entry['signature']:.3f}",
+        ]
+    assert printed["strength"] == ["0.5"]
+    assert printed["demonstrations"] == [f"7 (SHA-256 {record['demonstrations_hash'][:16]})"]
+    assert printed["tensors"] == [f"SHA-256 {record['tensors_hash'][:16]}"]
+
+
+@pytest.mark.parametrize("name", ["edit", 'my [bold]edit[/] "1" é', "deep/" + "long-name-" * 12 + "/edit"])
+def test_the_printed_lines_load_the_edit(fit: Callable[..., str], tmp_path: Path, name: str) -> None:
+    text = fit("--rank", "2", output=name)
+    assert f"Saved to {tmp_path / name}." in text
+    space: dict[str, Any] = {}
+    exec(printed_python(text), space)
+    assert space["edit"].hash == sealign.Edit.from_pretrained(tmp_path / name).hash
+    assert space["model"].name_or_path == space["edit"].record.model.id
+    assert shlex.split(text.splitlines()[-1]) == ["sealign", "chat", "--edit", str(tmp_path / name)]
+
+
+def test_an_edit_is_replaced_and_nothing_else_is(fit: Callable[..., str], tmp_path: Path, cache: Path) -> None:
+    fit("--rank", "2")
+    fit("--rank", "3")
+    assert read(tmp_path / "edit")["fit"]["rank"] == 3
+    assert listing(tmp_path) == ["edit", "edit/README.md", "edit/edit.json", "edit/edit.safetensors", "rows.jsonl"]
+    assert [name for name in listing(cache) if "activations" in name] == []  # finished batches are cleared
+
+
+# --- refusals ---
+
+
+@pytest.fixture
+def refuse(model_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., None]:
+    """Check that a fit is refused in one sentence, and leaves nothing behind."""
+
+    def refuse(*args: object, words: tuple[str, ...], model: object = model_folder, source: object = rows) -> None:
+        before = listing(tmp_path)
+        command = ("fit", "--model", model, "--demonstrations", source, "--output", tmp_path / "new" / "edit")
+        refused(*command, *args, words=words)
+        assert listing(tmp_path) == before
+
+    return refuse
+
+
+GOOD = [Demonstration("What is ice?", "Frozen water.", "Frozen air."), Demonstration("Is fire cold?", "No.", "Yes.")]
+LONG = Demonstration("ice " * CONTEXT, "Yes.", "No.")
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        (None, ("there is no file", "source.jsonl", "check the path")),
+        ([], ("source.jsonl' is empty", "at least 2 demonstrations")),
+        (["", " "], ("is empty",)),
+        ([*GOOD, '{"prompt": "a"'], ("source.jsonl, line 3", "JSON")),
+        ([*GOOD, "", "[1]"], ("line 4", "must be a JSON object")),
+        ([*GOOD, {"prompt": "a", "positive": "b"}], ("line 3", "no key 'negative'", "prompt, positive")),
+        ([*GOOD, {"prompt": "a", "positive": " ", "negative": "c"}], ("line 3", "'positive' is ' '", "not empty")),
+        ([*GOOD, {"prompt": "a", "positive": "b", "negative": ""}], ("line 3", "'negative' is ''", "not empty")),
+        ([*GOOD, {"prompt": "a", "positive": 1, "negative": "b"}], ("line 3", "'positive' is 1", "text")),
+        ([*GOOD, {"prompt": "a", "positive": "b", "negative": " b"}], ("line 3", "both 'b'", "must differ")),
+        (GOOD[:1], ("holds 1 demonstration", "2 are needed")),
+        ([*GOOD, LONG], ("the demonstration 'ice ice ", f"the model's context is {CONTEXT}", "shorten it")),
+    ],
+)
+def test_demonstrations_that_do_not_do(
+    refuse: Callable[..., None], tmp_path: Path, lines: list[Any] | None, words: tuple[str, ...]
+) -> None:
+    source = tmp_path / "source.jsonl"
+    if lines is not None:
+        write_rows(source, lines)
+    refuse(source=source, words=words)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("bundled:truthfulnes", ("did you mean 'truthfulness'?",)),
+        ("halueval", ("unknown demonstration source 'halueval' (did you mean 'halueval_qa'?)", "bundled:fairness")),
+        ("nobody/nothing", ("cannot load dataset 'nobody/nothing'", "--data-dir")),
+    ],
+)
+def test_unknown_sources(refuse: Callable[..., None], source: str, words: tuple[str, ...]) -> None:
+    refuse(source=source, words=words)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--site mpl", ("unknown site 'mpl' (did you mean 'mlp'?)", "mlp, attention, residual")),
+        ("--fit-site residul", ("unknown site 'residul' (did you mean 'residual'?)",)),
+        ("--layers 7", ("layer 7 is outside the model", "0 to 3")),
+        ("--layers last:5", ("'last:5' asks for 5 layers", "has 4")),
+        ("--layers lats:2", ("layers is 'lats:2'", "last:L", "4,5,-1")),
+        ("--module-pattern model.mlp", ("module_pattern 'model.mlp' has no '{layer}'", "write for example")),
+        ("--module-pattern model.layers.{layer}.ffn", ("no module 'model.layers.1.ffn'", "model.layers.1.mlp")),
+        ("--feature-map tahn", ("unknown feature map 'tahn' (did you mean 'tanh'?)", "choose one of: identity")),
+        ("--combine bth", ("unknown combination 'bth' (did you mean 'both'?)", "reversed")),
+        ("--normalization tokens", ("unknown normalization 'tokens' (did you mean 'token'?)", "none")),
+        ("--prompt-format cht", ("unknown prompt", "'cht' (did you mean 'chat'?)", "few_shot_chat")),
+        ("--token lats", ("unknown token choice 'lats' (did you mean 'last'?)", "random")),
+        ("--neutral promt", ("unknown neutral choice 'promt' (did you mean 'prompt'?)", "generated")),
+        ("--dtype flaot32", ("unknown dtype 'flaot32' (did you mean 'float32'?)", "bfloat16")),
+        ("--device cdua", ("device 'cdua'", "did you mean 'cuda'?", "try cpu")),
+        ("--device cuda:99", ("device 'cuda:99' cannot be used here", "try cpu")),
+        ("--device meta", ("device 'meta' cannot be used here", "try cpu")),
+        ("--device nonsense", ("device 'nonsense' cannot be used here; try cpu",)),
+        ("--explained-variance 1.5", ("explained_variance is 1.5", "must be in (0, 1]", "try 0.9")),
+        ("--explained-variance 0", ("explained_variance is 0", "must be in (0, 1]")),
+        ("--explained-variance nan", ("explained_variance is nan", "must be in (0, 1]")),
+        ("--explained-variance 0.9,2", ("explained_variance is 2.0", "must be in (0, 1]")),
+        ("--explained-variance most", ("--explained-variance is 'most'", "one number, or two with a comma")),
+        ("--rank 0", ("rank is 0", "at least 1")),
+        ("--rank 49", ("rank is 49", "[1, 48]")),
+        ("--rank 2,49", ("rank is 49", "[1, 48]")),
+        ("--rank 2.5", ("--rank is '2.5'", "one number, or two with a comma")),
+        ("--rank 1,2,3", ("--rank is '1,2,3'", "one number, or two with a comma")),
+        ("--strength nan", ("strength is nan", "must be finite")),
+        ("--batch-size 0", ("batch_size is 0", "at least 1")),
+        ("--limit 1", ("limit is 1", "at least 2")),
+        ("--limit 8", ("holds 7 demonstrations", "8 are needed", "ask for fewer")),
+        ("--preamble nowhere.txt", ("there is no preamble file 'nowhere.txt'", "check the path")),
+    ],
+)
+def test_settings_out_of_bounds(refuse: Callable[..., None], options: str, words: tuple[str, ...]) -> None:
+    refuse(*options.split(), words=words)
+
+
+def test_a_preamble_that_is_not_text(refuse: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "preamble.txt").write_bytes(b"Caf\xe9")
+    refuse("--preamble", tmp_path / "preamble.txt", words=("preamble.txt' is not UTF-8 at byte 3", "save it as UTF-8"))
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("smolm2", ("there is no model 'smolm2' (did you mean 'smollm2'?)", "a Hub id as owner/name")),
+        ("nobody/nothing", ("cannot load model 'nobody/nothing'", "check the name and the network")),
+        ("/nowhere/at/all", ("there is no model '/nowhere/at/all'", "a local folder")),
+        ("nowhere.gguf", ("there is no file 'nowhere.gguf'", "check the path")),
+    ],
+)
+def test_unknown_models(refuse: Callable[..., None], model: str, words: tuple[str, ...]) -> None:
+    refuse(model=model, words=words)
+
+
+def _change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _change_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+DOWN = "model.layers.2.mlp.down_proj.weight"
+
+BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "NaN in a weight": (
+        lambda folder: _change_weights(folder, lambda weights: weights[DOWN].view(-1)[7].fill_(float("nan"))),
+        ("NaN or infinity", "layer 2", "demonstration", "use a wider dtype"),
+    ),
+    "a weight is missing": (
+        lambda folder: _change_weights(folder, lambda weights: weights.pop(DOWN)),
+        ("1 of its weights are missing", DOWN, "not complete"),
+    ),
+    "weights of another shape": (
+        lambda folder: _change_config(folder, intermediate_size=72),
+        ("12 of its weights", "of another shape", "config.json"),
+    ),
+    "weights cut short": (
+        lambda folder: os.truncate(folder / "model.safetensors", 500),
+        ("cannot load model", "check the files"),
+    ),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("model.safetensors", "check the files")),
+    "no configuration": (lambda folder: (folder / "config.json").unlink(), ("cannot load model", "check the files")),
+    "configuration cut short": (
+        lambda folder: (folder / "config.json").write_text("{"),
+        ("cannot load model", "config.json", "check the files"),
+    ),
+    "unknown architecture": (
+        lambda folder: _change_config(folder, model_type="nosuch"),
+        ("model type `nosuch`", "check the files"),
+    ),
+    "not a language model": (lambda folder: _change_config(folder, model_type="vit"), ("AutoModelForCausalLM",)),
+    "broken tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text('{"model": 1}'),
+        ("cannot load model", "check the files"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_broken_models(refuse: Callable[..., None], model_folder: Path, tmp_path: Path, how: str) -> None:
+    folder = shutil.copytree(model_folder, tmp_path / "broken")
+    damage, words = BROKEN[how]
+    damage(folder)
+    refuse(model=folder, words=words)
+
+
+def test_a_broken_gguf_file(refuse: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03\0\0\0")
+    refuse(model=tmp_path / "x.gguf", words=("cannot load model", "x.gguf", "check the files"))
+
+
+def test_out_of_memory_on_the_way(refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A real failure of torch's allocator: no machine has 2^60 bytes.
+    monkeypatch.setattr(activations, "pad_right", lambda *_: torch.empty(2**60, dtype=torch.uint8))
+    refuse(words=("out of memory", "--batch-size"))
+
+
+def test_what_is_wrong_is_found_before_the_model_is_loaded(
+    model_folder: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loading(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(models, "load_model", loading)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    args = ("fit", "--model", model_folder, "--demonstrations", rows)
+    refused(*args, "--output", tmp_path / "thesis", words=("thesis' exists and is not ours to replace", "choose a new"))
+    refused(*args, "--output", rows, words=("rows.jsonl' is a file", "choose another name"))
+    refused(*args, "--output", tmp_path / "new", "--combine", "x", words=("unknown combination",))
+    assert listing(tmp_path) == ["rows.jsonl", "thesis", "thesis/chapter.tex"]
+
+
+# --- full disks ---
+
+
+@contextmanager
+def small_files(size: int) -> Iterator[None]:
+    """Let the system refuse to write files longer than this, as a full disk or a quota does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [300, 5000])
+def test_no_room_for_a_batch_or_for_the_edit(
+    refuse: Callable[..., None], tmp_path: Path, cache: Path, size: int
+) -> None:
+    """300 bytes are too few for a finished batch; 5000 are enough for each batch, but not for the edit."""
+    (tmp_path / "new").mkdir()
+    with small_files(size):
+        refuse("--batch-size", 2, words=("cannot write", "too large", "free some space", "SEALIGN_CACHE"))
+    assert not [name for name in listing(cache) if name.endswith(".safetensors") and size == 300]
+
+
+def _own_mounts(disk: Path, size: str) -> bool:
+    """Give this thread mounts of its own, and a small file system on a folder; whether that was allowed."""
+    clone_newns = 0x00020000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "unshare") or libc.unshare(clone_newns):
+        return False
+    commands = (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)])
+    return not any(subprocess.run(command, capture_output=True).returncode for command in commands)
+
+
+def test_a_full_disk(model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    """A file system of 16 kB, which only one thread sees and which ends with it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def fit() -> tuple[Any, list[str]] | None:
+        if not _own_mounts(disk, "16k"):
+            return None
+        result = run("fit", "--model", model_folder, "--demonstrations", rows, "--output", disk / "edit")
+        return result, listing(disk)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(fit).result()
+    if done is None:
+        pytest.skip("needs Linux, and the right to mount")
+    result, left = done
+    assert_told(
+        result.exit_code, result.stdout, result.stderr, "no space left on device", "free some space", "--output"
+    )
+    assert left == []
+
+
+# --- runs that are stopped ---
+
+DEMONSTRATIONS = 60
+BATCHES = 2 * DEMONSTRATIONS
+"""With one sequence a batch, and two sequences a demonstration."""
+
+
+@pytest.fixture(scope="module")
+def long_fit(model_folder: Path) -> list[object]:
+    """The arguments of a fit in many batches; the output is to follow."""
+    source = ["--demonstrations", "bundled:truthfulness", "--limit", DEMONSTRATIONS]
+    return ["fit", "--model", model_folder, *source, "--batch-size", 1, "--layers", "1,3", "--output"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "edit"
+    model, tokenizer = sealign.load_model(str(model_folder))
+    learnt = sealign.load_demonstrations("bundled:truthfulness", limit=DEMONSTRATIONS)
+    config = FitConfig(batch_size=1, layers="1,3")
+    sealign.fit_edit(model, tokenizer, learnt, config=config).save_pretrained(folder)
+    return folder
+
+
+def _finished(cache: Path) -> list[Path]:
+    return sorted(cache.glob("fits/*/*.safetensors"))
+
+
+def _writing(cache: Path) -> list[Path]:
+    return list(cache.glob("fits/*/.*"))
+
+
+@dataclass
+class Stopped:
+    """A fit in a process of its own that was stopped after a few batches."""
+
+    args: list[object]
+    cache: Path
+    process: subprocess.Popen[str]
+    finished: int = 0
+    stdout: str = ""
+    stderr: str = ""
+
+    def ready(self) -> bool:
+        assert self.process.poll() is None, self.process.communicate()
+        return len(_finished(self.cache)) >= 5
+
+    def interrupt(self) -> bool:
+        self.process.send_signal(signal.SIGINT)
+        return True
+
+    def kill(self) -> bool:
+        """Kill between two writes; the other case has a test of its own."""
+        self.process.send_signal(signal.SIGSTOP)
+        os.waitpid(self.process.pid, os.WUNTRACED)
+        if _writing(self.cache):
+            self.process.send_signal(signal.SIGCONT)
+            return False
+        self.process.kill()
+        return True
+
+    def settle(self) -> None:
+        self.stdout, self.stderr = self.process.communicate(timeout=60)
+        self.finished = len(_finished(self.cache))
+
+
+@pytest.fixture(scope="module")
+def stopped(long_fit: list[object], tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stopped]]:
+    """The same fit twice at once, one interrupted and one killed."""
+    runs = {}
+    for how in ("interrupt", "kill"):
+        cache = tmp_path_factory.mktemp("cache")
+        args = [*long_fit, tmp_path_factory.mktemp(how) / "edit"]
+        environment = os.environ | {"SEALIGN_CACHE": str(cache)}
+        process = subprocess.Popen(
+            program(*args),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            # A shell starts what runs in the background with SIGINT ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
+        runs[how] = Stopped(args, cache, process)
+    try:
+        waiting = set(runs)
+        while waiting:
+            waiting -= {how for how in waiting if runs[how].ready() and getattr(runs[how], how)()}
+            time.sleep(0.005)
+        for stopped in runs.values():
+            stopped.settle()
+        yield runs
+    finally:
+        for stopped in runs.values():
+            stopped.process.kill()
+
+
+@pytest.fixture
+def batches_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the batches that the model is run on in this process."""
+    counted = [0]
+    run_batch = activations._run_batch
+
+    def counting(*args: Any) -> Any:
+        counted[0] += 1
+        return run_batch(*args)
+
+    monkeypatch.setattr(activations, "_run_batch", counting)
+    return counted
+
+
+def _same(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in ("edit.json", "edit.safetensors"))
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed(
+    stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
+) -> None:
+    was = stopped["interrupt"]
+    output = Path(str(was.args[-1]))
+    assert_told(
+        was.process.returncode, was.stdout, was.stderr, "interrupted; nothing was written", "same command again"
+    )
+    assert listing(output.parent) == []
+    assert 5 <= was.finished < BATCHES
+    assert not _writing(was.cache)
+    monkeypatch.setenv("SEALIGN_CACHE", str(was.cache))
+    passed(*was.args)
+    assert batches_run == [BATCHES - was.finished]
+    assert _same(output, uninterrupted)
+    assert not _finished(was.cache)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(
+    stopped: dict[str, Stopped], uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, batches_run: list[int]
+) -> None:
+    was = stopped["kill"]
+    output = Path(str(was.args[-1]))
+    assert (was.process.returncode, was.stdout, was.stderr) == (-signal.SIGKILL, "", "")
+    assert listing(output.parent) == []
+    assert 5 <= was.finished < BATCHES
+    monkeypatch.setenv("SEALIGN_CACHE", str(was.cache))
+    _stop_after(7, was.args)  # and stopped again on the way
+    assert len(_finished(was.cache)) == was.finished + 7
+    passed(*was.args)
+    assert batches_run == [BATCHES - was.finished]
+    assert _same(output, uninterrupted)
+
+
+def _stop_after(batches: int, args: list[object]) -> None:
+    """Interrupt a fit in this process once it has saved a number of batches."""
+    save = activations.BatchStore.save
+    saved = [0]
+
+    def saving(self: Any, *rest: Any) -> None:
+        save(self, *rest)
+        saved[0] += 1
+        if saved[0] == batches:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations.BatchStore, "save", saving)
+        result = run(*args)
+    assert_told(result.exit_code, result.stdout, result.stderr, "interrupted")
+
+
+def test_killed_in_the_middle_of_a_write(
+    fit: Callable[..., str], model_folder: Path, rows: Path, tmp_path: Path, cache: Path
+) -> None:
+    _stop_after(1, ["fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / "edit"])
+    finished = _finished(cache)[0]
+    (finished.parent / f".{finished.name}.abcd").write_bytes(b"half")
+    fit()
+
+
+def test_finished_batches_of_other_settings_are_not_taken(
+    long_fit: list[object], uninterrupted: Path, cache: Path, tmp_path: Path, batches_run: list[int]
+) -> None:
+    _stop_after(3, [*long_fit, tmp_path / "other", "--prompt-format", "plain"])
+    assert len(_finished(cache)) == 3
+    batches_run[0] = 0
+    passed(*long_fit, tmp_path / "edit")
+    assert batches_run == [BATCHES]
+    assert _same(tmp_path / "edit", uninterrupted)

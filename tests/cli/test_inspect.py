@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import sealign
+from sealign.cli.app import output
+from tests.cli import test_app as shared
+from tests.cli.test_app import passed, refused, table_rows
+
+cache = shared.cache
+edit_folder = shared.edit_folder
+model_folder = shared.model_folder
+one_thread = shared.one_thread
+
+
+@pytest.fixture
+def copy(edit_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the edit that may be spoilt."""
+    return shutil.copytree(edit_folder, tmp_path / "edit")
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Change the record of an edit by hand."""
+    path = folder / "edit.json"
+    record = json.loads(path.read_text(encoding="utf-8"))
+    edit(record)
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def test_tables_show_the_record(edit_folder: Path, model_folder: Path) -> None:
+    edit = sealign.Edit.from_pretrained(edit_folder)
+    printed = {row[0]: row[1:] for row in table_rows(passed("inspect", "--edit", edit_folder))}
+    assert list(printed)[-2:] == ["1", "3"]
+    for layer, entry in edit.record.layers.items():
+        assert printed[layer] == [
+            "3",
+            "2",
+            f"{entry.explained_variance_positive:.4f}",
+            f"{entry.explained_variance_negative:.4f}",
+            f"{entry.relative_change:.4f}",
+            f"{entry.signature:.3f}",
+        ]
+    shown = {name: cells[0] for name, cells in printed.items() if name in ("site", "combine", "strength", "centered")}
+    assert shown == {"site": "mlp", "combine": "both", "strength": "0.7", "centered": "no"}
+    assert printed["normalization"] == ["token"]
+    assert printed["feature map"] == ["identity"]
+    assert printed["revision"] == ["not known"]
+    assert printed["demonstrations"] == [f"6 (SHA-256 {edit.record.demonstrations_hash[:16]})"]
+    assert printed["tensors"] == [f"SHA-256 {edit.record.tensors_hash[:16]}"]
+
+
+def test_json_is_the_record_and_the_hash(edit_folder: Path) -> None:
+    edit = sealign.Edit.from_pretrained(edit_folder)
+    data = json.loads(passed("inspect", "--edit", edit_folder, "--json"))
+    assert data.pop("hash") == edit.hash
+    assert data == json.loads(json.dumps(dataclasses.asdict(edit.record)))
+    assert data == json.loads((edit_folder / "edit.json").read_text())
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_are_whole(edit_folder: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setattr(output, "width", width)
+    text = passed("inspect", "--edit", edit_folder)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "Edited layers: model.layers.{layer}.mlp" in text
+    for column in ("layer", "rank +", "rank -", "variance +", "variance -", "change", "signature"):
+        assert f" {column} " in text
+
+
+def test_modules_of_several_patterns_are_all_named(copy: Path) -> None:
+    change(copy, lambda record: record["layers"]["3"].update(module="model.layers.3.block_sparse_moe"))
+    text = " ".join(passed("inspect", "--edit", copy).split())
+    assert "Edited layers: model.layers.{layer}.mlp (1); model.layers.{layer}.block_sparse_moe (3)" in text
+    assert "…" not in text
+
+
+def test_it_needs_no_model(copy: Path) -> None:
+    change(copy, lambda record: record["model"].update(id="gone/[bold]for ever[/]"))
+    assert "gone/[bold]for ever[/]" in passed("inspect", "--edit", copy)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "no record": (lambda folder: (folder / "edit.json").unlink(), ("has no edit.json", "check the path")),
+    "no tensors": (lambda folder: (folder / "edit.safetensors").unlink(), ("edit.safetensors'", "not complete")),
+    "record cut short": (
+        lambda folder: os.truncate(folder / "edit.json", 300),
+        ("edit.json' is not JSON", "truncated or corrupted", "copy or download it again"),
+    ),
+    "tensors cut short": (
+        lambda folder: os.truncate(folder / "edit.safetensors", 1000),
+        ("edit.safetensors' is truncated or corrupted", "copy or download it again"),
+    ),
+    "empty files": (
+        lambda folder: os.truncate(folder / "edit.safetensors", 0),
+        ("edit.safetensors' is truncated or corrupted",),
+    ),
+    "a flipped bit": (
+        lambda folder: _flip(folder / "edit.safetensors"),
+        ("do not match their hash", "copy or download the edit again"),
+    ),
+    "a newer format": (
+        lambda folder: change(folder, lambda record: record.update(format_version=2)),
+        ("has format version 2", "upgrade sealign"),
+    ),
+    "another format": (
+        lambda folder: change(folder, lambda record: record.update(format="gguf")),
+        ("is not an edit", "'sealign.edit'", "check the path"),
+    ),
+    "an extra key": (
+        lambda folder: change(folder, lambda record: record.update(surprise=1)),
+        ("not valid at 'surprise'", "copy or download it again"),
+    ),
+    "an extra setting": (
+        lambda folder: change(folder, lambda record: record["settings"].update(bias=True)),
+        ("not valid at 'settings.bias'",),
+    ),
+    "a missing key": (
+        lambda folder: change(folder, lambda record: record["settings"].pop("strength")),
+        ("not valid at 'settings.strength'",),
+    ),
+    "a wrong type": (
+        lambda folder: change(folder, lambda record: record["settings"].update(strength="1")),
+        ("not valid at 'settings.strength'",),
+    ),
+    "an unknown setting": (
+        lambda folder: change(folder, lambda record: record["settings"].update(combine="bth")),
+        ("unknown combination 'bth' (did you mean 'both'?)",),
+    ),
+    "another rank": (
+        lambda folder: change(folder, lambda record: record["layers"]["1"].update(rank_positive=4)),
+        ("layers.1.positive is (48, 3)", "(48, 4)"),
+    ),
+    "not text": (lambda folder: (folder / "edit.json").write_bytes(b"\xff\xfe\x00"), ("is not JSON",)),
+}
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("command", ["inspect", "generate", "chat"])
+@pytest.mark.parametrize("how", SPOILT)
+def test_spoilt_edits_are_refused(copy: Path, how: str, command: str) -> None:
+    spoil, words = SPOILT[how]
+    spoil(copy)
+    prompt = ("--prompt", "What is ice?") if command == "generate" else ()
+    refused(command, "--edit", copy, *prompt, words=words)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ("nowhere", ("there is no folder 'nowhere'", "check the path", "owner/name")),
+        ("/nowhere/at/all", ("there is no folder '/nowhere/at/all'",)),
+        ("nobody/nothing", ("'nobody/nothing' is neither a folder nor a repository", "the network")),
+    ],
+)
+def test_edits_that_are_not_there(edit: str, words: tuple[str, ...]) -> None:
+    refused("inspect", "--edit", edit, words=words)

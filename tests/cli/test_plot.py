@@ -1,0 +1,259 @@
+"""``sealign plot`` as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+
+import sealign
+import sealign.cli.plot  # registers the commands
+from sealign import figures
+from sealign.cli import app
+from sealign.figures import Mark
+from sealign.methods.sea import layer_signatures
+from tests.cli import test_app as shared
+from tests.cli.test_app import listing, passed, refused, write_rows
+from tests.tiny_models import build_model
+
+cache = shared.cache
+edit_folder = shared.edit_folder
+model_folder = shared.model_folder
+one_thread = shared.one_thread
+rows = shared.rows
+
+KINDS = ("tsne", "spectrum", "signature", "effect")
+SUFFIXES = ("pdf", "png", "csv")
+
+
+def read(path: Path) -> list[Mark]:
+    """The marks of a CSV file."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [Mark(row["panel"], row["series"], float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+
+
+def collect(model_folder: Path, items: Any, **settings: Any) -> sealign.Activations:
+    model, tokenizer = sealign.load_model(str(model_folder))
+    return sealign.collect_activations(model, tokenizer, items, **settings)
+
+
+def assert_written(printed: str, path: Path) -> None:
+    """The three files are there, and named; nothing else is."""
+    files = [Path(f"{path}.{suffix}") for suffix in SUFFIXES]
+    assert printed == f"Wrote {', '.join(map(str, files))}.\n"
+    assert listing(path.parent) == sorted(file.name for file in files)
+    assert files[0].read_bytes().startswith(b"%PDF-")
+    assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+# --- figures ---
+
+
+def test_tsne(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "planes"
+    args = ("plot", "tsne", "--model", model_folder, "--demonstrations", rows)
+    assert_written(passed(*args, "--output", path, "--seed", 3), path)
+    activations = collect(model_folder, demonstrations)
+    marks = figures.tsne_points(activations, (0, 2, 3), seed=3)  # first, middle and last of 4
+    assert read(path.with_suffix(".csv")) == marks
+    for suffix in ("", *(f".{suffix}" for suffix in SUFFIXES)):
+        other = tmp_path / f"other{suffix[1:]}" / "v1.2"
+        assert_written(passed(*args, "--seed", 3, "--layers", "0,-1", "--output", f"{other}{suffix}"), other)
+        found = read(Path(f"{other}.csv"))
+        assert {mark.panel for mark in found} == {"layer 0", "layer 3"}
+        assert found[:14] == marks[:14]
+
+
+def test_sites_and_joint_sources(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
+    more = [sealign.Demonstration(f"Is {n} odd?", "Maybe so.", "Nobody knows.") for n in range(4)]
+    other = write_rows(tmp_path / "other.jsonl", list(more))
+    path = tmp_path / "figures" / "residual"
+    sources = ("--demonstrations", rows, "--demonstrations", other)
+    args = ("--model", model_folder, *sources, "--site", "residual", "--layers", "last:2", "--output", path)
+    assert_written(passed("plot", "spectrum", *args), path)
+    activations = collect(model_folder, [*demonstrations, *more], site="residual", layers=(2, 3))
+    found = read(path.with_suffix(".csv"))
+    for layer in (2, 3):
+        for panel, target in (("positives", activations.positive), ("negatives", activations.negative)):
+            x, y = (block[layer].numpy().astype(np.float64) for block in (activations.neutral, target))
+            values = [mark.y for mark in found if (mark.panel, mark.series) == (panel, f"layer {layer}")]
+            expected = np.linalg.svd(x.T @ y / 11, compute_uv=False)
+            np.testing.assert_allclose(values, expected[: len(values)], rtol=1e-5)
+            assert len(values) == 11 or expected[len(values)] < 1e-12 * expected[0]
+
+
+def test_the_spectrum_of_an_edit_needs_no_model(
+    edit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sealign.models, "load_model", None)
+    path = tmp_path / "figures" / "edit"
+    assert_written(passed("plot", "spectrum", "--edit", edit_folder, "--output", path), path)
+    edit = sealign.Edit.from_pretrained(edit_folder)
+    found = read(path.with_suffix(".csv"))
+    assert {mark.series for mark in found} == {"layer 1", "layer 3"}
+    for layer in (1, 3):
+        values = [mark.y for mark in found if (mark.panel, mark.series) == ("negatives", f"layer {layer}")]
+        assert values == edit.projections[layer].singular_values_negative.tolist()[: len(values)]
+        assert len(values) >= 2
+    for layers, kept in (("all", {"layer 1", "layer 3"}), ("-1", {"layer 3"}), ("1", {"layer 1"})):
+        passed("plot", "spectrum", "--edit", edit_folder, "--layers", layers, "--output", path)
+        assert {mark.series for mark in read(path.with_suffix(".csv"))} == kept
+
+
+def test_signatures_of_several_sources(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "signature"
+    sources = ("--demonstrations", rows, "--demonstrations", "bundled:fairness")
+    args = ("plot", "signature", "--model", model_folder, *sources, "--limit", 5, "--seed", 2, "--output", path)
+    assert_written(passed(*args), path)
+    found = read(path.with_suffix(".csv"))
+    for name, source in (("rows", rows), ("bundled:fairness", "bundled:fairness")):
+        items = sealign.load_demonstrations(source, limit=5, seed=2)
+        expected = layer_signatures(collect(model_folder, items))
+        own = [(mark.x, mark.y) for mark in found if mark.series == name]
+        assert [x for x, _ in own] == [0.25, 0.5, 0.75, 1.0]
+        assert [y for _, y in own] == pytest.approx(list(expected.values()), rel=1e-5)
+    passed(*args, "--layers", "1")
+    assert {mark.x for mark in read(path.with_suffix(".csv"))} == {0.5}
+
+
+def test_files_of_one_name_are_told_apart(model_folder: Path, demonstrations: Any, tmp_path: Path) -> None:
+    sources = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        sources.append(write_rows(tmp_path / name / "rows.jsonl", list(demonstrations)))
+    args = ("--demonstrations", sources[0], "--demonstrations", sources[1], "--output", tmp_path / "figure")
+    passed("plot", "signature", "--model", model_folder, *args)
+    assert {mark.series for mark in read(tmp_path / "figure.csv")} == set(map(str, sources))
+
+
+def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path) -> None:
+    path = tmp_path / "figures" / "effect"
+    args = ("plot", "effect", "--edit", edit_folder, "--demonstrations", rows, "--limit", 6, "--output", path)
+    assert_written(passed(*args, "--layers", "1"), path)
+    edit = sealign.Edit.from_pretrained(edit_folder)
+    before = collect(model_folder, sealign.load_demonstrations(rows, limit=6), layers=(1,))
+    # The first edited layer sees what it saw unedited, so that its edit is the projection alone.
+    edited = edit.projections[1](before.neutral[1], strength=edit.settings.strength)
+    matrix = np.concatenate([b.numpy() for b in (before.positive[1], before.negative[1], before.neutral[1], edited)])
+    centered = matrix.astype(np.float64) - matrix.mean(0, dtype=np.float64)
+    left, values, _ = np.linalg.svd(centered, full_matrices=False)
+    found = read(path.with_suffix(".csv"))
+    points = np.array([(mark.x, mark.y) for mark in found])
+    signs = np.sign((points * left[:, :2]).sum(0))
+    np.testing.assert_allclose(points * signs, left[:, :2] * values[:2], rtol=1e-3, atol=1e-4 * values[0])
+    share = (values[:2] ** 2).sum() / (values**2).sum()
+    assert {mark.panel for mark in found} == {f"layer 1: {share:.0%} of variance"}
+    assert [mark.series for mark in found[::6]] == ["positive", "negative", "neutral", "edited neutral"]
+    # By default, the last edited layer.
+    passed(*args, "--method", "tsne")
+    assert {mark.panel for mark in read(path.with_suffix(".csv"))} == {"layer 3"}
+    # Below the first edited layer nothing changes.
+    passed(*args, "--layers", "0")
+    found = read(path.with_suffix(".csv"))
+    assert [(mark.x, mark.y) for mark in found[12:18]] == [(mark.x, mark.y) for mark in found[18:]]
+
+
+def test_an_effect_is_read_as_the_edit_was_fitted(model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    folder, path = tmp_path / "edit", tmp_path / "figure"
+    fitted = ("--token", "mean", "--prompt-format", "plain", "--module-pattern", "model.layers.{layer}.mlp.down_proj")
+    args = ("--demonstrations", rows, "--output")
+    passed("fit", "--model", model_folder, *fitted, "--rank", 2, "--layers", "2", *args, folder)
+    passed("plot", "effect", "--edit", folder, *args, path)
+    model, tokenizer = sealign.load_model(str(model_folder))
+    config = sealign.CollectConfig(token="mean", prompt_format=sealign.PromptFormat("plain"))
+    settings: Any = {"layers": (2,), "config": config}
+    items = sealign.load_demonstrations(rows)
+    before = sealign.collect_activations(model, tokenizer, items, **settings)
+    with sealign.apply_edit(model, sealign.Edit.from_pretrained(folder)):
+        after = sealign.collect_activations(model, tokenizer, items, **settings)
+    for mark, expected in zip(read(path.with_suffix(".csv")), figures.effect_points(before, after), strict=True):
+        assert (mark.panel, mark.series) == (expected.panel, expected.series)
+        assert (mark.x, mark.y) == pytest.approx((expected.x, expected.y), abs=1e-4)
+
+
+# --- refusals ---
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_layers_sites_and_places(
+    kind: str, model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    given = ("--edit", edit_folder) if kind == "effect" else ("--model", model_folder)
+    args = ("plot", kind, *given, "--demonstrations", rows)
+    out = ("--output", tmp_path / "new" / "figure")
+    refused(*args, *out, "--layers", "7", words=("layer 7 is outside the model", "0 to 3"))
+    refused(*args, *out, "--layers", "some", words=("layers is 'some'", "it must be all, last:L"))
+    refused(*args, *out, "--layers", "signature:2", words=("--layers is 'signature:2'", "try all"))
+    refused(*args, *out, "--site", "mpl", words=("unknown site 'mpl'", "did you mean 'mlp'"))
+    refused(*args, *out, "--demonstrations", "nowhere.jsonl", words=("there is no file 'nowhere.jsonl'",))
+    refused(*args, "--output", tmp_path, words=("is a folder, but a figure needs a name", "--output"))
+    refused(*args, "--output", rows / "figure", words=(f"'{rows}' is a file", "choose another --output"))
+    assert listing(tmp_path) == ["rows.jsonl"]
+
+
+def test_too_few_for_tsne(model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path) -> None:
+    few = ("--demonstrations", rows, "--limit", 4, "--output", tmp_path / "figure")
+    words = ("there are 4 demonstrations, but t-SNE needs at least 5",)
+    refused("plot", "tsne", "--model", "nowhere", *few, words=words)  # before the model is loaded
+    refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--method", "tsne", words=words)
+    passed("plot", "effect", "--edit", edit_folder, *few)
+    refused("plot", "effect", "--edit", edit_folder, *few, "--method", "pac", words=("unknown method 'pac'", "'pca'"))
+
+
+def test_sources_of_a_spectrum(edit_folder: Path, rows: Path, tmp_path: Path) -> None:
+    out = ("--output", tmp_path / "figure")
+    both = ("--edit", edit_folder, "--demonstrations", rows)
+    refused("plot", "spectrum", *out, words=("give either --demonstrations", "or --edit"))
+    refused("plot", "spectrum", *both, *out, words=("give either --demonstrations", "or --edit"))
+    for option, value in (("--model", "smollm2"), ("--limit", "3"), ("--site", "mlp"), ("--data-dir", ".")):
+        args = ("--edit", edit_folder, option, value)
+        refused("plot", "spectrum", *args, *out, words=(f"{option} has no use with --edit", "leave it out"))
+    refused(
+        "plot", "spectrum", "--edit", edit_folder, "--layers", "2", *out, words=("[2] are not in the edit", "[1, 3]")
+    )
+    refused("plot", "spectrum", "--edit", "nowhere", *out, words=("there is no folder 'nowhere'",))
+
+
+def test_an_edit_of_another_model(edit_folder: Path, rows: Path, tokenizer: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    settings = {"vocab_size": len(tokenizer), "max_position_embeddings": shared.CONTEXT, "intermediate_size": 72}
+    build_model("llama", **settings).save_pretrained(other)
+    tokenizer.save_pretrained(other)
+    args = ("plot", "effect", "--edit", edit_folder, "--model", other, "--demonstrations", rows)
+    out = ("--output", tmp_path / "figure")
+    words = ("the edit was fitted on", "intermediate_size is 72", "--ignore-mismatch")
+    refused(*args, *out, words=words)
+    assert not list(tmp_path.glob("figure*"))
+    passed(*args, *out, "--ignore-mismatch")
+
+
+def test_without_the_extra(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find(name))
+    for kind in KINDS:
+        edit = ("--edit", "x") if kind == "effect" else ()
+        args = ("--demonstrations", rows, "--output", tmp_path / "figure")
+        refused("plot", kind, *edit, *args, words=("pip install 'sealign[figures]'",))
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_help_explains_each_option(kind: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    text = passed("plot", kind, "--help")
+    assert "…" not in text
+    found: Any = typer.main.get_command(app)
+    for param in found.commands["plot"].commands[kind].params:
+        if param.param_type_name == "option":
+            assert re.search(rf"{param.opts[0]}\b", text), param.name
+            assert len(param.help.split()) >= 3, param.name
+    assert re.search(rf"^│ {kind} +Draw ", passed("plot", "--help"), re.MULTILINE)

@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import codecs
+import csv
+import hashlib
+import io
+import json
+import re
+import sys
+import types
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sealign.demonstrations
+from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.demonstrations.sources import load_demonstrations
+from sealign.errors import DemonstrationError
+
+ROWS = [
+    ("What is ice?", "Frozen water.", "Frozen air, cut in blocks."),
+    ('Who said "no"?', "Nobody knows.", "The baker,\nand twice."),
+    ("Où est l'été?", "Après le printemps.", "第十三月"),
+    ("Is fire cold?", "No.", "Yes."),
+    ("Do fish swim?", "Most of them do.", "No, they walk."),
+]
+KEYS = ("prompt", "positive", "negative")
+
+texts = st.text(min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
+completions = st.tuples(texts, texts).filter(lambda pair: pair[0].strip() != pair[1].strip())
+demonstration_lists = st.lists(st.tuples(texts, completions).map(lambda t: Demonstration(t[0], *t[1])), max_size=4)
+
+
+def as_json_lines(rows: Sequence[tuple[str, ...]]) -> str:
+    return "".join(json.dumps(dict(zip(KEYS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
+
+
+def as_csv(rows: Sequence[tuple[str, ...]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([KEYS, *rows])
+    return buffer.getvalue()
+
+
+WRITERS: dict[str, Callable[[Sequence[tuple[str, ...]]], str]] = {"x.jsonl": as_json_lines, "x.csv": as_csv}
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def fields(demonstrations: Sequence[Demonstration]) -> list[tuple[str, ...]]:
+    return [(item.prompt, item.positive, item.negative) for item in demonstrations]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_files_give_their_rows_in_order(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, name, WRITERS[name](ROWS))
+    assert fields(load_demonstrations(path)) == ROWS
+    assert load_demonstrations(str(path)) == load_demonstrations(path)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_byte_order_mark_windows_line_ends_and_blank_lines_are_read_over(tmp_path: Path, name: str) -> None:
+    rows = [ROWS[0], *ROWS[3:]]
+    text = WRITERS[name](rows)
+    assert fields(load_demonstrations(write(tmp_path, name, codecs.BOM_UTF8 + text.encode()))) == rows
+    assert fields(load_demonstrations(write(tmp_path, name, text.replace("\n", "\r\n")))) == rows
+    assert fields(load_demonstrations(write(tmp_path, name, text.replace("\n", "\n\n") + "\n\n"))) == rows
+    assert fields(load_demonstrations(write(tmp_path, name, text.rstrip("\n")))) == rows
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_unusual_line_separators_stay_inside_a_text(tmp_path: Path, name: str) -> None:
+    rows = [("a\u2028b\x0bc", "d\x85e", "f\x1cg"), ROWS[0]]
+    assert fields(load_demonstrations(write(tmp_path, name, WRITERS[name](rows)))) == rows
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(rows=st.lists(st.tuples(texts, completions).map(lambda t: (t[0], *t[1])), min_size=2, max_size=5))
+def test_json_lines_keep_every_character(
+    tmp_path_factory: pytest.TempPathFactory, rows: Sequence[tuple[str, ...]]
+) -> None:
+    path = write(tmp_path_factory.getbasetemp(), "any.jsonl", as_json_lines(rows))
+    assert fields(load_demonstrations(path)) == rows
+
+
+def test_other_keys_and_columns_are_ignored(tmp_path: Path) -> None:
+    rows = [dict(zip(KEYS, row, strict=True)) | {"topic": "ice"} for row in ROWS]
+    path = write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)))
+    assert fields(load_demonstrations(path)) == ROWS
+    path = write(tmp_path, "x.csv", "topic,negative,prompt,positive\nt,n,p,q\nt,m,r,s\n")
+    assert fields(load_demonstrations(path)) == [("p", "q", "n"), ("r", "s", "m")]
+
+
+GOOD = as_json_lines(ROWS[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("x.jsonl", "", "x.jsonl' is empty; it must hold at least 2"),
+        ("x.csv", " \n\t\n", "x.csv' is empty; it must hold at least 2"),
+        ("x.csv", "prompt,positive,negative\n", "holds 0 demonstrations, but 2 are needed; add some"),
+        ("x.jsonl", as_json_lines(ROWS[:1]), "x.jsonl' holds 1 demonstrations, but 2 are needed; add some"),
+        (
+            "x.jsonl",
+            GOOD + "\n{'prompt': 1}\n",
+            r"x.jsonl, line 4: not JSON \(.* at column 2\); write one JSON object a line",
+        ),
+        ("x.jsonl", GOOD + GOOD[:30], r"x.jsonl, line 3: not JSON"),
+        ("x.jsonl", "[1]\n" + GOOD, "x.jsonl, line 1: a list, but it must be a JSON object"),
+        (
+            "x.jsonl",
+            GOOD + '{"prompt": "a", "positiv": "b"}',
+            "line 3: no key 'positive', found prompt, positiv; add or rename it",
+        ),
+        ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt', found none"),
+        ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive', found prompt, good, bad"),
+        ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt', found prompt;positive;negative"),
+        ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a text"),
+        ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a text"),
+        (
+            "x.csv",
+            "prompt,positive,negative\na,b,c\nWell, so?,d,e\n",
+            "line 3: .*more fields than columns; put texts .* quotes",
+        ),
+        ("x.csv", 'prompt,positive,negative\na,b,c\nd,e,"f\ng,h,i\n', "from line 3 on: not CSV .*; close every quote"),
+        ("x.csv", f'prompt,positive,negative\na,b,c\na,b,"{"c" * 140_000}"\n', "from line 3 on: not CSV .*field limit"),
+        ("x.jsonl", GOOD + as_json_lines([("a", "  ", "c")]), "line 3: 'positive' is '  ', but it must be a text that"),
+        ("x.jsonl", GOOD + '{"prompt": 7, "positive": "b", "negative": "c"}', "line 3: 'prompt' is 7, but it must be"),
+        ("x.jsonl", GOOD + as_json_lines([("a", "same", " same\n")]), "line 3: .* both 'same'; they must differ"),
+        (
+            "x.jsonl",
+            GOOD + r'{"prompt": "\udc00", "positive": "b", "negative": "c"}',
+            "line 3: 'prompt' .* half a character",
+        ),
+        ("x.jsonl", GOOD.encode() + b"\xe9\n", rf"x.jsonl' is not UTF-8 at byte {len(GOOD.encode())}; save it as"),
+        ("x.csv", as_csv(ROWS).encode("utf-16"), "x.csv' is not UTF-8 at byte 0; save it as UTF-8"),
+    ],
+)
+def test_bad_files_are_refused_by_line(tmp_path: Path, name: str, text: str | bytes, message: str) -> None:
+    with pytest.raises(DemonstrationError, match=message):
+        load_demonstrations(write(tmp_path, name, text))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_missing_files_and_folders(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DemonstrationError, match=f"there is no file '.*{name}'; check the path"):
+        load_demonstrations(tmp_path / name)
+    (tmp_path / name).mkdir()
+    with pytest.raises(DemonstrationError, match=f"there is no file '.*{name}'; check the path"):
+        load_demonstrations(tmp_path / name)
+
+
+def test_a_demonstration_checks_itself() -> None:
+    assert Demonstration(" a ", "b", "c").prompt == " a "
+    for name in KEYS:
+        for value in ("", " \n", None, 3):
+            with pytest.raises(DemonstrationError, match=re.escape(f"'{name}' is {value!r}, but it must be a text")):
+                Demonstration(**(dict.fromkeys(KEYS, "x") | {"negative": "y", name: value}))  # type: ignore[arg-type]
+    assert Demonstration("\U0001f600", "b", "c").prompt == "\U0001f600"
+    with pytest.raises(DemonstrationError, match=r"'positive' is .*, which holds half a character .*; write it out"):
+        Demonstration("a", "smile \ud83d", "c")
+    with pytest.raises(DemonstrationError, match="both 'b'; they must differ"):
+        Demonstration("a", "b", " b")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("halueval", "unknown demonstration source 'halueval' .did you mean 'halueval_qa'.*jsonl or .csv file"),
+        ("truthfullqa", "did you mean 'truthfulqa'"),
+        (
+            "bundled:fairnes",
+            "unknown bundled demonstrations 'fairnes' .did you mean 'fairness'.*fairness, truthfulness",
+        ),
+        ("bundled:", "unknown bundled demonstrations ''"),
+        ("qqqq.txt", "unknown demonstration source 'qqqq.txt'; choose one of: .*bundled:truthfulness.*Hub dataset id"),
+    ],
+)
+def test_unknown_sources_get_a_suggestion(source: str, message: str) -> None:
+    with pytest.raises(DemonstrationError, match=message):
+        load_demonstrations(source)
+
+
+def test_an_existing_folder_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DemonstrationError, match="unknown demonstration source"):
+        load_demonstrations(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("truthfulness", 120), ("fairness", 60)])
+def test_bundled_sources(name: str, at_least: int) -> None:
+    loaded = load_demonstrations(f"bundled:{name}")
+    path = Path(sealign.demonstrations.__file__).parent / "data" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+    assert fields(loaded) == [tuple(row[key] for key in KEYS) for row in rows]
+    assert len(loaded) >= at_least
+
+
+def raw_rows(data_dir: Path, path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (data_dir / path).read_bytes().split(b"\n") if line]
+
+
+def test_halueval(data_dir: Path) -> None:
+    rows = raw_rows(data_dir, "halueval_qa/train.jsonl")
+    loaded = load_demonstrations("halueval_qa", data_dir=data_dir)
+    assert fields(loaded) == [(row["question"], row["right_answer"], row["hallucinated_answer"]) for row in rows]
+
+
+def test_bbq_takes_one_of_the_two_wrong_answers(data_dir: Path) -> None:
+    rows = raw_rows(data_dir, "bbq/train.jsonl")
+    loaded = load_demonstrations("bbq", data_dir=str(data_dir))
+    assert len(loaded) == len(rows)
+    first = 0
+    for item, row in zip(loaded, rows, strict=True):
+        answers = [row["ans0"], row["ans1"], row["ans2"]]
+        assert item.prompt == row["context"] + " " + row["question"]
+        assert item.positive == answers.pop(row["label"])
+        assert item.negative in answers
+        first += item.negative == answers[0]
+    assert 0.4 < first / len(rows) < 0.6
+    assert load_demonstrations("bbq", data_dir=data_dir) == loaded
+    other = load_demonstrations("bbq", data_dir=data_dir, seed=1)
+    assert other != loaded
+    assert [(item.prompt, item.positive) for item in other] == [(item.prompt, item.positive) for item in loaded]
+
+
+def test_truthfulqa_takes_one_of_the_false_answers(data_dir: Path) -> None:
+    rows = raw_rows(data_dir, "truthful_qa/generation/validation.jsonl")
+    loaded = load_demonstrations("truthfulqa", data_dir=data_dir)
+    for item, row in zip(loaded, rows, strict=True):
+        assert (item.prompt, item.positive) == (row["question"], row["best_answer"])
+        assert item.negative in row["incorrect_answers"]
+    assert load_demonstrations("truthfulqa", data_dir=data_dir, seed=1) != loaded
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "row", "message"),
+    [
+        ("bbq", "bbq/train.jsonl", {"context": "a", "question": "b", "label": "x"}, "line 1: a field has the wrong"),
+        ("bbq", "bbq/train.jsonl", {"context": "a", "question": "b", "label": 3}, "line 1: no key 'ans3', found cont"),
+        (
+            "truthfulqa",
+            "truthful_qa/generation/validation.jsonl",
+            {"question": "a", "best_answer": "b", "incorrect_answers": []},
+            "line 1: a field has the wrong type or is empty",
+        ),
+        ("halueval_qa", "halueval_qa/train.jsonl", {"question": "a"}, "line 1: no key 'right_answer', found question"),
+    ],
+)
+def test_bad_rows_of_named_sources(tmp_path: Path, source: str, path: str, row: dict[str, Any], message: str) -> None:
+    (tmp_path / path).parent.mkdir(parents=True)
+    (tmp_path / path).write_text(json.dumps(row))
+    with pytest.raises(DemonstrationError, match=message):
+        load_demonstrations(source, data_dir=tmp_path)
+
+
+def test_a_data_folder_without_the_source(tmp_path: Path) -> None:
+    with pytest.raises(DemonstrationError, match=r"there is no file '.*halueval_qa/train\.jsonl'; check the path"):
+        load_demonstrations("halueval_qa", data_dir=tmp_path)
+
+
+def test_limit_draws_without_repeats_in_order() -> None:
+    everything = load_demonstrations("bundled:fairness")
+    position = {item: index for index, item in enumerate(everything)}
+    draws = [load_demonstrations("bundled:fairness", limit=11, seed=seed) for seed in range(5)]
+    for draw in draws:
+        indices = [position[item] for item in draw]
+        assert len(indices) == 11
+        assert indices == sorted(set(indices))
+    assert len({tuple(draw) for draw in draws}) == 5
+    assert load_demonstrations("bundled:fairness", limit=11, seed=3) == draws[3]
+    assert load_demonstrations("bundled:fairness", limit=len(everything), seed=3) == everything
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 1])
+def test_limit_below_two(limit: int) -> None:
+    with pytest.raises(DemonstrationError, match=f"limit is {limit}, but a fit needs at least 2"):
+        load_demonstrations("bundled:fairness", limit=limit)
+
+
+def test_limit_above_what_is_there(tmp_path: Path) -> None:
+    path = write(tmp_path, "x.jsonl", as_json_lines(ROWS))
+    with pytest.raises(DemonstrationError, match="holds 5 demonstrations, but 6 are needed; add some or ask for fewer"):
+        load_demonstrations(path, limit=6)
+
+
+class FakeHub(types.ModuleType):
+    """Stands for the datasets package and records how it is asked."""
+
+    def __init__(self, rows: list[dict[str, Any]] | Exception) -> None:
+        super().__init__("datasets")
+        self.rows = rows
+        self.calls: list[tuple[str, str | None, str]] = []
+
+    def load_dataset(self, repository: str, subset: str | None, *, split: str) -> list[dict[str, Any]]:
+        self.calls.append((repository, subset, split))
+        if isinstance(self.rows, Exception):
+            raise self.rows
+        return self.rows
+
+
+@pytest.mark.parametrize(
+    ("source", "call", "row"),
+    [
+        ("me/mine", ("me/mine", None, "train"), {"prompt": "a", "positive": "b", "negative": "c"}),
+        (
+            "halueval_qa",
+            ("pminervini/HaluEval", "qa", "data"),
+            {"question": "a", "right_answer": "b", "hallucinated_answer": "c"},
+        ),
+        (
+            "bbq",
+            ("Elfsong/BBQ", None, "train"),
+            {"context": "a", "question": "?", "ans0": "c", "ans1": "b", "ans2": "c", "label": 1},
+        ),
+        (
+            "truthfulqa",
+            ("truthfulqa/truthful_qa", "generation", "validation"),
+            {"question": "a", "best_answer": "b", "incorrect_answers": ["c"]},
+        ),
+    ],
+)
+def test_hub_datasets(
+    monkeypatch: pytest.MonkeyPatch, source: str, call: tuple[str, str | None, str], row: dict[str, Any]
+) -> None:
+    hub = FakeHub([row] * 3)
+    monkeypatch.setitem(sys.modules, "datasets", hub)
+    prompt = "a ?" if source == "bbq" else "a"
+    assert fields(load_demonstrations(source, limit=2)) == [(prompt, "b", "c")] * 2
+    assert hub.calls == [call]
+
+
+def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub([{"prompt": "a", "chosen": "b"}]))
+    with pytest.raises(DemonstrationError, match="me/mine, row 0: no key 'positive', found prompt, chosen"):
+        load_demonstrations("me/mine")
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(RuntimeError("a page of text")))
+    message = r"cannot load dataset 'me/mine' from the Hub \(RuntimeError\); check its name and .*--data-dir"
+    with pytest.raises(DemonstrationError, match=message):
+        load_demonstrations("me/mine")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(DemonstrationError, match=r"needs the datasets extra: pip install 'sealign\[datasets\]'"):
+        load_demonstrations("bbq")
+
+
+def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    # Both read the environment only when they are imported, which may be before the tests set it.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DemonstrationError, match=r"cannot load dataset 'nobody/nothing-at-all' from the Hub .*network"):
+        load_demonstrations("nobody/nothing-at-all")
+
+
+def test_hash_is_the_documented_one() -> None:
+    items = [Demonstration("a", "é", 'c"'), Demonstration("d", "e", "f")]
+    expected = hashlib.sha256(b'["a", "\\u00e9", "c\\""]["d", "e", "f"]').hexdigest()
+    assert demonstrations_hash(items) == expected
+    assert demonstrations_hash(items[::-1]) != expected
+    # Versions of Sealign must agree on what is recorded in edits.
+    assert demonstrations_hash([Demonstration("a", "b", "c")]) == (
+        "d33b202c020cbde1c4a7bb26d0b02e66645407dcef42c63543cff899b8f979c8"
+    )
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(first=demonstration_lists, second=demonstration_lists)
+def test_hash_is_equal_for_equal_lists_only(first: Sequence[Demonstration], second: Sequence[Demonstration]) -> None:
+    assert (demonstrations_hash(first) == demonstrations_hash(second)) == (first == second)
+    assert demonstrations_hash(list(first)) == demonstrations_hash(first)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(texts=st.tuples(texts, texts, texts).filter(lambda t: len({text.strip() for text in t}) == 3))
+def test_hash_sees_which_field_a_text_is_in(texts: tuple[str, str, str]) -> None:
+    a, b, c = texts
+    assert len({demonstrations_hash([Demonstration(*row)]) for row in [(a, b, c), (a, c, b), (b, a, c)]}) == 3

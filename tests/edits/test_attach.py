@@ -1,0 +1,387 @@
+"""What an edited model must and must not do, on tiny models of every architecture and on a real one."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sealign
+from sealign.errors import FingerprintError, NormalizationError, SettingError
+from sealign.models.sites import SITES
+from tests.conftest import our_hooks
+from tests.tiny_models import CONFIGS, build_model
+
+IDS = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
+
+
+def _fit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> sealign.Edit:
+    config = sealign.FitConfig(**({"rank": (3, 2), "layers": (1, 3), "strength": 0.7, "batch_size": 4} | settings))
+    return sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+
+
+def _logits(model: Any, ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, **kwargs).logits
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("site", SITES)
+def test_edited_tokens_depend_on_nothing_but_their_past(
+    name: str, site: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    model = tiny_model(name)
+    base = _logits(model, IDS)
+    edit = _fit(model, tokenizer, demonstrations, site=site)
+    close = {"rtol": 1e-3, "atol": 2e-4}
+    with sealign.apply_edit(model, edit):
+        whole = _logits(model, IDS)
+        assert float((whole - base).abs().max()) > 1e-3, "the edit did nothing"
+        assert our_hooks(model) == 2
+        # Later tokens do not matter.
+        torch.testing.assert_close(_logits(model, IDS[:, :5]), whole[:, :5], **close)
+        # Nor do other rows, or padding on the right.
+        other = torch.randint(4, 90, (2, 9))
+        torch.testing.assert_close(_logits(model, torch.cat([other, IDS]))[2:], whole, **close)
+        padded = torch.cat([IDS, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+        mask = torch.cat([torch.ones_like(IDS), torch.zeros(1, 3, dtype=torch.long)], dim=1)
+        torch.testing.assert_close(_logits(model, padded, attention_mask=mask)[:, :9], whole, **close)
+        # Nor does padding on the left, at the same positions.
+        padded, mask = padded.roll(3, 1), mask.roll(3, 1)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        left = _logits(model, padded, attention_mask=mask, position_ids=positions)[:, 3:]
+        torch.testing.assert_close(left, whole, **close)
+        # Nor does the key-value cache.
+        with torch.no_grad():
+            first = model(input_ids=IDS[:, :4], use_cache=True)
+            steps = [first.logits]
+            for index in range(4, 9):
+                step = model(input_ids=IDS[:, index : index + 1], past_key_values=first.past_key_values)
+                steps.append(step.logits)
+        torch.testing.assert_close(torch.cat(steps, dim=1), whole, **close)
+    assert torch.equal(_logits(model, IDS), base)
+    assert our_hooks(model) == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "opt", "mixtral", "gemma3"])
+def test_the_hook_gives_what_the_projection_gives(
+    name: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    """The edited module's output is the projection of its unedited output, computed apart."""
+    model = tiny_model(name)
+    edit = _fit(model, tokenizer, demonstrations, layers=(2,), centered=True)
+    seen = {}
+    module = model.get_submodule(edit.modules[0])
+
+    def record(key: str) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            seen[key] = (output[0] if isinstance(output, tuple) else output).clone()
+
+        return hook
+
+    before = module.register_forward_hook(record("before"))
+    with sealign.apply_edit(model, edit):
+        after = module.register_forward_hook(record("after"))
+        _logits(model, IDS)
+    before.remove()
+    after.remove()
+    torch.testing.assert_close(seen["after"], edit.projections[2](seen["before"], strength=0.7))
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "opt", "deepseek_v3"])
+def test_greedy_generation_with_and_without_cache_agrees(
+    name: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    model = tiny_model(name)
+    ids = torch.cat([IDS, torch.randint(4, 90, (2, 9))])
+    kwargs = {"max_new_tokens": 12, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with sealign.apply_edit(model, _fit(model, tokenizer, demonstrations)):
+        cached, plain = (model.generate(ids, use_cache=use, **kwargs) for use in (True, False))
+        assert torch.equal(cached, plain)
+
+
+def test_strength_zero_and_an_empty_edit_are_bit_identical(llama: Any, small_edit: sealign.Edit) -> None:
+    base = _logits(llama, IDS)
+    with sealign.apply_edit(llama, small_edit, strength=0):
+        assert torch.equal(_logits(llama, IDS), base)
+    record = dataclasses.replace(small_edit.record, layers={})
+    with sealign.apply_edit(llama, sealign.Edit({}, record)) as handle:
+        assert handle.modules == []
+        assert torch.equal(_logits(llama, IDS), base)
+
+
+def test_an_exception_leaves_nothing_behind(llama: Any, small_edit: sealign.Edit) -> None:
+    base = _logits(llama, IDS)
+    with pytest.raises(RuntimeError, match="inside"), sealign.apply_edit(llama, small_edit):
+        raise RuntimeError("inside")
+    assert torch.equal(_logits(llama, IDS), base)
+    assert our_hooks(llama) == 0
+
+
+def test_an_error_while_attaching_leaves_nothing_behind(llama: Any, small_edit: sealign.Edit) -> None:
+    layers = dict(small_edit.record.layers)
+    layers["3"] = dataclasses.replace(layers["3"], module="model.layers.3.nothing")
+    broken = sealign.Edit(small_edit.projections, dataclasses.replace(small_edit.record, layers=layers))
+    with pytest.raises(FingerprintError, match=r"module 'model\.layers\.3\.nothing' is not in LlamaForCausalLM"):
+        sealign.attach(llama, broken)
+    assert our_hooks(llama) == 0
+
+
+def test_attach_and_detach(llama: Any, small_edit: sealign.Edit) -> None:
+    base = _logits(llama, IDS)
+    handle = sealign.attach(llama, small_edit)
+    assert handle.modules == ["model.layers.1.mlp", "model.layers.3.mlp"]
+    edited = _logits(llama, IDS)
+    handle.enabled = False
+    assert torch.equal(_logits(llama, IDS), base)
+    handle.enabled = True
+    handle.set_strength(0.1)
+    weaker = _logits(llama, IDS)
+    assert 0 < float((weaker - base).norm()) < float((edited - base).norm())
+    with handle.switched(False):
+        assert torch.equal(_logits(llama, IDS), base)
+    assert torch.equal(_logits(llama, IDS), weaker)
+    handle.detach()
+    handle.detach()
+    assert torch.equal(_logits(llama, IDS), base)
+
+
+def test_edits_compose_in_the_order_they_are_attached(
+    llama: Any, tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit
+) -> None:
+    module = llama.get_submodule("model.layers.3.mlp")
+    seen: list[torch.Tensor] = []
+
+    def output_with(*edits: sealign.Edit) -> torch.Tensor:
+        with ExitStack() as stack:
+            for edit in edits:
+                stack.enter_context(sealign.apply_edit(llama, edit))
+            hook = module.register_forward_hook(lambda _m, _i, output: seen.append(output.clone()))
+            _logits(llama, IDS)
+            hook.remove()
+        return seen[-1]
+
+    top = small_edit.with_layers([3])
+    other = _fit(llama, tokenizer, demonstrations, layers=(3,), rank=(1, 4))
+    plain = output_with()
+    first, second = (lambda x: top.projections[3](x, strength=0.7)), (lambda x: other.projections[3](x, strength=0.7))
+    torch.testing.assert_close(output_with(top, top), first(first(plain)))
+    torch.testing.assert_close(output_with(top, other), second(first(plain)))
+    assert not torch.allclose(output_with(top, other), output_with(other, top))
+    # Edits of different layers commute, and are one edit of both.
+    low = small_edit.with_layers([1])
+    assert torch.equal(output_with(low, top), output_with(top, low))
+    assert torch.equal(output_with(low, top), output_with(small_edit))
+
+
+def test_two_nested_blocks_are_taken_off_one_by_one(llama: Any, small_edit: sealign.Edit) -> None:
+    base = _logits(llama, IDS)
+    with sealign.apply_edit(llama, small_edit):
+        once = _logits(llama, IDS)
+        with sealign.apply_edit(llama, small_edit):
+            assert not torch.equal(_logits(llama, IDS), once)
+        assert torch.equal(_logits(llama, IDS), once)
+    assert torch.equal(_logits(llama, IDS), base)
+
+
+@pytest.mark.parametrize("name", ["llama", "opt"])
+def test_per_feature_rescaling_is_refused_where_it_is_not_defined(
+    name: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    model = tiny_model(name)
+    edit = _fit(model, tokenizer, demonstrations, normalization="feature")
+    with sealign.apply_edit(model, edit) as handle:
+        _logits(model, IDS)
+        with pytest.raises(NormalizationError, match="not defined for a batch of 2"):
+            _logits(model, IDS.expand(2, -1))
+        with pytest.raises(NormalizationError, match="cached decoding; pass use_cache=False"):
+            model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False)
+        out = model.generate(
+            IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, do_sample=False, use_cache=False
+        )
+        assert out.shape == (1, 12)
+        handle.enabled = False
+        _logits(model, IDS.expand(2, -1))
+    assert our_hooks(model) == 0
+
+
+def test_another_model_is_refused_and_says_what_differs(
+    tiny_model: Callable[[str], Any], small_edit: sealign.Edit
+) -> None:
+    other = tiny_model("qwen2")
+    with pytest.raises(FingerprintError, match=r"model_type is 'qwen2', the edit's 'llama'.*ignore_mismatch=True"):
+        sealign.attach(other, small_edit)
+    with sealign.apply_edit(other, small_edit, ignore_mismatch=True) as handle:
+        assert handle.modules == small_edit.modules
+
+
+def test_strength_must_be_finite(llama: Any, small_edit: sealign.Edit) -> None:
+    with pytest.raises(SettingError, match="must be finite"):
+        sealign.attach(llama, small_edit, strength=float("nan"))
+    with sealign.apply_edit(llama, small_edit) as handle:
+        with pytest.raises(SettingError, match="must be a number"):
+            handle.set_strength("high")
+        assert handle.strength == 0.7
+
+
+def test_peft_wrapped_models(tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = build_model("llama", vocab_size=len(tokenizer))
+    with sealign.apply_edit(model, small_edit):
+        expected = _logits(model, IDS)
+    config = LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=True)  # B = 0: the base model
+    wrapped = get_peft_model(model, config).eval()
+    with sealign.apply_edit(wrapped, small_edit):
+        torch.testing.assert_close(_logits(wrapped, IDS), expected)
+    fitted = _fit(wrapped, tokenizer, demonstrations)
+    assert fitted.modules == small_edit.modules
+    torch.testing.assert_close(fitted.projections[1].positive, small_edit.projections[1].positive)
+
+
+def test_dispatched_models(tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit, tmp_path: Any) -> None:
+    from accelerate import dispatch_model
+
+    model = build_model("llama", vocab_size=len(tokenizer))
+    with sealign.apply_edit(model, small_edit):
+        expected = _logits(model, IDS)
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "cpu"}
+    places |= {"model.layers.3": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    dispatched = dispatch_model(model, places, offload_dir=str(tmp_path), main_device="cpu")
+    assert next(dispatched.model.layers[1].parameters()).device.type == "meta"
+    with sealign.apply_edit(dispatched, small_edit):
+        torch.testing.assert_close(_logits(dispatched, IDS), expected)
+    fitted = _fit(dispatched, tokenizer, demonstrations)
+    torch.testing.assert_close(fitted.projections[3].positive, small_edit.projections[3].positive)
+
+
+COMPILED = """
+import sys
+import torch
+import sealign
+
+model, tokenizer = sealign.load_model(sys.argv[1], device="cpu")
+edit = sealign.Edit.from_pretrained(sys.argv[2])
+ids = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
+
+@torch.no_grad()
+def logits(module):
+    return module(input_ids=ids, use_cache=False).logits
+
+base = logits(model)
+with sealign.apply_edit(model, edit):
+    expected = logits(model)
+with sealign.apply_edit(model, edit):
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(logits(compiled), expected)
+    assert compiled is not model
+    explained = torch._dynamo.explain(model)(input_ids=ids, use_cache=False)
+    assert explained.graph_break_count == 0, explained.break_reasons
+assert not torch.allclose(base, expected)
+torch.testing.assert_close(logits(compiled), base)  # the compiled graph, too, is restored
+
+for late in (torch.compile(model, backend="aot_eager"), model):
+    if late is model:
+        model.compile(backend="aot_eager")
+    try:
+        sealign.attach(late, edit)
+    except sealign.SealignError as error:
+        assert "attach the edit first, then compile" in str(error)
+    else:
+        raise AssertionError("an edit that would do nothing was attached")
+"""
+
+
+@pytest.mark.slow
+def test_compiled_models(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Path) -> None:
+    """Compiled after the edit is attached, one graph; refused before. Apart, where annotations are not checked."""
+    build_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    small_edit.save_pretrained(tmp_path / "edit")
+    command = [sys.executable, "-c", COMPILED, str(tmp_path / "model"), str(tmp_path / "edit")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_gradients_flow_through_an_edited_model(llama: Any, small_edit: sealign.Edit) -> None:
+    weight = llama.model.layers[0].mlp.up_proj.weight
+    with sealign.apply_edit(llama, small_edit):
+        loss = llama(input_ids=IDS, labels=IDS).loss
+        (gradient,) = torch.autograd.grad(loss, weight)
+    before = weight.detach().clone()
+    with sealign.apply_edit(llama, small_edit), torch.no_grad():
+        step = 1e-2 * gradient / gradient.norm()
+        weight += step
+        up = llama(input_ids=IDS, labels=IDS).loss
+        weight -= 2 * step
+        down = llama(input_ids=IDS, labels=IDS).loss
+        weight.copy_(before)  # to the bit, for the tests that share the model
+    assert float(up - down) == pytest.approx(2e-2 * float(gradient.norm()), rel=2e-2)
+
+
+@pytest.fixture(scope="module")
+def edit(smollm2: Any) -> sealign.Edit:
+    """An edit of the embedded model."""
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
+    config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.5)
+    return sealign.fit_edit(*smollm2, demonstrations, config=config)
+
+
+@pytest.mark.slow
+class TestRealModel:
+    """The same properties on the embedded model."""
+
+    def _batch(self, tokenizer: Any) -> list[list[int]]:
+        texts = ["The river rose in the night.", "Ask the clerk at the counter for a form and fill it in.", "Why?"]
+        return [tokenizer.encode(text) for text in texts]
+
+    def test_batch_padding_and_cache_do_not_matter(self, smollm2: Any, edit: sealign.Edit) -> None:
+        from sealign.models.batching import pad_right
+
+        model, tokenizer = smollm2
+        sequences = self._batch(tokenizer)
+        with sealign.apply_edit(model, edit):
+            ids, mask = pad_right(sequences, 0, torch.device("cpu"))
+            together = _logits(model, ids, attention_mask=mask)
+            for row, sequence in enumerate(sequences):
+                alone = _logits(model, torch.tensor([sequence]))[0]
+                torch.testing.assert_close(together[row, : len(sequence)], alone, rtol=1e-4, atol=2e-3)
+            longest = torch.tensor([sequences[1]])
+            kwargs = {"max_new_tokens": 16, "do_sample": False, "attention_mask": torch.ones_like(longest)}
+            kwargs |= {"temperature": None, "top_p": None}
+            assert torch.equal(
+                model.generate(longest, use_cache=True, **kwargs), model.generate(longest, use_cache=False, **kwargs)
+            )
+
+    def test_restored_to_the_bit_and_saved_to_the_bit(self, smollm2: Any, edit: sealign.Edit, tmp_path: Any) -> None:
+        model, tokenizer = smollm2
+        ids = torch.tensor([self._batch(tokenizer)[1]])
+        base = _logits(model, ids)
+        with sealign.apply_edit(model, edit):
+            edited = _logits(model, ids)
+        assert torch.equal(_logits(model, ids), base)
+        with sealign.apply_edit(model, edit, strength=0):
+            assert torch.equal(_logits(model, ids), base)
+        edit.save_pretrained(tmp_path / "edit")
+        with sealign.apply_edit(model, sealign.Edit.from_pretrained(tmp_path / "edit")):
+            assert torch.equal(_logits(model, ids), edited)
+        assert not torch.equal(edited, base)
+
+    def test_bfloat16_stays_near_float32(self, smollm2: Any, edit: sealign.Edit) -> None:
+        """An edit in bfloat16 moves the output by what it does in float32, within the noise of bfloat16 itself."""
+        model, tokenizer = smollm2
+        narrow, _ = sealign.load_model("smollm2", dtype="bfloat16", device="cpu")
+        ids = torch.tensor([self._batch(tokenizer)[1]])
+        with sealign.apply_edit(model, edit), sealign.apply_edit(narrow, edit):
+            wide_logits, narrow_logits = _logits(model, ids), _logits(narrow, ids).float()
+        noise = (_logits(model, ids) - _logits(narrow, ids).float()).abs().mean()
+        assert float((wide_logits - narrow_logits).abs().mean()) < 2 * float(noise)
+        agreement = (wide_logits.argmax(-1) == narrow_logits.argmax(-1)).float().mean()
+        assert float(agreement) >= 0.8

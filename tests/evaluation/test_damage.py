@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sealign
+from sealign.evaluation.damage import bundled_texts, measure_damage, measure_damages
+
+TEXTS = [
+    "The town lies by the river.",
+    "The clerk at the counter asks for a form, and then for another.",
+    "Bread is baked.",
+]
+
+
+@torch.no_grad()
+def test_against_plain_losses(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    damage = measure_damage(llama, tokenizer, small_edit, texts=TEXTS, batch_size=2)
+    base, edited, divergences, counts = [], [], [], []
+    for text in TEXTS:
+        ids = torch.tensor([tokenizer.encode(text)])
+        counts.append(ids.shape[1] - 1)
+        plain = llama(ids, labels=ids)
+        with sealign.apply_edit(llama, small_edit):
+            changed = llama(ids, labels=ids)
+        base.append(float(plain.loss))
+        edited.append(float(changed.loss))
+        logs = [torch.log_softmax(output.logits[0, :-1].double(), -1) for output in (plain, changed)]
+        divergences.append(
+            float(torch.nn.functional.kl_div(logs[1], logs[0], log_target=True, reduction="none").sum(-1).mean())
+        )
+    np.testing.assert_allclose(damage.base, base, rtol=1e-4)
+    np.testing.assert_allclose(damage.edited, edited, rtol=1e-4)
+    np.testing.assert_allclose(damage.divergence, divergences, rtol=1e-2, atol=1e-5)
+    assert damage.tokens.tolist() == counts
+    assert damage.loss_increase == pytest.approx(np.dot(np.subtract(edited, base), counts) / sum(counts), rel=1e-2)
+    assert damage.mean_divergence > 0
+
+
+def test_several_edits_are_measured_apart(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    edits = [small_edit, small_edit.with_layers([1]), small_edit.randomized(0)]
+    together = measure_damages(llama, tokenizer, edits, texts=TEXTS)
+    for edit, found in zip(edits, together, strict=True):
+        alone = measure_damage(llama, tokenizer, edit, texts=TEXTS)
+        np.testing.assert_allclose(found.edited, alone.edited)
+        np.testing.assert_allclose(found.base, alone.base)
+    assert len({round(found.edited_loss, 6) for found in together}) == 3
+
+
+def test_no_edit_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    damage = measure_damage(llama, tokenizer, small_edit.with_settings(strength=0.0), texts=TEXTS)
+    assert damage.loss_increase == 0
+    assert damage.mean_divergence == pytest.approx(0, abs=1e-9)
+
+
+def test_per_feature_edits_run_one_text_at_a_time(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    edit = small_edit.with_settings(normalization="feature")
+    assert measure_damage(llama, tokenizer, edit, texts=TEXTS, batch_size=3).loss_increase != 0
+
+
+@pytest.mark.slow
+def test_a_destroyed_model_shows(smollm2: Any) -> None:
+    """The damage that hides behind a gain in MC2: a strong edit of many layers."""
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=60)
+    config = sealign.FitConfig(explained_variance=0.9, centered=True)
+    edit = sealign.fit_edit(*smollm2, demonstrations, config=config)
+    texts = bundled_texts()[:2]
+    strong = measure_damage(*smollm2, edit, texts=texts)
+    mild = measure_damage(*smollm2, edit.with_settings(strength=0.25), texts=texts)
+    assert 2.5 < strong.base_loss < 4.5
+    assert strong.loss_increase > 3 * max(mild.loss_increase, 0.01)

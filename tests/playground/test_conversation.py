@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+import sealign
+from sealign.errors import ModelError, NormalizationError, SettingError
+from sealign.playground import conversation as chat
+from sealign.playground.conversation import Conversation
+from tests.evaluation.test_answers import greedy
+from tests.tiny_models import build_model
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
+    """The token ids of each call for an answer, and how many new ones were asked for."""
+    calls: list[tuple[list[int], int]] = []
+    generate = chat.generate_ids
+
+    def generating(model: Any, tokenizer: Any, prompts: Any, length: int, **options: Any) -> Any:
+        calls.append((list(prompts[0]), length))
+        return generate(model, tokenizer, prompts, length, **options)
+
+    monkeypatch.setattr(chat, "generate_ids", generating)
+    return calls
+
+
+@pytest.fixture
+def plain(tokenizer: Any) -> Any:
+    """A tokenizer without a chat template."""
+    without = copy.deepcopy(tokenizer)
+    without.chat_template = None
+    return without
+
+
+def templated(tokenizer: Any, turns: list[tuple[str, str]]) -> list[int]:
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return list(
+        tokenizer.encode(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True),
+            add_special_tokens=False,
+        )
+    )
+
+
+def test_turns_are_remembered(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
+    conversation = Conversation(llama, tokenizer, max_new_tokens=5)
+    first = conversation.say("What is ice?")
+    second = conversation.say("And water?")
+    turns = [("user", "What is ice?"), ("assistant", first), ("user", "And water?")]
+    assert [ids for ids, _ in seen] == [templated(tokenizer, turns[:1]), templated(tokenizer, turns)]
+    assert first == greedy(llama, tokenizer, "What is ice?", 5, sealign.PromptFormat("chat"))
+    assert second != conversation.answer_once("And water?")  # there it stands twice
+
+
+def test_answering_once_is_not_remembered(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
+    conversation = Conversation(llama, tokenizer, max_new_tokens=4)
+    first = conversation.say("Hello.")
+    once = conversation.answer_once("What is ice?")
+    assert conversation.answer_once("What is ice?") == once
+    assert conversation.say("What is ice?") == once
+    turns = [("user", "Hello."), ("assistant", first), ("user", "What is ice?")]
+    assert all(ids == templated(tokenizer, turns) for ids, _ in seen[1:])
+
+
+def test_reset_keeps_the_system_message(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
+    conversation = Conversation(llama, tokenizer, system="Be brief.", max_new_tokens=3)
+    conversation.say("Hello.")
+    conversation.say("Hello again.")
+    conversation.reset()
+    conversation.say("Hello.")
+    expected = templated(tokenizer, [("system", "Be brief."), ("user", "Hello.")])
+    assert seen[0][0] == seen[2][0] == expected
+    assert len(seen[1][0]) > len(expected)
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_without_a_template_turns_are_questions_and_answers(
+    llama: Any, plain: Any, seen: list[Any], system: str | None
+) -> None:
+    conversation = Conversation(llama, plain, system=system, max_new_tokens=4)
+    start = "" if system is None else f"{system}\n"
+    first = conversation.say("What is ice?")
+    conversation.say("And water?")
+    texts = [
+        f"{start}\nQ: What is ice?\nA:".lstrip(),
+        f"{start}Q: What is ice?\nA: {first}\n\nQ: And water?\nA:",
+    ]
+    assert [ids for ids, _ in seen] == [plain.encode(text) for text in texts]
+
+
+def test_the_edit_on_the_model_answers(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    conversation = Conversation(llama, tokenizer, max_new_tokens=6)
+    base = conversation.answer_once("What is ice?")
+    with sealign.apply_edit(llama, small_edit) as handle:
+        edited = conversation.answer_once("What is ice?")
+        assert edited == greedy(llama, tokenizer, "What is ice?", 6, sealign.PromptFormat("chat"))
+        with handle.switched(False):
+            assert conversation.answer_once("What is ice?") == base
+    assert edited != base
+
+
+def test_rescaling_per_feature_needs_no_cache(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    edit = small_edit.with_settings(normalization="feature")
+    with sealign.apply_edit(llama, edit):
+        answer = Conversation(llama, tokenizer, max_new_tokens=4, use_cache=False).say("What is ice?")
+        assert answer == greedy(llama, tokenizer, "What is ice?", 4, sealign.PromptFormat("chat"))
+        cached = Conversation(llama, tokenizer, max_new_tokens=4)
+        with pytest.raises(NormalizationError, match="not defined in cached decoding"):
+            cached.say("What is ice?")
+        # What failed was not said.
+        assert cached._turns == []
+
+
+def test_the_context_bounds_the_conversation(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
+    conversation = Conversation(llama, tokenizer, max_new_tokens=200)
+    conversation.say("What is ice? " * 8)
+    (ids, length) = seen[0]
+    assert length == 256 - len(ids) < 200
+    with pytest.raises(SettingError, match=r"the conversation is \d+ tokens long, .* context is 256, .*\(/reset\)"):
+        conversation.say("And water? " * 30)
+    conversation.reset()
+    conversation.say("Hello.")
+    assert seen[-1][1] == 200
+
+
+def test_a_template_that_refuses_a_system_message(llama: Any, tokenizer: Any) -> None:
+    strict = copy.deepcopy(tokenizer)
+    strict.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}<user>{{ m.content }}{% endfor %}<model>"
+    )
+    conversation = Conversation(llama, strict, system="Be brief.", max_new_tokens=2)
+    with pytest.raises(ModelError, match=r"chat template refuses .*System role not supported.*; leave out --system"):
+        conversation.say("Hello.")
+    assert isinstance(Conversation(llama, strict, max_new_tokens=2).say("Hello."), str)
+
+
+def test_dropout_is_off_and_then_on_again(tokenizer: Any) -> None:
+    model = build_model("gpt2", vocab_size=len(tokenizer)).train()
+    answers = {Conversation(model, tokenizer, max_new_tokens=8).say("What is ice?") for _ in range(3)}
+    assert len(answers) == 1
+    assert model.training

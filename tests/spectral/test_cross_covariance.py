@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sealign.errors import ActivationError
+from sealign.spectral.cross_covariance import CrossCovariance
+
+
+def _direct(x: torch.Tensor, y: torch.Tensor, centered: bool) -> torch.Tensor:
+    x, y = x.double(), y.double()
+    if centered:
+        x, y = x - x.mean(0), y - y.mean(0)
+    return x.T @ y / len(x)
+
+
+def _dense(covariance: CrossCovariance) -> torch.Tensor:
+    return covariance.compute().multiply(torch.eye(covariance.width, dtype=torch.float64))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(1, 14),
+    d=st.integers(1, 9),
+    cuts=st.lists(st.integers(0, 14), max_size=4),
+    split=st.integers(0, 14),
+    centered=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_any_batches_and_workers_give_the_covariance_of_all_rows(
+    n: int, d: int, cuts: list[int], split: int, centered: bool, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, d, generator=generator) + 3
+    y = torch.randn(n, d, generator=generator) - 1
+    workers = [CrossCovariance(d, centered=centered) for _ in range(2)]
+    bounds = sorted({0, n, *(min(cut, n) for cut in cuts)})
+    for start, end in itertools.pairwise(bounds):
+        workers[start < split].update(x[start:end], y[start:end])
+    workers[0].merge(workers[1])
+    assert workers[0].count == n
+    torch.testing.assert_close(_dense(workers[0]), _direct(x, y, centered), rtol=1e-10, atol=1e-10)
+
+
+def test_memory_does_not_grow_with_rows() -> None:
+    covariance = CrossCovariance(5)
+    for _ in range(100):
+        covariance.update(torch.randn(3, 5), torch.randn(3, 5))
+    assert covariance._rows == []
+
+
+def test_refusals_name_the_shapes() -> None:
+    covariance = CrossCovariance(4)
+    with pytest.raises(ActivationError, match=r"\(b, 4\), got \(2, 3\) and \(2, 3\)"):
+        covariance.update(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ActivationError, match="at least one row"):
+        covariance.compute()
+    with pytest.raises(ActivationError, match="width 4"):
+        CrossCovariance(5).merge(covariance)
+    with pytest.raises(ActivationError, match="centered=True"):
+        CrossCovariance(4).merge(CrossCovariance(4, centered=True))
