@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from sealign import fit_projection
+from tests import oracle
 from tests.conftest import SHARED
 
 FOLDER = Path(os.environ.get("SEALIGN_ORACLE_DIR", SHARED / "oracle"))
-CASES: list[dict[str, Any]] = (
-    json.loads((FOLDER / "index.json").read_text()) if (FOLDER / "index.json").is_file() else []
-)
+"""More cases, in the format that ``tests/oracle.py`` writes."""
+
+STORED = list(oracle.read_cases(FOLDER))
 
 TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-5)}
 """Relative tolerances of factors and of linear edits, by the type of the inputs."""
@@ -25,12 +26,10 @@ TOLERANCES = {torch.float64: (1e-9, 1e-9), torch.float32: (1e-5, 1e-5)}
 INVERSE_SLOPE = {"identity": 1.0, "squared_exponential": 1e2, "tanh": 1e2, "elu": 1e3}
 """How much an inverse magnifies rounding near the ends of its domain, where its slope is up to 1 / eps."""
 
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 
-@pytest.mark.skipif(not CASES, reason=f"no oracle cases at {FOLDER}; set SEALIGN_ORACLE_DIR")
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("case", CASES, ids=[case["case"] for case in CASES])
-def test_case(case: dict[str, Any], dtype: torch.dtype) -> None:
-    arrays = dict(np.load(FOLDER / f"{case['case']}.npz"))
+
+def check(case: dict[str, Any], arrays: dict[str, npt.NDArray[np.float64]], dtype: torch.dtype) -> None:
     inputs = {name: torch.tensor(array).to(dtype) for name, array in arrays.items()}
     projection = fit_projection(
         inputs["neutral"],
@@ -45,7 +44,7 @@ def test_case(case: dict[str, Any], dtype: torch.dtype) -> None:
 
     factor, linear = TOLERANCES[dtype]
 
-    def close(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
+    def close(actual: torch.Tensor, expected: npt.NDArray[np.float64], tolerance: float) -> None:
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(actual.double().numpy(), expected, rtol=0, atol=tolerance * scale)
 
@@ -64,3 +63,25 @@ def test_case(case: dict[str, Any], dtype: torch.dtype) -> None:
     )
     assert edited.dtype == dtype
     close(edited, arrays["edited"], linear * INVERSE_SLOPE[case["feature_map"]])
+
+
+@both_dtypes
+@pytest.mark.parametrize("settings", oracle.settings(), ids=lambda settings: settings.case)
+def test_generated_case(settings: oracle.Settings, dtype: torch.dtype) -> None:
+    case = oracle.make_case(settings)
+    check(case.record(), case.arrays, dtype)
+
+
+@pytest.mark.skipif(not STORED, reason=f"no stored cases at {FOLDER}; set SEALIGN_ORACLE_DIR")
+@both_dtypes
+@pytest.mark.parametrize(("case", "file"), STORED, ids=[case["case"] for case, _ in STORED])
+def test_stored_case(case: dict[str, Any], file: Path, dtype: torch.dtype) -> None:
+    check(case, dict(np.load(file)), dtype)
+
+
+def test_a_written_case_is_read_as_a_stored_one(tmp_path: Path) -> None:
+    oracle.write_cases(tmp_path)
+    stored = list(oracle.read_cases(tmp_path))
+    assert len(stored) == len(oracle.settings())
+    case, file = stored[-1]
+    check(case, dict(np.load(file)), torch.float64)
