@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,14 +12,12 @@ from sealign.edits.record import EditSettings, ModelRecord
 from sealign.errors import ResultsFileError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
-from sealign.files import write_bytes
+from sealign.files import RECORD_CONFIG, read_record, write_bytes, write_record
 
 FORMAT = "sealign.results"
 FORMAT_VERSION = 1
 RESULTS_NAME = "results.json"
 BASE = "base"
-
-_STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
 ArmKind = Literal["base", "edit", "random", "reversed"]
 
@@ -43,7 +39,7 @@ class Arm:
         seconds: by task, the time it took in the run that finished it.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     kind: ArmKind
     of: str | None
     source: str | None
@@ -60,7 +56,7 @@ class Arm:
 class Scores:
     """One metric of one arm: a numerator an item, and a denominator where it is a ratio."""
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     numerators: list[float]
     denominators: list[float] | None
 
@@ -77,7 +73,7 @@ class Metric:
         arms: by name.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     items: list[int]
     aim: Literal["higher", "lower"] | float | None
     scale: float
@@ -109,7 +105,7 @@ class Task:
         notes: what a reader must know, such as a metric that was not computed.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     version: str
     questions: list[str]
     groups: list[str] | None
@@ -122,7 +118,7 @@ class Task:
 class DamageRecord:
     """The damage of one arm, text by text; see ``Damage``."""
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     tokens: list[float]
     base: list[float]
     edited: list[float]
@@ -154,7 +150,7 @@ class Results:
         format, format_version: of the file.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     command: str
     settings: dict[str, Any]
     model: ModelRecord
@@ -177,7 +173,7 @@ class Results:
     def save(self, folder: str | Path) -> Path:
         """Write ``results.json`` to a folder, whole or not at all, and return its path."""
         path = Path(folder) / RESULTS_NAME
-        write_bytes(path, json.dumps(_adapter().dump_python(self, mode="json"), allow_nan=False).encode() + b"\n")
+        write_bytes(path, write_record(self, indent=None).encode())
         return path
 
     @classmethod
@@ -185,38 +181,17 @@ class Results:
         """Read ``results.json``, or the one in a folder.
 
         Raises:
-            ResultsFileError: missing, not JSON, of another or a newer format, or not as it was written.
+            ResultsFileError: The file is missing, is not JSON, has another format or version, or a key is missing,
+                unknown or of the wrong type.
         """
-        from pydantic import ValidationError
-
         file = Path(path) / RESULTS_NAME if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise ResultsFileError(f"there are no results at '{path}'; give the folder or file of sealign evaluate")
-        try:
-            text = file.read_text(encoding="utf-8")
-            data = json.loads(text)
-        except ValueError as error:
-            raise ResultsFileError(f"'{file}' is not JSON; run the evaluation again or copy the file again") from error
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise ResultsFileError(f"'{file}' is not a results file: its 'format' is not '{FORMAT}'; check the path")
-        version = data.get("format_version")
-        if version != FORMAT_VERSION:
-            raise ResultsFileError(
-                f"'{file}' has format version {version}, but this Sealign reads {FORMAT_VERSION}; upgrade sealign"
-            )
-        try:
-            results: Results = _adapter().validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ResultsFileError(
-                f"'{file}' is not valid at '{where}': {first['msg'].lower()}; run the evaluation again"
-            ) from error
-        return results
-
-
-@functools.cache
-def _adapter() -> Any:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(Results)
+        return read_record(
+            file,
+            cls,
+            format=FORMAT,
+            format_version=FORMAT_VERSION,
+            error=ResultsFileError,
+            remake="run the evaluation again with this version",
+        )

@@ -43,74 +43,47 @@ def check_choice(kind: str, value: str, known: Sequence[str]) -> None:
         raise SettingError(unknown_name(kind, value, known))
 
 
-def check_strength(strength: float) -> None:
-    """Raise where a strength is not a finite number.
-
-    Raises:
-        SettingError: gives the value.
-    """
-    if not abs(strength) < float("inf"):
-        raise SettingError(f"strength is {strength}, but it must be finite; try a value in [0, 1]")
-
-
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """The edit of one layer: two thin factors, called on a tensor of activations.
+    """The edit of one layer by SEA: two thin factors, called on a tensor of activations.
 
     P+ = U+ U+^T keeps what covaries with the positives, P- = I - U- U-^T drops what covaries with the
-    negatives (Qiu et al. 2024, arXiv 2405.09719, section 3). Only U+ and U- are held: a token costs
-    4 d (k+ + k-) flops, and no (d, d) matrix is ever formed.
+    negatives (Qiu et al. 2024, arXiv 2405.09719, section 3). Only U+ and U- are stored: a token costs
+    4 d (k+ + k-) floating-point operations, and no (d, d) matrix is ever formed.
 
     Attributes:
-        positive: U+, (d, k+), orthonormal columns.
-        negative: U-, (d, k-), orthonormal columns.
+        positive: U+, (d, k+), with orthonormal columns.
+        negative: U-, (d, k-), with orthonormal columns.
         mean: mu, (d,), the mean of Phi(H), about which a centred edit acts; None if uncentred.
-        feature_map: the name of Phi.
-        singular_values_positive, singular_values_negative: the leading ones that are known, falling, at
-            least k of each.
-        energy_positive, energy_negative: sums of all squared singular values.
+        feature_map: Name of Phi.
 
     Example:
         >>> import torch
         >>> e = torch.eye(3)
-        >>> projection = Projection(e[:, :1], e[:, 1:2], None, "identity", e[0, :1], e[0, :1], 1.0, 1.0)
+        >>> projection = Projection(e[:, :1], e[:, 1:2])
         >>> projection(torch.tensor([[1.0, 2.0, 3.0]]), normalization="none")
         tensor([[2., 0., 3.]])
     """
 
     positive: Float[Tensor, "d kp"]
     negative: Float[Tensor, "d kn"]
-    mean: Float[Tensor, " d"] | None
-    feature_map: str
-    singular_values_positive: Float[Tensor, " mp"]
-    singular_values_negative: Float[Tensor, " mn"]
-    energy_positive: float
-    energy_negative: float
+    mean: Float[Tensor, " d"] | None = None
+    feature_map: str = "identity"
 
     @property
     def width(self) -> int:
-        """d, the number of features."""
+        """Number of features d."""
         return self.positive.shape[0]
 
     @property
     def rank_positive(self) -> int:
-        """k+, the number of directions kept."""
+        """Number of directions kept, k+."""
         return self.positive.shape[1]
 
     @property
     def rank_negative(self) -> int:
-        """k-, the number of directions dropped."""
+        """Number of directions dropped, k-."""
         return self.negative.shape[1]
-
-    @property
-    def explained_variance_positive(self) -> float:
-        """The share of the positive energy that the k+ directions hold."""
-        return float(self.singular_values_positive[: self.rank_positive].double().square().sum()) / self.energy_positive
-
-    @property
-    def explained_variance_negative(self) -> float:
-        """The share of the negative energy that the k- directions hold."""
-        return float(self.singular_values_negative[: self.rank_negative].double().square().sum()) / self.energy_negative
 
     def __call__(
         self,
@@ -135,13 +108,12 @@ class Projection:
             strength: any finite number; 0 returns ``tokens`` itself.
 
         Raises:
-            SettingError: an unknown combination or normalization, or a strength that is not finite.
+            SettingError: an unknown combination or normalization.
             ActivationError: the last axis is not ``width`` long.
             NormalizationError: ``feature`` on a single vector.
         """
         check_choice("combination", combine, COMBINES)
         check_choice("normalization", normalization, NORMALIZATIONS)
-        check_strength(strength)
         if tokens.shape[-1] != self.width:
             raise ActivationError(
                 f"tokens are {tokens.shape[-1]} wide, but the projection is {self.width}; use the site it was fitted on"
@@ -155,7 +127,7 @@ class Projection:
         change = self._change(x, combine)
         if normalization != "none":
             y = x + change
-            change = (y * _ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
+            change = (y * norm_ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
         return torch.add(x, change, alpha=strength).to(tokens.dtype)
 
     def _change(self, x: Tensor, combine: Combine) -> Tensor:
@@ -208,48 +180,18 @@ class Projection:
         return dataclasses.replace(self, positive=move(self.positive), negative=move(self.negative), mean=mean)
 
     def reversed(self) -> Projection:
-        """Return the projection with the roles of positive and negative swapped.
+        """Return the projection with the roles of positive and negative exchanged.
 
         Example:
             >>> import torch
             >>> e = torch.eye(3)
-            >>> Projection(e[:, :1], e[:, 1:], None, "identity", e[0, :1], e[0, :2], 1.0, 1.0).reversed().rank_positive
+            >>> Projection(e[:, :1], e[:, 1:]).reversed().rank_positive
             2
         """
-        return dataclasses.replace(
-            self,
-            positive=self.negative,
-            negative=self.positive,
-            singular_values_positive=self.singular_values_negative,
-            singular_values_negative=self.singular_values_positive,
-            energy_positive=self.energy_negative,
-            energy_negative=self.energy_positive,
-        )
-
-    def randomized(self, seed: int) -> Projection:
-        """Return a projection of the same ranks with random orthonormal directions, as a control.
-
-        The directions are the Q factors of Gaussian (d, k) matrices, drawn apart for U+ and U-; mean, feature
-        map and recorded spectra stay.
-
-        Example:
-            >>> import torch
-            >>> e = torch.eye(3)
-            >>> projection = Projection(e[:, :1], e[:, 1:], None, "identity", e[0, :1], e[0, :2], 1.0, 1.0)
-            >>> projection.randomized(0).rank_negative
-            2
-        """
-        generator = torch.Generator().manual_seed(seed)
-
-        def draw(factor: Tensor) -> Tensor:
-            gaussian = torch.randn(factor.shape, dtype=torch.float64, generator=generator)
-            basis: Tensor = torch.linalg.qr(gaussian)[0]
-            return basis.to(factor.device, factor.dtype).contiguous()
-
-        return dataclasses.replace(self, positive=draw(self.positive), negative=draw(self.negative))
+        return dataclasses.replace(self, positive=self.negative, negative=self.positive)
 
 
-def _ratio(x: Tensor, y: Tensor, axis: int) -> Tensor:
+def norm_ratio(x: Tensor, y: Tensor, axis: int) -> Tensor:
     """|x| / |y| along an axis, and 1 where y is zero."""
     norm = torch.linalg.vector_norm(y, dim=axis, keepdim=True)
     ratio = torch.linalg.vector_norm(x, dim=axis, keepdim=True) / norm

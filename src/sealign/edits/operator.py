@@ -1,0 +1,103 @@
+"""The operator that applies a low-rank affine edit to tokens: ``torch.ops.sealign.edit_tokens``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LIBRARY = torch.library.Library("sealign", "DEF")  # type: ignore[no-untyped-call]
+LIBRARY.define(  # type: ignore[no-untyped-call]
+    "edit_tokens(Tensor tokens, Tensor inner, Tensor outer, Tensor? shift, float scale, float strength, bool rescale)"
+    " -> Tensor"
+)
+
+
+def edit_tokens(
+    tokens: Float[Tensor, "*batch d"],
+    inner: Float[Tensor, "d r"],
+    outer: Float[Tensor, "r d"],
+    shift: Float[Tensor, " d"] | None,
+    scale: float,
+    strength: float,
+    rescale: bool,
+) -> Float[Tensor, "*batch d"]:
+    """Return edited tokens x' = x + s (q y - x) with y = x + scale x + (x inner) outer + shift.
+
+    q is |x| / |y| for each token if the edit is rescaled, and 1 if it is not or y is zero (Qiu et al. 2024, arXiv
+    2405.09719, section 3). The result is computed in the type of the factors and returned in the type of the tokens.
+    Apart from the result, the function allocates no temporary of the size of the input, or two if the input has a
+    narrower type than the factors.
+
+    ``torch.ops.sealign.edit_tokens`` computes the same as one operator of a graph and has a gradient with respect to
+    the tokens; this function has none.
+
+    Args:
+        tokens: Activations x, (..., d).
+        inner: Transposed right factor, (d, r), float32 or wider.
+        outer: Transposed left factor, (r, d), of the same type.
+        shift: Constant part of the edit, (d,), or None.
+        scale: Multiple of x that is added to it.
+        strength: s, any finite number.
+        rescale: Whether y is rescaled to the norm of x, token by token.
+    """
+    if torch.is_autocast_enabled(tokens.device.type):
+        with torch.autocast(tokens.device.type, enabled=False):
+            return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
+    # Inlined rather than shared with the gradient: this runs once per layer and token, and each call costs time.
+    x = tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
+    y = _affine(x, inner, outer, shift, scale)
+    if rescale:
+        norm = torch.linalg.vector_norm
+        y.mul_(norm(x, dim=-1, keepdim=True).div_(norm(y, dim=-1, keepdim=True)).nan_to_num_(1.0, 1.0))
+    if strength != 1:
+        y.lerp_(x, 1 - strength)
+    return y.to(tokens.dtype).reshape(tokens.shape)
+
+
+def _rows(tokens: Tensor, inner: Tensor) -> Tensor:
+    return tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
+
+
+def _affine(x: Tensor, inner: Tensor, outer: Tensor, shift: Tensor | None, scale: float) -> Tensor:
+    y = torch.addmm(x, x @ inner, outer)
+    if scale:
+        y.add_(x, alpha=scale)
+    return y if shift is None else y.add_(shift)
+
+
+def _norm(rows: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return norm
+
+
+def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  torch's signature
+    tokens, inner, outer, shift, ctx.scale, ctx.strength, ctx.rescale = inputs
+    ctx.save_for_backward(tokens, inner, outer, shift)
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradient with respect to the tokens.
+
+    With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2), and that of |x| follows.
+    """
+    tokens, inner, outer, shift = ctx.saved_tensors
+    x, g = _rows(tokens, inner), _rows(gradient, inner)
+    of_y, of_norm = g, torch.zeros_like(g)
+    if ctx.rescale:
+        y = _affine(x, inner, outer, shift, ctx.scale)
+        size, length = _norm(x), _norm(y)
+        along = (g * y).sum(-1, keepdim=True)
+        # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
+        of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
+        of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
+    through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
+    of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
+    return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
+
+
+LIBRARY.impl("edit_tokens", edit_tokens, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+torch.library.register_fake("sealign::edit_tokens", lambda tokens, *_: torch.empty_like(tokens), lib=LIBRARY)
+torch.library.register_autograd("sealign::edit_tokens", _gradient, setup_context=_save_for_gradient, lib=LIBRARY)
