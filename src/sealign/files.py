@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
 import json
 import math
@@ -14,15 +13,12 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from torch import Tensor
 
 from sealign.errors import EditFileError, SealignError
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 Record = TypeVar("Record")
 
@@ -109,7 +105,9 @@ def write_record(record: Any, *, indent: int | None = 2) -> str:
         >>> write_record(Note("short"), indent=None)
         '{"text": "short"}\n'
     """
-    data = _record_adapter(type(record)).dump_python(record, mode="json")
+    from pydantic import TypeAdapter
+
+    data = TypeAdapter(type(record)).dump_python(record, mode="json")
     return json.dumps(data, indent=indent, allow_nan=False) + "\n"
 
 
@@ -137,7 +135,7 @@ def read_record(
         SealignError: An ``error`` of one sentence: the file is missing, is not JSON, has another format or version, or
             a key is missing, unknown, of the wrong type or not finite. The message names the file and the key.
     """
-    from pydantic import ValidationError
+    from pydantic import TypeAdapter, ValidationError
 
     data, text = _read_json_object(path, error)
     if data.get("format") != format:
@@ -151,7 +149,7 @@ def read_record(
             f"'{path}' has format version {version}, but this version of Sealign reads version {format_version}; "
             f"{remedy}"
         )
-    adapter = _record_adapter(model_type)
+    adapter = TypeAdapter(model_type)
     problem = ""
     try:
         record = adapter.validate_json(text)
@@ -167,13 +165,6 @@ def read_record(
     if problem:
         raise error(f"'{path}' {problem}; it was changed by hand or by another program, copy or download it again")
     return record
-
-
-@functools.cache
-def _record_adapter(model_type: type[Record]) -> TypeAdapter[Record]:
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(model_type)
 
 
 def _read_json_object(path: Path, error: type[SealignError]) -> tuple[dict[str, Any], str]:
@@ -211,7 +202,7 @@ def _first_problem(data: Any, problem: Any) -> str:
     name = ".".join(keys)
     if problem["type"] == "missing":
         return f"has no key '{name}'"
-    if problem["type"] == "extra_forbidden":
+    if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"has an unknown key '{name}'"
     reason = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
     return f"has {reprlib.repr(value)} at key '{name}', which must be {reason[0].lower()}{reason[1:]}"

@@ -50,11 +50,22 @@ def _break(folder: Path, change: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: data.update(format="other"), "'format' is not 'sealign.results'"),
-        (lambda data: data.update(format_version=2), "format version 2, but this Sealign reads 1; upgrade"),
-        (lambda data: data.update(surprise=1), "not valid at 'surprise'"),
-        (lambda data: data.pop("arms"), "not valid at 'arms'"),
-        (lambda data: data["tasks"]["bbq"]["metrics"]["acc"].update(scale="1"), "not valid at 'tasks.bbq.metrics.acc"),
+        (
+            lambda data: data.update(format="other"),
+            "is not a sealign.results file: its 'format' is 'other'; check the path",
+        ),
+        (
+            lambda data: data.update(format_version=2),
+            "format version 2, but this version of Sealign reads version 1; upgrade",
+        ),
+        (lambda data: data.update(format_version=0), "version 0, .* version 1; run the evaluation again with this"),
+        (lambda data: data.update(surprise=1), "unknown key 'surprise'"),
+        (lambda data: data.pop("arms"), "no key 'arms'"),
+        (lambda data: data["arms"]["mild"].pop("method"), "no key 'arms.mild.method'"),
+        (
+            lambda data: data["tasks"]["bbq"]["metrics"]["acc"].update(scale="1"),
+            "'1' at key 'tasks.bbq.metrics.acc.scale', which must be a valid number",
+        ),
     ],
 )
 def test_files_that_are_not_ours(tmp_path: Path, change: Any, words: str) -> None:
