@@ -14,13 +14,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import pytest
-from jaxtyping import install_import_hook
 
-import tests.shapes  # noqa: F401  the hook looks it up by name
+import tests.shapes
 
-# Shapes in annotations are checked in the modules that know tensors only.
-SHAPE_CHECKED = ("spectral", "models.shared_prefix", "models.batching", "files", "edits")
-_hook = install_import_hook([f"sealign.{name}" for name in SHAPE_CHECKED], "tests.shapes.check")
+tests.shapes.install()
 
 import torch  # noqa: E402
 

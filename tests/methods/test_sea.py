@@ -10,6 +10,7 @@ import sealign
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError, SettingError, SiteError
 from sealign.fitting.activation_store import Keep
 from sealign.methods.sea import fit_projections, layer_signatures
+from tests.shapes import unchecked
 
 
 def _matrices(n: int = 9, d: int = 14, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -60,7 +61,7 @@ def test_inputs_are_not_changed() -> None:
 
 def test_refusals() -> None:
     neutral, positive, negative = _matrices()
-    with pytest.raises(ActivationError, match=r"three \(n, d\) matrices of one shape"):
+    with unchecked(), pytest.raises(ActivationError, match=r"three \(n, d\) matrices of one shape"):
         sealign.fit_projection(neutral, positive[:-1], negative)
     with pytest.raises(ActivationError, match="1 demonstrations, but a fit needs at least 2"):
         sealign.fit_projection(neutral[:1], positive[:1], negative[:1])
