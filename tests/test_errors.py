@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import inspect
 
+import pytest
+
 from sealign import errors
-from sealign.errors import SealignError, suggestion, unknown_name
+from sealign.errors import SealignError, SettingError, check_choice, first_sentence, suggestion, unknown_name
 
 
 def test_all_errors_have_one_base_and_are_documented() -> None:
@@ -27,3 +29,19 @@ def test_unknown_name_lists_the_choices() -> None:
     assert unknown_name("site", "mpl", ["mlp", "residual"]) == (
         "unknown site 'mpl' (did you mean 'mlp'?); choose one of: mlp, residual"
     )
+
+
+def test_check_choice() -> None:
+    check_choice("site", "mlp", ["mlp", "residual"])
+    with pytest.raises(
+        SettingError, match=r"^unknown site 'mpl' \(did you mean 'mlp'\?\); choose one of: mlp, residual$"
+    ):
+        check_choice("site", "mpl", iter(["mlp", "residual"]))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("One.\n  Two. Three.", "One"), ("", "ValueError"), ("No stop:", "No stop"), ("x" * 400, "x" * 300)],
+)
+def test_first_sentence(text: str, sentence: str) -> None:
+    assert first_sentence(ValueError(text)) == sentence

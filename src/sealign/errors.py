@@ -1,7 +1,7 @@
-"""Every error a user can cause, under one base class.
+"""Errors that Sealign raises on purpose, and the wording that their messages share.
 
-The tree reads as documentation: catch ``SealignError`` for all of them, or the class that names what
-went wrong. A message is one sentence with the value, the bound and the remedy.
+Catch ``SealignError`` for all of them, or the class of one kind of error. A message is one sentence that gives the
+value, the bound and the remedy.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from collections.abc import Iterable
 
 
 class SealignError(Exception):
-    """Base of all errors that Sealign raises on purpose."""
+    """Base class of all errors that Sealign raises on purpose."""
 
 
 class SettingError(SealignError, ValueError):
-    """A setting is outside its range, unknown, or contradicts another setting."""
+    """A setting is out of range, unknown, or contradicts another setting."""
 
 
 class DemonstrationError(SealignError, ValueError):
-    """Demonstrations are missing, malformed, too few, or do not fit the model."""
+    """Demonstrations are missing, malformed, too few, or unsuitable for the model."""
 
 
 class ModelError(SealignError):
-    """A model cannot be found, loaded, or used in the state it is in."""
+    """A model cannot be found, loaded, or used in its present state."""
 
 
 class SiteError(SealignError, ValueError):
-    """A site or layer cannot be resolved in a model."""
+    """A site or layer cannot be found in a model."""
 
 
 class ActivationError(SealignError, ValueError):
-    """Activations have the wrong shape, or hold NaN or infinity."""
+    """Activations have the wrong shape, or contain NaN or infinity."""
 
 
 class DegenerateError(ActivationError):
-    """The activations carry no covariance to decompose, or too little for the rank asked for."""
+    """The activations have no covariance to decompose, or fewer directions than the requested rank."""
 
 
 class EditFileError(SealignError):
@@ -47,35 +47,39 @@ class ResultsFileError(SealignError):
 
 
 class JudgeError(SealignError):
-    """A judge model cannot be asked, or does not answer as it must."""
+    """A judge model cannot be reached, or its answer has the wrong form."""
 
 
 class ExportError(SealignError):
-    """An edit cannot be carried into the form that is asked for."""
+    """An edit cannot be exported in the requested form."""
 
 
 class ServingError(SealignError):
-    """A server cannot take an edit, or a request cannot have it."""
+    """A server cannot serve an edit, or a request names an edit that it may not use."""
 
 
 class UnknownEditError(ServingError):
-    """A server has no edit of this name."""
+    """A server has no edit of the requested name."""
 
 
 class FingerprintError(SealignError):
-    """An edit was fitted on another model than the one it is applied to."""
+    """An edit was fitted on a different model from the one it is applied to."""
 
 
 class NormalizationError(SealignError):
-    """Per-feature rescaling is used where it is not defined: batched or cached decoding."""
+    """Per-feature rescaling is used where it is undefined: in batched or cached decoding."""
 
 
 class WorkerError(SealignError):
-    """The workers of a job cannot find, or have lost, each other."""
+    """The worker processes of a job cannot connect, or one of them has exited."""
 
 
 def suggestion(unknown: str, known: Iterable[str]) -> str:
     """Return ``" (did you mean 'x'?)"`` for the nearest known name, or an empty string.
+
+    Args:
+        unknown: Name that was given.
+        known: Names to compare it with.
 
     Example:
         >>> suggestion("tahn", ["tanh", "elu"])
@@ -86,7 +90,12 @@ def suggestion(unknown: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, value: str, known: Iterable[str]) -> str:
-    """Return the sentence for a name that is not one of the known ones.
+    """Return the message for a name that is not one of the known names.
+
+    Args:
+        kind: What the name stands for, such as ``"feature map"``.
+        value: Name that was given.
+        known: Names to choose from.
 
     Example:
         >>> unknown_name("feature map", "tahn", ["elu", "tanh"])
@@ -96,7 +105,23 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> str:
     return f"unknown {kind} '{value}'{suggestion(value, names)}; choose one of: {', '.join(names)}"
 
 
+def check_choice(kind: str, value: str, known: Iterable[str]) -> None:
+    """Raise an error if a setting is not one of its known values.
+
+    Args:
+        kind: Name of the setting, such as ``"combination"``.
+        value: Value that was given.
+        known: Values to choose from.
+
+    Raises:
+        SettingError: The value is unknown; the message suggests the nearest known value.
+    """
+    names = list(known)
+    if value not in names:
+        raise SettingError(unknown_name(kind, value, names))
+
+
 def first_sentence(error: Exception) -> str:
-    """Return the first sentence of an error of another library, on one line."""
+    """Return the first sentence of the message of another library's error, on one line of at most 300 characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.partition(". ")[0].rstrip(".: ")[:300]

@@ -1,4 +1,4 @@
-"""How long work shows its progress."""
+"""Progress: the function that long-running work calls to show how far it is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Called as ``track(items, what, how_many)``; returns the items, showing progress as they are taken."""
+"""Function ``track(items, description, total)`` that yields the items and shows progress as they are consumed."""
 
 
-def no_progress(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
-    """Return the items without showing anything."""
+def no_progress(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+    """Return the items without showing progress."""
     return items

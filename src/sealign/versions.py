@@ -1,4 +1,4 @@
-"""Versions of the libraries that a record was made with."""
+"""Versions of the installed libraries, for the record of an edit or an evaluation."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from importlib.metadata import version
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Return the versions of Python, of what every edit is made with, and of the packages named."""
+    """Return the versions of Python, Sealign, torch, transformers and further packages by name.
+
+    Args:
+        *names: Further packages, each of which must be installed.
+    """
     names = ("sealign", "torch", "transformers", *names)
     return {name: version(name) for name in names} | {"python": platform.python_version()}

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -44,6 +46,36 @@ def test_any_batches_and_workers_give_the_covariance_of_all_rows(
     workers[0].merge(workers[1])
     assert workers[0].count == n
     torch.testing.assert_close(_dense(workers[0]), _direct(x, y, centered), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("counts", [(1, 0), (2, 1), (3, 2), (9, 0), (6, 7)])
+@pytest.mark.parametrize("centered", [False, True])
+def test_combined_workers_all_have_the_covariance_of_all_rows(counts: tuple[int, int], centered: bool) -> None:
+    x, y = torch.randn(sum(counts), 5) + 3, torch.randn(sum(counts), 5)
+    workers = [CrossCovariance(5, centered=centered) for _ in counts]
+    for worker, rows in zip(workers, (slice(None, counts[0]), slice(counts[0], None)), strict=True):
+        if x[rows].shape[0]:
+            worker.update(x[rows], y[rows])
+    given: list[torch.Tensor] = [torch.empty(0)] * 2
+    barrier = Barrier(2, timeout=30)
+
+    def exchange(rank: int, tensor: torch.Tensor) -> list[torch.Tensor]:
+        given[rank] = tensor
+        barrier.wait()
+        both = [part.clone() for part in given]
+        barrier.wait()
+        return both
+
+    def combine(rank: int) -> None:
+        workers[rank].combine(
+            lambda tensor: torch.stack(exchange(rank, tensor)).sum(0), lambda rows: torch.cat(exchange(rank, rows))
+        )
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(combine, range(2)))
+    for worker in workers:
+        assert worker.count == sum(counts)
+        torch.testing.assert_close(_dense(worker), _direct(x, y, centered), rtol=1e-10, atol=1e-10)
 
 
 def test_memory_does_not_grow_with_rows() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from sealign.spectral import cross_covariance_matrix as covariance_matrix
 from sealign.spectral.cross_covariance import CrossCovariance
-from sealign.spectral.cross_covariance_matrix import CrossCovarianceMatrix, Rows
+from sealign.spectral.cross_covariance_matrix import CovarianceFactor, CrossCovarianceMatrix
 
 
 def _omega(x: Tensor, y: Tensor, *, centered: bool = False) -> CrossCovarianceMatrix:
@@ -50,7 +50,7 @@ def _activations(kind: str, n: int, d: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize(("n", "d"), [(37, 530), (600, 1100)])
 def test_gram_against_float64(kind: str, n: int, d: int) -> None:
     x = _activations(kind, n, d)
-    rows = Rows(x)
+    rows = CovarianceFactor(x)
     scaled = x / x.abs().max()
     exact = scaled @ scaled.T
     lengths = scaled.norm(dim=1)
@@ -62,42 +62,42 @@ def test_gram_against_float64(kind: str, n: int, d: int) -> None:
 
 @pytest.mark.parametrize("kind", ["plain", "mean", "outliers", "tiny", "huge"])
 @pytest.mark.parametrize(("n", "d"), [(37, 530), (600, 1100)])
-def test_quick_energy_is_within_its_bound(kind: str, n: int, d: int) -> None:
+def test_approximate_energy_is_within_its_bound(kind: str, n: int, d: int) -> None:
     omega = _omega(_activations(kind, n, d), _activations(kind, n, d, seed=1))
-    energy, error = omega.quick_energy()
+    energy, error = omega.approximate_energy()
     assert abs(energy - omega.energy()) <= error
     assert error < 1e-3 * energy  # of sides that have nothing in common; with a mean in common, as models have it,
     if kind == "mean":
         assert error < 1e-6 * energy
 
 
-def test_quick_energy_is_exact_where_its_error_would_be_too_much() -> None:
+def test_approximate_energy_is_exact_where_its_error_would_be_too_much() -> None:
     n, d = 40, 90
     rows = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0]
     x, y = torch.zeros(n, d, dtype=torch.float64), torch.zeros(n, d, dtype=torch.float64)
     x[:, :20], y[:, :20] = rows[:, :20], rows[:, 20:]  # columns orthogonal to each other, so that X^T Y is rounding
     y[:, :20] += 1e-9 * rows[:, :20]
     omega = _omega(x, y)
-    assert omega.quick_energy() == (omega.energy(), 0.0)
-    assert _omega(0 * x, y).quick_energy() == (0.0, 0.0)
+    assert omega.approximate_energy() == (omega.energy(), 0.0)
+    assert _omega(0 * x, y).approximate_energy() == (0.0, 0.0)
     dense = _omega(torch.randn(9, 4), torch.randn(9, 4))
-    assert dense.quick_energy() == (dense.energy(), 0.0)
+    assert dense.approximate_energy() == (dense.energy(), 0.0)
 
 
 def test_float32_that_rounds_to_fewer_digits_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
     x = _activations("mean", 30, 70)
     exact = (x @ x.T) / x.abs().max() ** 2
-    torch.testing.assert_close(Rows(x).gram, exact.float())
+    torch.testing.assert_close(CovarianceFactor(x).gram, exact.float())
 
 
 @pytest.mark.parametrize("n", [450, 800], ids=["factors", "dense"])
-def test_quick_rounds_near_the_leading_directions_and_values(n: int) -> None:
+def test_iterated_subspace_is_near_the_leading_directions_and_values(n: int) -> None:
     x, y = (_activations("plain", n, 600, seed) * 0.97 ** torch.arange(600) for seed in (0, 1))
     omega = _omega(x, y + 2 * x)
     start = torch.randn(omega.rank_bound, 24, generator=torch.Generator().manual_seed(0))
-    columns, values = omega.quick_rounds(start, 12)
-    basis = omega.lift(columns)
+    columns, values = omega.iterate_subspace(start, 12)
+    basis = omega.lift_basis(columns)
     torch.testing.assert_close(basis.T @ basis, torch.eye(24, dtype=torch.float64))
     leading, expected, _ = torch.linalg.svd(omega.matrix)
     leading = leading[:, :6]

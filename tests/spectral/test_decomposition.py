@@ -66,7 +66,7 @@ def test_rank_and_subspace_against_scipy(n: int, d: int, share: float, seed: int
 def test_iteration_agrees_with_the_whole_spectrum(n: int, share: float) -> None:
     values = 0.8 ** np.arange(400) + 1e-5
     x, y = _with_spectrum(values, n, 600)
-    iterated = spectra._iterate(_omega(x, y), _omega(x, y).quick_energy(), share, None, 0)
+    iterated = spectra._iterate(_omega(x, y), _omega(x, y).approximate_energy(), share, None, 0)
     assert iterated is not None
     whole, _ = spectra._decompose(_omega(x, y))
     assert iterated.rank == int(np.searchsorted(np.cumsum(values**2) / np.sum(values**2), share)) + 1
@@ -78,7 +78,7 @@ def test_iteration_gives_way_where_the_rank_is_not_small() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(450, 500, generator=generator)
     omega = _omega(x, torch.randn(450, 500, generator=generator))
-    assert spectra._iterate(omega, omega.quick_energy(), 0.99, None, 0) is None
+    assert spectra._iterate(omega, omega.approximate_energy(), 0.99, None, 0) is None
     dense = omega.multiply(torch.eye(500, dtype=torch.float64)).numpy()
     assert leading_spectrum(omega, explained_variance=0.99).rank == _exact_rank(dense, 0.99)
 
@@ -88,7 +88,7 @@ def test_close_singular_values_are_told_apart_as_far_as_float64_does(gap: float)
     """Rounding leaves a residual that no round lowers: where the gap is not far above it, the whole decides."""
     values = np.concatenate([[30.0], np.ones(3), np.full(3, 1 - gap), 0.5 * 0.7 ** np.arange(60)])
     x, y = _with_spectrum(values, 500, 600)
-    iterated = spectra._iterate(_omega(x, y), _omega(x, y).quick_energy(), None, 4, 0)
+    iterated = spectra._iterate(_omega(x, y), _omega(x, y).approximate_energy(), None, 4, 0)
     assert (iterated is None) == (gap < 1e-9)
     if iterated is not None:
         assert _sine(iterated.vectors, spectra._decompose(_omega(x, y))[0][:, :4]) < 1e-5

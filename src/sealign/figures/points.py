@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError
+from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError, check_choice
 from sealign.fitting.activations import Activations
 from sealign.spectral.cross_covariance import CrossCovariance
 from sealign.spectral.decomposition import leading_spectrum
-from sealign.spectral.projection import Projection, check_choice
+from sealign.spectral.projection import Projection
 
 Method = Literal["pca", "tsne"]
 """How activations are laid in a plane: by the linear map that keeps most of their variance, or by t-SNE."""

@@ -52,8 +52,8 @@ class LayerStatistics:
     ) -> None:
         self.centered = centered
         self.feature_map = feature_map
-        self.positive = CrossCovariance(width, centered=centered, into=into[0])
-        self.negative = CrossCovariance(width, centered=centered, into=into[1])
+        self.positive = CrossCovariance(width, centered=centered, out=into[0])
+        self.negative = CrossCovariance(width, centered=centered, out=into[1])
         self.neutral_sample = torch.zeros(0, width)
         self._phi = get_feature_map(feature_map)
         self._combined = False
@@ -109,7 +109,7 @@ class LayerStatistics:
             return
         self._combined = True
         for covariance in (self.positive, self.negative):
-            covariance.combine()
+            covariance.combine(sum_everywhere, gather_rows)
         self._sums = sum_everywhere(self._sums)
         self.neutral_sample = gather_rows(self.neutral_sample)[:SAMPLE]
 
@@ -119,10 +119,19 @@ class LayerStatistics:
         return self.positive.mean_left
 
     @property
+    def mean_positive(self) -> Float[Tensor, " d"]:
+        """Mean of H+, in float64."""
+        return self._sums[0] / self.count
+
+    @property
+    def mean_negative(self) -> Float[Tensor, " d"]:
+        """Mean of H-, in float64."""
+        return self._sums[1] / self.count
+
+    @property
     def signature(self) -> float:
         """How much the activations covary with the label; see ``sealign.spectral.signature.signature``."""
-        positive, negative = self._sums / self.count
-        return signature_of_means(positive, negative, centered=self.centered)
+        return signature_of_means(self.mean_positive, self.mean_negative, centered=self.centered)
 
 
 def _check_rows(neutral: Tensor, positive: Tensor, negative: Tensor) -> None:

@@ -1,1 +1,1 @@
-"""The spectral method on tensors: feature maps, cross-covariances, decomposition, signature, projection."""
+"""Numerical core: feature maps, cross-covariance, truncated decomposition, signature and projection of tensors."""

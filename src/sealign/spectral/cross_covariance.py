@@ -1,29 +1,29 @@
-"""Streaming cross-covariance between two sets of activations, combinable across workers."""
+"""CrossCovariance: cross-covariance of two sets of activations, accumulated batch by batch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sealign.errors import ActivationError
-from sealign.fitting.workers import gather_rows, sum_everywhere
-from sealign.spectral.cross_covariance_matrix import CrossCovarianceMatrix, Rows
+from sealign.spectral.cross_covariance_matrix import CovarianceFactor, CrossCovarianceMatrix
 
 
 class CrossCovariance:
-    """Accumulates Omega = X^T Y / n batch by batch; centred, (X - mean X)^T (Y - mean Y) / n.
+    """Accumulator of the cross-covariance Omega = X^T Y / n; centred, (X - mean X)^T (Y - mean Y) / n.
 
-    The covariance is the same, up to float64 rounding, for any split into batches and any order of
-    merging (definition: Qiu et al. 2024, arXiv 2405.09719, eq. 1). Rows are kept while fewer than d have
-    been seen and folded into a (d, d) sum from then on, so memory stays below ``3 d^2`` float64.
+    The result is the same, up to float64 rounding, for any split into batches and any order of merging (definition:
+    Qiu et al. 2024, arXiv 2405.09719, eq. 1). Rows are stored until d of them have been added; from then on they are
+    reduced to a (d, d) sum of products, so that memory stays below ``3 d^2`` float64 numbers.
 
     Args:
-        width: d, the number of features of both sides.
-        centered: subtract each side's own mean over the n rows.
-        into: zeros in float64 that products are added into, as those of a mapped file; made if None.
+        width: Number of features d of both sides.
+        centered: Whether to subtract the mean over the n rows from each side.
+        out: Tensor of zeros, (d, d) float64, to accumulate the products in, such as a memory-mapped file. A new tensor
+            is allocated if None.
 
     Example:
         >>> import torch
@@ -36,8 +36,8 @@ class CrossCovariance:
         True
     """
 
-    def __init__(self, width: int, *, centered: bool = False, into: Float[Tensor, "d d"] | None = None) -> None:
-        self._into = into
+    def __init__(self, width: int, *, centered: bool = False, out: Float[Tensor, "d d"] | None = None) -> None:
+        self._out = out
         self.width = width
         self.centered = centered
         self.count = 0
@@ -46,14 +46,18 @@ class CrossCovariance:
         self._sums = torch.zeros(2, width, dtype=torch.float64)
 
     def update(self, x: Float[Tensor, "b d"], y: Float[Tensor, "b d"]) -> None:
-        """Add ``b`` rows of both sides.
+        """Add a batch of rows.
+
+        Args:
+            x: Rows of X, (b, d) in any float type and on any device.
+            y: The rows of Y that belong to them, (b, d).
 
         Raises:
-            ActivationError: the two sides differ in shape, or are not ``width`` wide.
+            ActivationError: The two sides differ in shape, or do not have ``width`` columns.
         """
         if x.shape != y.shape or x.shape[-1] != self.width:
             raise ActivationError(
-                f"both sides must be (b, {self.width}), got {tuple(x.shape)} and {tuple(y.shape)}; "
+                f"both sides must have shape (b, {self.width}), got {tuple(x.shape)} and {tuple(y.shape)}; "
                 "collect them from the same site with the same demonstrations"
             )
         x, y = x.detach().double(), y.detach().double()
@@ -61,26 +65,29 @@ class CrossCovariance:
         self._sums = self._sums.to(x.device) + torch.stack([x.sum(0), y.sum(0)])
         self._rows.append((x, y))
         if self._products is not None or self.count >= self.width:
-            self._fold()
+            self._reduce_rows()
 
-    def _fold(self) -> None:
-        """Turn the kept rows into a sum of products."""
+    def _reduce_rows(self) -> None:
+        """Reduce the stored rows to a sum of products."""
         if self._products is None:
             device = self._sums.device
             self._products = (
                 torch.zeros(self.width, self.width, dtype=torch.float64, device=device)
-                if self._into is None
-                else self._into
+                if self._out is None
+                else self._out
             )
         for x, y in self._rows:
             self._products.addmm_(x.T, y)
         self._rows = []
 
     def merge(self, other: CrossCovariance) -> None:
-        """Add what another accumulator, for example another worker's, has seen.
+        """Add the rows of another accumulator.
+
+        Args:
+            other: An accumulator of the same width and centring; it is not changed.
 
         Raises:
-            ActivationError: the two differ in width or in centring.
+            ActivationError: The two differ in width or centring.
         """
         if (other.width, other.centered) != (self.width, self.centered):
             raise ActivationError(
@@ -91,45 +98,62 @@ class CrossCovariance:
         self._sums = self._sums + other._sums.to(self._sums.device)
         self._rows.extend(other._rows)
         if other._products is not None or self._products is not None or self.count >= self.width:
-            self._fold()
+            self._reduce_rows()
         if other._products is not None and self._products is not None:
             self._products.add_(other._products)
 
-    def combine(self) -> None:
-        """Add up what all workers have seen, on every worker; nothing where there is one.
+    def combine(self, sum_tensors: Callable[[Tensor], Tensor], gather_rows: Callable[[Tensor], Tensor]) -> None:
+        """Combine the accumulators of all workers, so that each worker has the result.
 
-        Every worker calls it. While fewer than d rows have been seen in all, rows are gathered, else products added.
+        All workers must call it together. Rows are gathered if the workers have fewer than d in total; otherwise
+        the sums of products are added.
+
+        Args:
+            sum_tensors: Function that returns the sum of a tensor over all workers.
+            gather_rows: Function that returns the rows of all workers, (b, d) each, as one (n, d) tensor.
+
+        Example:
+            >>> import torch
+            >>> covariance = CrossCovariance(3)
+            >>> covariance.update(torch.ones(1, 3), torch.ones(1, 3))
+            >>> covariance.combine(lambda tensor: 2 * tensor, lambda rows: torch.cat([rows, rows]))  # two equal workers
+            >>> covariance.count
+            2
         """
-        total = sum_everywhere(torch.tensor([self.count, int(self._products is not None)]))
+        total = sum_tensors(torch.tensor([self.count, int(self._products is not None)]))
         self.count = int(total[0])
-        self._sums = sum_everywhere(self._sums)
+        self._sums = sum_tensors(self._sums)
         if int(total[1]) or self.count >= self.width:
-            self._fold()
+            self._reduce_rows()
             assert self._products is not None
-            self._products = sum_everywhere(self._products)
+            self._products = sum_tensors(self._products)
         else:
-            x, y = self._rows_seen()
+            x, y = self._stored_rows()
             self._rows = [(gather_rows(x), gather_rows(y))]
 
     def state(self) -> dict[str, Tensor]:
-        """Return all that has been added, as sums that are not copied; ``restore`` reads it."""
-        self._fold()
+        """Return the accumulated count and sums by name, without copying them; ``restore`` reads them."""
+        self._reduce_rows()
         assert self._products is not None
         return {"count": torch.tensor(self.count), "sums": self._sums, "products": self._products}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a ``state``, in place of what has been added."""
+        """Replace all that has been accumulated by a ``state``.
+
+        Args:
+            state: Tensors that ``state`` returned; they are copied.
+        """
         self._rows = []
         self.count = int(state["count"])
         self._sums = state["sums"].clone()
-        self._products = state["products"].clone() if self._into is None else self._into.copy_(state["products"])
+        self._products = state["products"].clone() if self._out is None else self._out.copy_(state["products"])
 
     @property
     def mean_left(self) -> Float[Tensor, " d"]:
-        """The mean of the rows of X."""
+        """Mean of the rows of X, (d,) float64."""
         return self._sums[0] / self.count
 
-    def _rows_seen(self) -> tuple[Tensor, Tensor]:
+    def _stored_rows(self) -> tuple[Tensor, Tensor]:
         if not self._rows:
             none = torch.zeros(0, self.width, dtype=torch.float64)
             return none, none
@@ -137,14 +161,15 @@ class CrossCovariance:
             self._rows = [(torch.cat([row[0] for row in self._rows]), torch.cat([row[1] for row in self._rows]))]
         return self._rows[0]
 
-    def compute(self, *, left: Rows | None = None) -> CrossCovarianceMatrix:
-        """Return Omega over all rows seen so far.
+    def compute(self, *, left: CovarianceFactor | None = None) -> CrossCovarianceMatrix:
+        """Return Omega over all rows that have been added.
 
         Args:
-            left: that of another covariance of the same X, so that its Gram matrix is made once.
+            left: ``left`` of the result for another Y with the same X, to share its Gram matrix. Computed from the
+                rows if None.
 
         Raises:
-            ActivationError: no rows have been seen.
+            ActivationError: No rows have been added.
         """
         if self.count == 0:
             raise ActivationError("a cross-covariance needs at least one row, got 0; call update first")
@@ -154,7 +179,7 @@ class CrossCovariance:
             if self.centered:
                 dense = dense - torch.outer(mean_x, mean_y)
             return CrossCovarianceMatrix(None, None, dense)
-        x, y = self._rows_seen()
+        x, y = self._stored_rows()
         if self.centered:
             x, y = x - mean_x, y - mean_y
-        return CrossCovarianceMatrix(left or Rows(x), Rows(y), None)
+        return CrossCovarianceMatrix(left or CovarianceFactor(x), CovarianceFactor(y), None)

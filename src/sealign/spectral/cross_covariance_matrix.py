@@ -1,4 +1,4 @@
-"""Omega, the cross-covariance of two sets of activations, as its factors or as a matrix."""
+"""CrossCovarianceMatrix: a cross-covariance Omega, stored as its two factors or as a matrix."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 GRAM_COLUMNS = 2048
-"""Columns of a Gram product in float32, after which it is added up in float64."""
+"""Number of columns per float32 Gram product; the products are summed in float64."""
 
 GRAM_ROWS = 256
-"""Rows of a Gram product at a time, so that what is above the diagonal is not computed."""
+"""Number of rows per Gram product; blocks above the diagonal are not computed."""
 
 GRAM_ERROR = 1e-7
-"""Largest error of an entry of a Gram matrix over the product of the norms of its two rows; measured, see the tests."""
+"""Relative error of the energy per float32 Gram matrix; measured in the tests. Single entries of a Gram matrix err by up
+to 50 times as much, relative to the norms of their two rows, but these errors cancel in the sum."""
 
 
-class Rows:
-    """The n rows of one side of a covariance, and their Gram matrix in float32, made when it is first asked for.
+class CovarianceFactor:
+    """One factor of a cross-covariance, X or Y, with its Gram matrix, which is computed on first use.
 
     Args:
-        values: (n, d) float64.
+        values: The n rows, (n, d) float64.
 
     Example:
         >>> import torch
-        >>> Rows(torch.tensor([[3.0, 4.0], [0.0, 8.0]], dtype=torch.float64)).gram * 64
+        >>> CovarianceFactor(torch.tensor([[3.0, 4.0], [0.0, 8.0]], dtype=torch.float64)).gram * 64
         tensor([[25., 32.],
                 [32., 64.]])
     """
@@ -37,13 +38,16 @@ class Rows:
 
     @cached_property
     def scale(self) -> float:
-        """The largest absolute value, by which the rows are divided so that no square leaves float32."""
+        """Largest absolute value; the rows are divided by it so that no square overflows float32."""
         return _largest(self.values)
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
-        """X X^T / scale^2 in float32: half the time of float64, and half of that again since it is symmetric."""
-        exact = torch.get_float32_matmul_precision() == "highest"  # else float32 products round to fewer digits
+        """Scaled Gram matrix X X^T / scale^2, (n, n) float32.
+
+        Products in float32 take half the time of float64, and symmetry saves half of that again.
+        """
+        exact = torch.get_float32_matmul_precision() == "highest"  # otherwise float32 products are rounded further
         count, width = self.values.shape
         total = torch.zeros(count, count, dtype=torch.float64, device=self.values.device)
         for column in range(0, width, GRAM_COLUMNS):
@@ -58,29 +62,29 @@ class Rows:
 
 @dataclass(frozen=True)
 class CrossCovarianceMatrix:
-    """Omega = X^T Y / n, held as its two factors when n < d and as a (d, d) matrix otherwise.
+    """Omega = X^T Y / n, stored as its two factors when n < d and as a (d, d) matrix otherwise.
 
-    Holding the factors costs 2 n d numbers in place of d^2, and every product with a thin matrix
-    4 n d flops a column in place of 2 d^2 (design decision: never form d x d while n is small).
+    The factors take 2 n d numbers instead of d^2, and a product with a thin matrix takes 4 n d floating-point
+    operations per column instead of 2 d^2.
 
     Attributes:
-        left: X, or None when ``dense`` is held.
-        right: Y, or None when ``dense`` is held.
-        dense: Omega, (d, d) float64, or None when the factors are held.
+        left: X, or None when ``dense`` is stored.
+        right: Y, or None when ``dense`` is stored.
+        dense: Omega, (d, d) float64, or None when the factors are stored.
     """
 
-    left: Rows | None
-    right: Rows | None
+    left: CovarianceFactor | None
+    right: CovarianceFactor | None
     dense: Float[Tensor, "d d"] | None
 
     @property
-    def factors(self) -> tuple[Rows, Rows] | None:
-        """Both factors, or None when ``dense`` is held."""
+    def factors(self) -> tuple[CovarianceFactor, CovarianceFactor] | None:
+        """Both factors, or None when ``dense`` is stored."""
         return None if self.left is None or self.right is None else (self.left, self.right)
 
     @property
     def matrix(self) -> Float[Tensor, "d d"]:
-        """Omega itself, computed where the factors are held."""
+        """Omega as a (d, d) matrix; computed from the factors where these are stored."""
         if self.factors is None:
             assert self.dense is not None
             return self.dense
@@ -89,47 +93,47 @@ class CrossCovarianceMatrix:
 
     @property
     def rank_bound(self) -> int:
-        """The largest rank Omega can have, min(n, d)."""
-        return self._held.shape[0]
+        """Upper bound of the rank of Omega, min(n, d)."""
+        return self._stored.shape[0]
 
     @property
     def width(self) -> int:
-        """d, the number of features."""
-        return self._held.shape[1]
+        """Number of features d."""
+        return self._stored.shape[1]
 
     @property
     def device(self) -> torch.device:
-        """Where it is held."""
-        return self._held.device
+        """Device of the tensors."""
+        return self._stored.device
 
     @cached_property
     def _single(self) -> Tensor:
-        """The held matrix in float32 over its largest absolute value."""
+        """Omega divided by its largest absolute value, in float32."""
         return self.matrix.div(self._unit**0.5).float()
 
     @cached_property
     def _unit(self) -> float:
-        """What a squared singular value is that the scaled float32 matrices give as 1."""
+        """Factor from squared singular values of the scaled float32 matrices to those of Omega."""
         if self.factors is None:
             return _largest(self.matrix) ** 2
         left, right = self.factors
         return (left.scale * right.scale / self.rank_bound) ** 2
 
     @property
-    def _held(self) -> Tensor:
-        held = self.dense if self.left is None else self.left.values
-        assert held is not None
-        return held
+    def _stored(self) -> Tensor:
+        stored = self.dense if self.left is None else self.left.values
+        assert stored is not None
+        return stored
 
     def multiply(self, vectors: Float[Tensor, "d b"]) -> Float[Tensor, "d b"]:
-        """Return Omega @ vectors."""
+        """Return Omega @ vectors, (d, b)."""
         if self.factors is None:
-            return (vectors.T @ self.matrix.T).T  # a few long rows are multiplied twice as fast as a few columns
+            return (vectors.T @ self.matrix.T).T  # a few rows are multiplied twice as fast as a few columns
         left, right = self.factors
         return ((vectors.T @ right.values.T) @ left.values).T / self.rank_bound
 
     def transpose_multiply(self, vectors: Float[Tensor, "d b"]) -> Float[Tensor, "d b"]:
-        """Return Omega^T @ vectors."""
+        """Return Omega^T @ vectors, (d, b)."""
         if self.factors is None:
             return (vectors.T @ self.matrix).T
         left, right = self.factors
@@ -138,17 +142,18 @@ class CrossCovarianceMatrix:
     def energy(self) -> float:
         """Return ||Omega||_F^2, the sum of all squared singular values.
 
-        From the factors it is sum((X X^T) * (Y Y^T)) / n^2, so that no (d, d) matrix is formed.
+        With factors, it is computed as sum((X X^T) * (Y Y^T)) / n^2, so that no (d, d) matrix is formed.
         """
         if self.factors is None:
             return float(self.matrix.square().sum())
         left, right = (rows.values for rows in self.factors)
         return float(((left @ left.T) * (right @ right.T)).sum()) / self.rank_bound**2
 
-    def quick_energy(self) -> tuple[float, float]:
-        """Return ``energy()`` from products in float32 and a bound of its error; itself and 0 where that is too much.
+    def approximate_energy(self) -> tuple[float, float]:
+        """Return ``energy()`` computed from float32 products, and a bound of its error.
 
-        It is itself where a (d, d) matrix is held, and where X and Y have so little in common that they cancel.
+        The exact energy and an error of 0 are returned where Omega is stored as a (d, d) matrix, and where the error
+        would exceed the energy because X and Y have almost nothing in common.
         """
         if self.factors is None:
             return self.energy(), 0.0
@@ -161,17 +166,17 @@ class CrossCovarianceMatrix:
             return self.energy(), 0.0
         return self._unit * total, self._unit * error
 
-    def quick_rounds(
+    def iterate_subspace(
         self, columns: Float[Tensor, "r b"], rounds: int
     ) -> tuple[Float[Tensor, "r b"], Float[Tensor, " b"]]:
-        """Return columns after subspace iteration in float32, orthonormal, and the singular values they come to, about.
+        """Return a block after subspace iteration in float32, orthonormal, and its approximate singular values.
 
-        From the factors it iterates on the two (n, n) Gram matrices, since Omega Omega^T X^T c = X^T (Y Y^T) (X X^T) c,
-        and otherwise on Omega Omega^T itself.
+        With factors, the iteration runs on the two (n, n) Gram matrices, since
+        Omega Omega^T X^T c = X^T (Y Y^T) (X X^T) c; otherwise it runs on Omega Omega^T.
 
         Args:
-            columns: b of them, r = min(n, d) long, in float32.
-            rounds: of iteration, at least 1.
+            columns: Start block, (r, b) float32 with r = min(n, d).
+            rounds: Number of iterations. Must be at least 1.
         """
         if self.factors is None:
             steps = self._single.T, self._single
@@ -185,8 +190,8 @@ class CrossCovarianceMatrix:
         values = torch.linalg.eigvals((start.T @ columns).double()).real.sort(descending=True).values
         return torch.linalg.qr(columns)[0], (values.clamp(min=0) * self._unit).sqrt()
 
-    def lift(self, columns: Float[Tensor, "r b"]) -> Float[Tensor, "d b"]:
-        """Return an orthonormal block in float64 that spans the left vectors whose columns ``quick_rounds`` gives."""
+    def lift_basis(self, columns: Float[Tensor, "r b"]) -> Float[Tensor, "d b"]:
+        """Return an orthonormal basis, (d, b) float64, of the left vectors for a block of ``iterate_subspace``."""
         thin = columns.double()
         if self.factors is not None:
             thin = (thin.T @ self.factors[0].values).T
@@ -195,6 +200,6 @@ class CrossCovarianceMatrix:
 
 
 def _largest(values: Tensor) -> float:
-    """Return the largest absolute value, or 1 where all are 0."""
+    """Return the largest absolute value, or 1 if all are 0."""
     low, high = values.aminmax()
     return float(torch.maximum(-low, high)) or 1.0

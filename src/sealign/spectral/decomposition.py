@@ -1,4 +1,4 @@
-"""Truncated decomposition of a cross-covariance: singular values, explained variance, rank, signature."""
+"""Truncated decomposition of a cross-covariance: leading singular vectors for an explained variance or a rank."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from sealign.errors import DegenerateError, SettingError
 from sealign.spectral.cross_covariance_matrix import CrossCovarianceMatrix
 
 EXACT_BELOW = 384
-"""Up to this min(n, d) the whole spectrum is computed: it is faster than iterating there."""
+"""Largest min(n, d) for which all singular values are computed, which is faster there than iterating."""
 
 ANGLE_TOLERANCE = 1e-6
-"""Largest sine of the angle between an accepted subspace and the true one, about what float32 activations leave."""
+"""Largest accepted sine of the angle to the true subspace; about the accuracy of float32 activations."""
 
 TIE_TOLERANCE = 1e-10
-"""Shares of energy closer than this to the asked one are decided by the full spectrum."""
+"""Explained variances closer than this to the requested one are decided by all singular values."""
 
 GROW_ROUNDS = 2
-"""Rounds in float32 that say whether a block is large enough."""
+"""Number of float32 iterations after which the size of a block is judged."""
 
 START_ROUNDS = 5
-"""Rounds in float32 before the first in float64."""
+"""Number of float32 iterations before the first in float64."""
 
 ROUNDING = 16 * torch.finfo(torch.float64).eps
-"""Residual of one singular vector that float64 leaves, over the largest squared singular value; measured."""
+"""Residual per singular vector due to float64 rounding, relative to the largest squared singular value; measured."""
 
 MAX_ITERATIONS = 60
+"""Largest number of float64 iterations before all singular values are computed instead."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The leading left singular vectors of Omega, and what they explain.
+    """Leading left singular vectors of Omega, and the variance they explain.
 
     Attributes:
-        vectors: U[:, :k], (d, k) float64, orthonormal; each column's largest entry is positive.
-        values: the leading singular values that are known, (m,) float64 with m >= k, falling.
-        energy: sum of all squared singular values of Omega.
+        vectors: U[:, :k], (d, k) float64, with orthonormal columns; the largest entry of each column is positive.
+        values: Leading singular values in descending order, (m,) float64 with m >= k.
+        energy: Sum of all squared singular values of Omega.
 
     Example:
         >>> import torch
@@ -56,12 +57,12 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """k, the number of vectors kept."""
+        """Number of vectors k."""
         return self.vectors.shape[1]
 
     @property
     def explained_variance(self) -> float:
-        """The share of the energy that the k kept singular values hold, in (0, 1]."""
+        """Share of the energy in the first k singular values, in (0, 1]."""
         return float(self.values[: self.rank].square().sum()) / self.energy
 
 
@@ -72,20 +73,21 @@ def leading_spectrum(
     rank: int | None = None,
     seed: int = 0,
 ) -> Spectrum:
-    """Return the smallest leading left singular subspace that explains a share of the variance.
+    """Return the smallest number of leading left singular vectors that explain a share of the variance.
 
-    k = min { j : sum_{i<=j} s_i^2 >= K sum_i s_i^2 } (Qiu et al. 2024, arXiv 2405.09719, section 3), or
-    exactly ``rank``. Where the spectrum is small it is computed whole; otherwise a block subspace iteration
-    finds its leading part only, and the whole is computed where that part is not small or where k is a tie.
+    k = min { j : sum_{i<=j} s_i^2 >= K sum_i s_i^2 } (Qiu et al. 2024, arXiv 2405.09719, section 3), or exactly
+    ``rank``. Small matrices are decomposed completely. For others, a block subspace iteration finds the leading
+    singular vectors only; the complete decomposition is used where k is not small or is a tie.
 
     Args:
-        omega: the cross-covariance.
-        explained_variance: K in (0, 1]; 1 keeps every singular value above rounding.
-        rank: k in [1, d], in place of ``explained_variance``.
-        seed: of the start block; the result does not depend on it beyond rounding.
+        omega: Cross-covariance to decompose.
+        explained_variance: Share K of the sum of squared singular values, in (0, 1]; 1 keeps every singular value
+            above rounding.
+        rank: Number of vectors k, in [1, d]. Give either ``rank`` or ``explained_variance``.
+        seed: Seed of the start block of the iteration. The result does not depend on it beyond rounding.
 
     Raises:
-        SettingError: K is outside (0, 1], rank outside [1, d], or not exactly one of them is given.
+        SettingError: ``explained_variance`` or ``rank`` is out of range, or not exactly one of them is given.
         DegenerateError: Omega is zero, or has fewer than ``rank`` singular values above rounding.
 
     Example:
@@ -97,10 +99,10 @@ def leading_spectrum(
         tensor([2.0000, 1.5000], dtype=torch.float64)
     """
     _check_target(omega.width, explained_variance, rank)
-    energy, error = omega.quick_energy()
+    energy, error = omega.approximate_energy()
     if not energy > 0:
         raise DegenerateError(
-            "the cross-covariance is zero, so it has no directions to keep or drop; "
+            "the cross-covariance is zero and has no directions to keep or drop; "
             "use demonstrations whose activations differ from zero and, if centred, from each other"
         )
     if omega.rank_bound > EXACT_BELOW:
@@ -115,19 +117,21 @@ def leading_spectrum(
 
 def _check_target(width: int, explained_variance: float | None, rank: int | None) -> None:
     if (explained_variance is None) == (rank is None):
-        raise SettingError("give exactly one of explained_variance and rank, not both and not neither")
+        raise SettingError("give exactly one of explained_variance and rank")
     if explained_variance is not None and not 0 < explained_variance <= 1:
         raise SettingError(f"explained_variance is {explained_variance}, but it must be in (0, 1]; try 0.9 or 0.998")
     if rank is not None and not 1 <= rank <= width:
-        raise SettingError(f"rank is {rank}, but it must be in [1, {width}], the width of the activations")
+        raise SettingError(
+            f"rank is {rank}, but it must be in [1, {width}], where {width} is the width of the activations"
+        )
 
 
 def _decompose(omega: CrossCovarianceMatrix) -> tuple[Tensor, Tensor]:
-    """Return all left singular vectors and values, through the n x n core when n < d."""
+    """Return all left singular vectors and values, by way of an (n, n) matrix when n < d."""
     if omega.factors is None:
         vectors, values, _ = torch.linalg.svd(omega.matrix, full_matrices=False)
         return vectors, values
-    # X^T = Q_x R_x and Y^T = Q_y R_y, so Omega = Q_x (R_x R_y^T) Q_y^T and only the core is decomposed.
+    # With X^T = Q_x R_x and Y^T = Q_y R_y, Omega = Q_x (R_x R_y^T) Q_y^T; only the (n, n) core is decomposed.
     left, right = omega.factors
     basis, upper = torch.linalg.qr(left.values.T)
     _, other = torch.linalg.qr(right.values.T, mode="r")
@@ -164,21 +168,23 @@ def _iterate(
     rank: int | None,
     seed: int,
 ) -> Spectrum | None:
-    """Block subspace iteration with Rayleigh-Ritz; None where the whole spectrum should decide.
+    """Run block subspace iteration with Rayleigh-Ritz; return None where all singular values must be computed.
 
-    It starts from rounds in float32. Each round in float64 multiplies by Omega Omega^T. A subspace of dimension k is
-    accepted when its residual over the gap to the next Ritz value, which bounds the sine of its angle to the true one
-    (Davis-Kahan), is small.
+    After iterations in float32, each iteration in float64 multiplies the block by Omega Omega^T. A subspace of
+    dimension k is accepted when its residual is small relative to the gap to the next Ritz value: the ratio bounds the
+    sine of the angle to the true subspace (Davis-Kahan theorem).
 
     Args:
-        energy: the sum of all squared singular values, and a bound of its error.
+        omega: Cross-covariance to decompose.
+        energy: Sum of all squared singular values, and a bound of its error.
+        explained_variance, rank, seed: As for ``leading_spectrum``.
     """
     limit = omega.rank_bound // 3
     size = max(16, 2 * rank if rank is not None else 0)
     if explained_variance == 1 or size > limit:
         return None
-    columns = _grow(omega, energy, explained_variance, rank, size, torch.Generator().manual_seed(seed))
-    basis = omega.lift(columns)
+    columns = _grow_block(omega, energy, explained_variance, rank, size, torch.Generator().manual_seed(seed))
+    basis = omega.lift_basis(columns)
     for _ in range(MAX_ITERATIONS):
         images = omega.transpose_multiply(basis)
         # (Omega^T V)^T (Omega^T V) = W S^2 W^T gives the Ritz vectors V W and values S^2 of Omega Omega^T.
@@ -202,7 +208,7 @@ def _iterate(
     return None
 
 
-def _grow(
+def _grow_block(
     omega: CrossCovarianceMatrix,
     energy: tuple[float, float],
     explained_variance: float | None,
@@ -210,21 +216,21 @@ def _grow(
     size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return the columns of a block that holds the share with room to spare, after rounds in float32."""
+    """Return a float32 block, enlarged until it is three times the requested rank or too large to be worthwhile."""
     columns = torch.empty(omega.rank_bound, 0, device=omega.device)
     while True:
         fresh = torch.randn(omega.rank_bound, size - columns.shape[1], generator=generator)
-        columns, values = omega.quick_rounds(torch.cat([columns, fresh.to(omega.device)], dim=1), GROW_ROUNDS)
+        columns, values = omega.iterate_subspace(torch.cat([columns, fresh.to(omega.device)], dim=1), GROW_ROUNDS)
         k = _ritz_rank(values, energy, explained_variance, rank)
         if (k is not None and k <= size // 3) or 2 * size > omega.rank_bound // 3:
-            return omega.quick_rounds(columns, START_ROUNDS)[0]
+            return omega.iterate_subspace(columns, START_ROUNDS)[0]
         size *= 2
 
 
 def _ritz_rank(
     values: Tensor, energy: tuple[float, float], explained_variance: float | None, rank: int | None
 ) -> int | None:
-    """The rank that the Ritz values ask for; None if they hold too little, 0 if it is a tie."""
+    """Return the requested rank; None if the Ritz values explain too little, 0 if the rank is a tie."""
     if rank is not None:
         return rank
     assert explained_variance is not None
@@ -237,6 +243,6 @@ def _ritz_rank(
 
 
 def _fix_signs(vectors: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
-    """Make each column's largest entry positive, so that equal subspaces are saved equal."""
+    """Make the largest entry of each column positive, so that the sign of a singular vector is unique."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0)

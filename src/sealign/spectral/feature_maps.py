@@ -1,10 +1,11 @@
-"""Phi: invertible elementwise maps for non-linear editing, and their inverses."""
+"""Feature maps Phi of Phi-SEA: invertible elementwise maps and their inverses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -12,19 +13,22 @@ from torch import Tensor
 
 from sealign.errors import SettingError, unknown_name
 
+FeatureMapName = Literal["identity", "squared_exponential", "tanh", "elu"]
+"""Name of a feature map; ``identity`` is linear SEA."""
+
 EPSILON = 1e-4
-"""Distance kept from the ends of an inverse's domain."""
+"""Distance from the ends of the domain of an inverse to which its argument is clipped."""
 
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """An elementwise map Phi with an inverse that also sees the unedited activation.
+    """An elementwise map Phi and its inverse.
 
     Attributes:
-        name: the name it is known by in settings and files.
+        name: Name of the map in settings and files.
         forward: Phi, ``(..., d) -> (..., d)``.
-        inverse: Phi^-1, from the edited features and the unedited activation ``x``, both ``(..., d)``;
-            ``x`` gives the sign where Phi is even.
+        inverse: Phi^-1 as a function of the edited features and the unedited activation x, both ``(..., d)``. An even
+            Phi takes the sign of the result from x.
 
     Example:
         >>> import torch
@@ -77,7 +81,7 @@ FEATURE_MAPS = MappingProxyType(
         "elu": FeatureMap("elu", _elu, _elu_inverse),
     }
 )
-"""The maps of Phi-SEA by name; ``identity`` is linear SEA.
+"""Feature maps by name; ``identity`` gives linear SEA.
 
 | name | Phi(x) | Phi^-1(y), eps = 1e-4 |
 | --- | --- | --- |
@@ -90,10 +94,13 @@ Source: Qiu et al. 2024 (arXiv 2405.09719), section on non-linear editing; lengt
 
 
 def get_feature_map(name: str) -> FeatureMap:
-    """Return the feature map called ``name``.
+    """Return the feature map of a name.
+
+    Args:
+        name: ``identity``, ``squared_exponential``, ``tanh`` or ``elu``.
 
     Raises:
-        SettingError: no map has this name; the nearest name is suggested.
+        SettingError: No map has this name; the message suggests the nearest one.
 
     Example:
         >>> get_feature_map("elu").name

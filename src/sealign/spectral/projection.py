@@ -1,9 +1,8 @@
-"""Projection: the edit of one layer, two thin factors called on a tensor."""
+"""Projection: the edit of one layer by SEA, stored as two thin factors."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -11,14 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.errors import ActivationError, NormalizationError, SettingError, unknown_name
+from sealign.errors import ActivationError, NormalizationError, check_choice
 from sealign.spectral.feature_maps import get_feature_map
 
 Combine = Literal["both", "positive", "negative", "average", "reversed"]
-"""Which projected parts make y: P+ x + P- x, P+ x, P- x, (P+ x + P- x) / 2, or both with roles swapped."""
+"""How the projected parts form y: ``both`` is P+ x + P- x, ``positive`` P+ x, ``negative`` P- x, ``average``
+(P+ x + P- x) / 2, and ``reversed`` is ``both`` with U+ and U- exchanged."""
 
 Normalization = Literal["token", "feature", "none"]
-"""How y is rescaled: to each token's norm, to each feature's norm over the tokens, or not."""
+"""How y is rescaled: to the norm of each token of x, to the norm of each feature over the tokens, or not at all."""
 
 COMBINES: tuple[str, ...] = get_args(Combine)
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
@@ -31,16 +31,6 @@ COMBINATION_WEIGHTS = {
     "reversed": (0.0, -1.0, 1.0),
 }
 """Linear edits as y = x + a z + b U+ U+^T z + c U- U-^T z with z = x - mu: (a, b, c) by combination."""
-
-
-def check_choice(kind: str, value: str, known: Sequence[str]) -> None:
-    """Raise where a setting is not one of its known values.
-
-    Raises:
-        SettingError: names the nearest known value.
-    """
-    if value not in known:
-        raise SettingError(unknown_name(kind, value, known))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,31 +85,36 @@ class Projection:
     ) -> Float[Tensor, "*batch d"]:
         """Return the edited activations x' = x + strength (y - x).
 
-        y = P+ x + P- x, or another combination; with a feature map, y = Phi^-1(P+ Phi(x)) + Phi^-1(P- Phi(x));
-        centred, both act on x - mu and mu is added back once. y is then rescaled to the norm of x.
-        A centred edit with a feature map acts about mu in feature space: the parts are
-        Phi^-1(mu + P (Phi(x) - mu)), and Phi^-1(mu) is taken off where two parts are added, which is the linear
-        formula for the identity map (our extension; the paper has none).
+        y = P+ x + P- x, or another combination; with a feature map, y = Phi^-1(P+ Phi(x)) + Phi^-1(P- Phi(x)). If
+        centred, both projections act on x - mu, and mu is added once. y is then rescaled to the norm of x.
+        A centred edit with a feature map acts about mu in feature space: its parts are Phi^-1(mu + P (Phi(x) - mu)),
+        and Phi^-1(mu) is subtracted where two parts are added. For the identity map this is the linear formula. The
+        paper does not define this case.
 
         Args:
-            tokens: activations; float32 or wider is computed in its own type, narrower types in float32.
-            combine: which parts make y.
-            normalization: ``token`` is |x| / |y| per token, ``feature`` per feature over the last-but-one axis.
-            strength: any finite number; 0 returns ``tokens`` itself.
+            tokens: Activations, (..., d). float32 and wider types are computed in the same type, narrower types in
+                float32; the result has the type of ``tokens``.
+            combine: How the projected parts form y.
+            normalization: ``token`` multiplies y by |x| / |y| per token, ``feature`` per feature over the
+                last-but-one axis, ``none`` leaves it.
+            strength: Share of the change to apply; any finite number. 0 returns ``tokens`` itself.
 
         Raises:
-            SettingError: an unknown combination or normalization.
-            ActivationError: the last axis is not ``width`` long.
-            NormalizationError: ``feature`` on a single vector.
+            SettingError: The combination or normalization is unknown.
+            ActivationError: The last axis does not have length ``width``.
+            NormalizationError: ``feature`` is used on a single vector.
         """
         check_choice("combination", combine, COMBINES)
         check_choice("normalization", normalization, NORMALIZATIONS)
         if tokens.shape[-1] != self.width:
             raise ActivationError(
-                f"tokens are {tokens.shape[-1]} wide, but the projection is {self.width}; use the site it was fitted on"
+                f"the tokens have {tokens.shape[-1]} features, but the projection has {self.width}; "
+                "use activations of the site that it was fitted on"
             )
         if normalization == "feature" and tokens.dim() < 2:
-            raise NormalizationError("per-feature rescaling needs a (tokens, d) tensor; use normalization='token'")
+            raise NormalizationError(
+                "normalization 'feature' needs a (tokens, d) tensor, got a single vector; use normalization='token'"
+            )
         if strength == 0:
             return tokens
         dtype = torch.promote_types(tokens.dtype, torch.float32)
@@ -131,7 +126,7 @@ class Projection:
         return torch.add(x, change, alpha=strength).to(tokens.dtype)
 
     def _change(self, x: Tensor, combine: Combine) -> Tensor:
-        """Y - x before the rescaling."""
+        """Return y - x before the rescaling."""
         positive, negative = (factor.to(x.device, x.dtype) for factor in (self.positive, self.negative))
         mean = None if self.mean is None else self.mean.to(x.device, x.dtype)
         if self.feature_map != "identity":
@@ -192,7 +187,7 @@ class Projection:
 
 
 def norm_ratio(x: Tensor, y: Tensor, axis: int) -> Tensor:
-    """|x| / |y| along an axis, and 1 where y is zero."""
+    """Return |x| / |y| along an axis, and 1 where y is zero."""
     norm = torch.linalg.vector_norm(y, dim=axis, keepdim=True)
     ratio = torch.linalg.vector_norm(x, dim=axis, keepdim=True) / norm
     return torch.where(norm > 0, ratio, 1.0)

@@ -1,4 +1,4 @@
-"""The signature of a layer: how much its activations covary with the label."""
+"""Signature of a layer: how strongly its activations covary with the label positive / negative."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from torch import Tensor
 
 
 def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *, centered: bool = False) -> float:
-    """Return how much a layer's activations covary with the label positive / negative.
+    """Return the signature of a layer: how strongly its activations covary with the label.
 
-    The sum of the singular values of X^T Y / (2n), with X the (2n, d) stacked activations and Y the (2n, 2)
-    one-hot labels (Qiu et al. 2024, arXiv 2405.09719, section on signatures); with ``centered``, of
-    (X - mean X)^T (Y - mean Y) / (2n), which is ||mean(H+) - mean(H-)|| / sqrt(8) for equal counts.
+    The signature is the sum of the singular values of X^T Y / (2n), with X the (2n, d) stacked activations and Y the
+    (2n, 2) one-hot labels (Qiu et al. 2024, arXiv 2405.09719, section on signatures). With ``centered`` it is that of
+    (X - mean X)^T (Y - mean Y) / (2n), which equals |mean(H+) - mean(H-)| / sqrt(8).
+
+    Args:
+        positive: Activations H+ of the positive completions, (n, d).
+        negative: Activations H- of the negative completions, (n, d).
+        centered: Whether to subtract the means of activations and labels.
 
     Example:
         >>> import torch
@@ -25,9 +30,15 @@ def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *,
 def signature_of_means(
     positive: Float[Tensor, " d"], negative: Float[Tensor, " d"], *, centered: bool = False
 ) -> float:
-    """Return the signature of a layer from the means of its positive and of its negative activations.
+    """Return the signature of a layer from the means of its positive and negative activations.
 
-    With as many positives as negatives, X^T Y / (2n) is (m+, m-) / 2, and centred (m+ - m-, m- - m+) / 4.
+    With as many positives as negatives, X^T Y / (2n) has the columns m+ / 2 and m- / 2; centred, they are
+    (m+ - m-) / 4 and (m- - m+) / 4.
+
+    Args:
+        positive: Mean m+ of the activations of the positive completions, (d,).
+        negative: Mean m- of the activations of the negative completions, (d,).
+        centered: Whether to subtract the means of activations and labels.
 
     Example:
         >>> import torch
