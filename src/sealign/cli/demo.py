@@ -39,7 +39,8 @@ def demo(
 
     from sealign.cli.display import print_json, track
     from sealign.files import CONFIG_NAME, check_folder
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
     from sealign.reproduce.embedded_demo import DEMO_CONFIG, run_demo
 
     config = DEMO_CONFIG if strength is None else dataclasses.replace(DEMO_CONFIG, strength=strength)

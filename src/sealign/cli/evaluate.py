@@ -78,7 +78,8 @@ def evaluate(
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.report import write_report
     from sealign.methods.registry import model_id
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
 
     edits, sources = load_changes(edit or [], strength)
     for wanted in method or []:

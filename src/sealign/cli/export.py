@@ -108,7 +108,8 @@ def gguf(
     require_extra("gguf", "gguf")
     from sealign.errors import SettingError
     from sealign.export.gguf import export_gguf, export_gguf_lora
-    from sealign.models.loading import EMBEDDED, embedded_file, load_model
+    from sealign.models.embedded_model import EMBEDDED, embedded_file
+    from sealign.models.loading import load_model
 
     loaded = _load_edit(edit, strength)
     name = model or loaded.record.model.id
@@ -225,7 +226,7 @@ def _served(place: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
 
 def _in_llama_cpp(file: Path, base: Path | None, name: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
     from sealign.export.llama_cpp import llama_outputs
-    from sealign.models.loading import EMBEDDED, embedded_file
+    from sealign.models.embedded_model import EMBEDDED, embedded_file
 
     require_extra("llama", "llama_cpp", "gguf")
     source = embedded_file() if base is None and name == EMBEDDED else base

@@ -72,7 +72,8 @@ def fit(
     from sealign.fitting.workers import worker_group
     from sealign.methods.sea import fit_edit
     from sealign.methods.sea_config import FitConfig
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
     from sealign.models.prompt_format import PromptFormat, read_preamble
     from sealign.progress import no_progress
 

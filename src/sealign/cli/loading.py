@@ -65,7 +65,8 @@ def baseline(
     from sealign.cli.display import print_json, track
     from sealign.files import cache_dir, check_folder
     from sealign.methods.registry import fit_method, method_config
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
 
     given = parse_settings(settings or [])
     config = method_config(method, seed_setting(method, seed) | given)

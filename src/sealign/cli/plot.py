@@ -252,7 +252,8 @@ def _named(sources: Sequence[str]) -> dict[str, str]:
 
 def _model(name: str | None, dtype: str, device: str) -> tuple[Any, Any, int]:
     """Return a model, its tokenizer and its number of layers."""
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
     from sealign.models.structure import text_config, unwrap_model
 
     with messages.status("Loading the model"):

@@ -58,7 +58,7 @@ def reproduce(
     from sealign.cli.display import track
     from sealign.cli.judging import load_judge
     from sealign.errors import SealignError
-    from sealign.models.loading import EMBEDDED
+    from sealign.models.embedded_model import EMBEDDED
     from sealign.reproduce.table_format import Table, to_markdown
     from sealign.reproduce.targets import chosen_targets
     from sealign.reproduce.targets import reproduce as run

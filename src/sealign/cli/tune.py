@@ -67,7 +67,8 @@ def tune(
     from sealign.evaluation.tuning_config import TuneConfig
     from sealign.figures.evaluation_figures import frontier_figure, save_figure
     from sealign.methods.sea_config import FitConfig
-    from sealign.models.loading import EMBEDDED, load_model
+    from sealign.models.embedded_model import EMBEDDED
+    from sealign.models.loading import load_model
     from sealign.models.prompt_format import PromptFormat
 
     given: dict[str, Any] = {"batch_size": batch_size, "prompt_format": prompt_format and PromptFormat(prompt_format)}  # type: ignore[arg-type]

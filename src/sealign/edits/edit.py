@@ -258,7 +258,9 @@ def _scale_of(layer_edit: LayerEdit) -> float:
     return layer_edit.scale if isinstance(layer_edit, AffineEdit) else 0.0
 
 
-def layer_record(module: str, layer_edit: LayerEdit, relative_change: float, statistics: Mapping[str, float]) -> LayerRecord:
+def layer_record(
+    module: str, layer_edit: LayerEdit, relative_change: float, statistics: Mapping[str, float]
+) -> LayerRecord:
     """Return the record of one layer.
 
     Args:

@@ -19,7 +19,15 @@ from sealign.edits.model_card import model_card
 from sealign.edits.record import CARD_NAME, FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, ModelRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import EditFileError, SettingError
-from sealign.files import locate_folder, new_folder, read_record, read_tensors, tensors_hash, write_record, write_tensors
+from sealign.files import (
+    locate_folder,
+    new_folder,
+    read_record,
+    read_tensors,
+    tensors_hash,
+    write_record,
+    write_tensors,
+)
 
 
 class Intervention(ABC):
@@ -95,6 +103,20 @@ class Intervention(ABC):
         """Return what decides the result beside tensors and strength, as JSON-able data."""
         return [dict(self.settings), self.record.model.fingerprint]
 
+    @classmethod
+    @abstractmethod
+    def from_record(cls, record: EditRecord, tensors: Mapping[str, Tensor], *, place: str = "edit") -> Intervention:
+        """Build the intervention from its record and its tensors, and check that they fit each other.
+
+        Args:
+            record: Contents of ``edit.json``.
+            tensors: Contents of ``edit.safetensors``.
+            place: Name of the folder, for messages.
+
+        Raises:
+            EditFileError: The record and the tensors do not fit each other.
+        """
+
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by name, on the CPU."""
@@ -128,7 +150,7 @@ class Intervention(ABC):
         """Return a copy with another record; implemented by dataclasses."""
         return dataclasses.replace(self, record=record)  # type: ignore[type-var]
 
-    def randomized(self, seed: int) -> Intervention | None:  # noqa: ARG002  for subclasses
+    def randomized(self, seed: int) -> Intervention | None:
         """Return the intervention in random directions, as a control, or None if it has no directions.
 
         Args:
@@ -182,7 +204,9 @@ class Intervention(ABC):
         return str(commit.commit_url)
 
 
-def read_edit_files(folder_or_repo_id: str | Path, *, revision: str | None = None) -> tuple[EditRecord, dict[str, Tensor]]:
+def read_edit_files(
+    folder_or_repo_id: str | Path, *, revision: str | None = None
+) -> tuple[EditRecord, dict[str, Tensor]]:
     """Read the record and the tensors of a saved edit, and check that they belong together.
 
     Args:

@@ -208,9 +208,7 @@ class AffineEdit(LayerEdit):
         columns = [self.left, self.right.T, *([] if self.shift is None else [self.shift[:, None]])]
         rotate = _random_rotation(torch.cat(columns, dim=1), seed)
         shift = None if self.shift is None else rotate(self.shift[:, None])[:, 0].contiguous()
-        return dataclasses.replace(
-            self, left=rotate(self.left), right=rotate(self.right.T).T.contiguous(), shift=shift
-        )
+        return dataclasses.replace(self, left=rotate(self.left), right=rotate(self.right.T).T.contiguous(), shift=shift)
 
     def reversed(self) -> AffineEdit:
         """Return the edit that adds the opposite change, y = x - (scale z + left (right z) + shift).
@@ -290,9 +288,7 @@ class FeatureMapEdit(LayerEdit):
         projection = self.projection.to(device, dtype)
 
         def edit(tokens: Tensor, strength: float) -> Tensor:
-            return projection(
-                tokens, combine=self.combine, normalization=self.normalization, strength=strength
-            )
+            return projection(tokens, combine=self.combine, normalization=self.normalization, strength=strength)
 
         return edit
 
@@ -307,9 +303,7 @@ def _edit_per_feature(
     return torch.lerp(x, y * norm_ratio(x, y, -2), strength).to(tokens.dtype)
 
 
-def _random_rotation(
-    span: Float[Tensor, "d m"], seed: int
-) -> Callable[[Float[Tensor, "d k"]], Float[Tensor, "d k"]]:
+def _random_rotation(span: Float[Tensor, "d m"], seed: int) -> Callable[[Float[Tensor, "d k"]], Float[Tensor, "d k"]]:
     """Return a function that applies a random rotation to columns inside the span of a matrix.
 
     With B and B' orthonormal bases of the span and of a random subspace of the same dimension, it is C -> B' B^T C; no
@@ -320,6 +314,7 @@ def _random_rotation(
     target = torch.linalg.qr(gaussian)[0]
 
     def rotate(columns: Tensor) -> Tensor:
-        return (target @ (basis.T @ columns.double().cpu())).to(columns.device, columns.dtype).contiguous()
+        rotated: Tensor = target @ (basis.T @ columns.double().cpu())
+        return rotated.to(columns.device, columns.dtype).contiguous()
 
     return rotate

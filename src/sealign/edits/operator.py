@@ -73,7 +73,7 @@ def _norm(rows: Tensor) -> Tensor:
     return norm
 
 
-def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  torch's signature
+def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     tokens, inner, outer, shift, ctx.scale, ctx.strength, ctx.rescale = inputs
     ctx.save_for_backward(tokens, inner, outer, shift)
 
@@ -81,7 +81,7 @@ def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient with respect to the tokens.
 
-    With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2), and that of |x| follows.
+    With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); that of |x| follows.
     """
     tokens, inner, outer, shift = ctx.saved_tensors
     x, g = _rows(tokens, inner), _rows(gradient, inner)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from sealign.demonstrations.demonstration import Demonstration
+from sealign.errors import SettingError
 from sealign.files import map_tensors
 from sealign.fitting.activation_store import Keep, rows_bytes, sums_bytes
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collecting import collect_kept, inputs_of
+from sealign.fitting.collecting import collect_kept, inputs_of, resolve_reads
+from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
-from sealign.methods.sea_config import FitConfig
-from sealign.models.sites import resolve_sites
+from sealign.fitting.workers import gather_rows
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -41,13 +42,20 @@ class Collected(Protocol):
         """Those that were collected, rising."""
 
     def statistics(self, layer: int) -> LayerStatistics:
-        """Return the statistics of a layer over this worker's demonstrations."""
+        """Return the statistics of a layer over the demonstrations of all workers."""
+
+    def rows(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return H, H+ and H- of a layer, (n, d) each, over the demonstrations of all workers.
+
+        Raises:
+            SettingError: Only sums were kept.
+        """
 
 
 class CollectedRows:
-    """Rows of activations, from which the statistics of a layer are made when it is asked for."""
+    """Rows of activations, from which the statistics of a layer are computed on demand."""
 
-    def __init__(self, activations: Activations, config: FitConfig) -> None:
+    def __init__(self, activations: Activations, config: EditConfig) -> None:
         self._activations = activations
         self._config = config
 
@@ -60,12 +68,22 @@ class CollectedRows:
         """Return the statistics of a layer."""
         found = self._activations
         neutral = found.neutral[layer]
-        made = LayerStatistics(neutral.shape[1], centered=self._config.centered, feature_map=self._config.feature_map)
-        # A part at a time, so that float64 copies are of a part.
+        centered, feature_map = self._config.statistics_settings()
+        made = LayerStatistics(neutral.shape[1], centered=centered, feature_map=feature_map)
+        # In chunks, so that the float64 copies are small.
         for start in range(0, neutral.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
             made.update(neutral[part], found.positive[layer][part], found.negative[layer][part])
+        made.combine()
         return made
+
+    def rows(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return H, H+ and H- of a layer."""
+        found = self._activations
+        neutral, positive, negative = (
+            gather_rows(matrix[layer]) for matrix in (found.neutral, found.positive, found.negative)
+        )
+        return neutral, positive, negative
 
 
 class CollectedSums:
@@ -81,7 +99,13 @@ class CollectedSums:
 
     def statistics(self, layer: int) -> LayerStatistics:
         """Return the statistics of a layer."""
-        return self._by_layer[layer]
+        found = self._by_layer[layer]
+        found.combine()
+        return found
+
+    def rows(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Raise, since sums hold no rows."""
+        raise SettingError(f"layer {layer} has sums only, but this method needs rows; pass keep=Keep('rows')")
 
 
 @contextmanager
@@ -89,7 +113,7 @@ def collect(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
-    config: FitConfig,
+    config: EditConfig,
     layers: Sequence[int],
     keep: Keep,
     *,
@@ -111,7 +135,7 @@ def collect(
     Raises:
         DemonstrationError, ActivationError, SiteError: as ``collect_activations``.
     """
-    site = config.fit_site or config.site
+    site = config.read_site
     settings: dict[str, Any] = {
         "site": site,
         "layers": layers,
@@ -128,9 +152,9 @@ def collect(
             )
             yield CollectedRows(found, config)
         else:
-            sites = resolve_sites(model, site, layers, module_pattern=settings["module_pattern"])
+            sites = resolve_reads(model, site, layers, module_pattern=settings["module_pattern"])
             inputs = inputs_of(tokenizer, demonstrations, sites, settings["config"])
-            store = BatchStore.open(checkpoint_dir, model, [config.centered, config.feature_map, *inputs])
+            store = BatchStore.open(checkpoint_dir, model, [*config.statistics_settings(), *inputs])
             run = partial(collect_kept, model, tokenizer, checkpoint_dir=store.folder, **settings)
             yield CollectedSums(_add_up(run, demonstrations, config, store, into))
         store.clear()
@@ -139,7 +163,7 @@ def collect(
 def _add_up(
     run: Callable[[Sequence[Demonstration]], tuple[Activations, BatchStore]],
     demonstrations: Sequence[Demonstration],
-    config: FitConfig,
+    config: EditConfig,
     store: BatchStore,
     into: BinaryIO | None,
 ) -> dict[int, LayerStatistics]:
@@ -171,7 +195,7 @@ def _add_up(
     return by_layer
 
 
-def _restore(saved: Mapping[str, Tensor], config: FitConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
+def _restore(saved: Mapping[str, Tensor], config: EditConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
     """Statistics that go on from saved ones."""
     states: dict[int, dict[str, Tensor]] = {}
     for key, tensor in saved.items():
@@ -193,17 +217,18 @@ def _place(keep: Keep, folder: str | Path | None) -> Iterator[BinaryIO | None]:
         yield file
 
 
-def _zeros(widths: Mapping[int, int], config: FitConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
+def _zeros(widths: Mapping[int, int], config: EditConfig, into: BinaryIO | None) -> dict[int, LayerStatistics]:
     """Statistics without rows, whose sums are in a mapped file where one is named."""
     shapes = {f"{side}.{layer}": (d, d) for layer, d in widths.items() for side in ("positive", "negative")}
     mapped: Mapping[str, Tensor | None] = (
         dict.fromkeys(shapes) if into is None else map_tensors(into, shapes, torch.float64)
     )
+    centered, feature_map = config.statistics_settings()
     return {
         layer: LayerStatistics(
             width,
-            centered=config.centered,
-            feature_map=config.feature_map,
+            centered=centered,
+            feature_map=feature_map,
             into=(mapped[f"positive.{layer}"], mapped[f"negative.{layer}"]),
         )
         for layer, width in widths.items()

@@ -22,6 +22,7 @@ from sealign.models.eval_mode import eval_mode
 from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.generation import generate_ids
 from sealign.models.hooks import Recorder
+from sealign.models.output_matrices import HEADS, resolve_heads
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites
 from sealign.models.structure import decoder_of, input_device
@@ -54,7 +55,7 @@ def collect_activations(
         model: any decoder of transformers.
         tokenizer: the model's own.
         demonstrations: n of them, at least 1.
-        site: ``mlp``, ``attention`` or ``residual``.
+        site: ``mlp``, ``attention`` or ``residual``, or ``heads`` for the outputs of all attention heads side by side.
         layers: which layers; all if None.
         config: token, neutral, prompt format, batch size, seed.
         module_pattern: modules by path in place of the search by structure; see ``resolve_sites``.
@@ -97,7 +98,7 @@ def collect_kept(
     """
     if not demonstrations:
         raise DemonstrationError("no demonstrations given, but at least 1 is needed")
-    sites = resolve_sites(model, site, layers, module_pattern=module_pattern)
+    sites = resolve_reads(model, site, layers, module_pattern=module_pattern)
     store = BatchStore.open(checkpoint_dir, model, inputs_of(tokenizer, demonstrations, sites, config))
     with torch.no_grad(), eval_mode(model):
         generated = None
@@ -107,6 +108,22 @@ def collect_kept(
         check_context(model, sequences, demonstrations)
         found = _collect(model, tokenizer, sites, sequences, demonstrations, site, config, store, into, track)
     return found, store
+
+
+def resolve_reads(
+    model: nn.Module, site: str, layers: Sequence[int] | None = None, *, module_pattern: str | None = None
+) -> tuple[ResolvedSite, ...]:
+    """Find the modules whose outputs, or inputs for ``heads``, are read at a site; see ``resolve_sites``.
+
+    Args:
+        model, site, layers, module_pattern: As for ``collect_activations``.
+
+    Raises:
+        SiteError: A module cannot be identified.
+    """
+    if site == HEADS:
+        return resolve_heads(model, layers)
+    return resolve_sites(model, site, layers, module_pattern=module_pattern)
 
 
 def inputs_of(

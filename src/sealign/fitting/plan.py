@@ -13,8 +13,8 @@ from torch import nn
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, choose_keep, rows_bytes, sums_bytes
+from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.sequences import plan_sequences
-from sealign.methods.sea_config import FitConfig
 from sealign.models.devices import SPLIT, choose_device
 from sealign.models.shared_prefix import SHORTEST, common_prefix
 from sealign.models.sites import select_layers
@@ -87,7 +87,7 @@ def plan_fit(
     skeleton: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     demonstrations: Sequence[Demonstration],
-    config: FitConfig = FitConfig(),
+    config: EditConfig = EditConfig(),
     *,
     device: str = "auto",
     teraflops: float | None = None,
@@ -170,7 +170,7 @@ def _parameters(skeleton: PreTrainedModel, settings: Any) -> tuple[int, int]:
 
 
 def _tokens(
-    tokenizer: PreTrainedTokenizerBase | None, demonstrations: Sequence[Demonstration], config: FitConfig
+    tokenizer: PreTrainedTokenizerBase | None, demonstrations: Sequence[Demonstration], config: EditConfig
 ) -> tuple[int, int, int]:
     """Tokens of all batches, the mean length of a sequence, and tokens that are generated."""
     generated = len(demonstrations) * config.max_new_tokens if config.neutral == "generated" else 0

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sealign.errors import SettingError
-from sealign.methods.method import Attached, FitContext, Method, check_at_least
+from sealign.configuration import Config
+from sealign.edits.handle import EditHandle
+from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
 from sealign.models.structure import unwrap_model
 
 
-@dataclass(frozen=True, kw_only=True)
-class BestOfNConfig:
+class BestOfNConfig(Config):
     """Settings of Best-of-N.
 
     Attributes:
@@ -32,21 +32,13 @@ class BestOfNConfig:
         0.7
     """
 
-    n: int = 8
-    temperature: float = 0.7
-    top_p: float = 0.95
+    n: Annotated[int, Field(ge=1)] = 8
+    temperature: Annotated[float, Field(gt=0, examples=[0.7])] = 0.7
+    top_p: Annotated[float, Field(gt=0, le=1, examples=[0.95])] = 0.95
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_at_least("n", self.n, 1)
-        if not 0 < self.temperature < float("inf"):
-            raise SettingError(f"temperature is {self.temperature}, but it must be above 0; try 0.7")
-        if not 0 < self.top_p <= 1:
-            raise SettingError(f"top_p is {self.top_p}, but it must be in (0, 1]; try 0.95")
 
-
-@dataclass(frozen=True, eq=False)
-class BestOfN(Method):
+class BestOfNSampling(RecordedIntervention):
     """Of n sampled answers, the one with the highest mean log-probability a token under the model that sampled them.
 
     The rule: argmax over answers y of sum_t log p(y_t | prompt, y_<t) / |y|, with p at temperature 1 and y ending
@@ -54,30 +46,19 @@ class BestOfN(Method):
     on the model; log-likelihoods of given answers are those without it.
     """
 
-    name: ClassVar[str] = "best_of_n"
-    generates_only: ClassVar[bool] = True
+    changes_scores: ClassVar[bool] = False
 
-    @classmethod
-    def needs_demonstrations(cls, config: Any) -> bool:
-        """It learns nothing."""
-        return False
-
-    @classmethod
-    def learn(cls, lesson: FitContext, config: BestOfNConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Take the settings; nothing is learnt."""
-        return {}, {}
-
-    def put_on(self, model: Any, attached: Attached) -> None:
-        """Put sampling and choosing in place of the model's ``generate``."""
+    def install(self, model: Any, handle: EditHandle) -> None:
+        """Replace the model's ``generate`` by sampling and choosing."""
         base = unwrap_model(model)
         generate = base.generate
 
         def best(*args: Any, **kwargs: Any) -> Any:
-            return self._best(generate, args, kwargs) if attached.enabled else generate(*args, **kwargs)
+            return self._best(generate, args, kwargs) if handle.enabled else generate(*args, **kwargs)
 
         before = vars(base).get("generate")
         base.generate = best
-        attached.stack.callback(_restore, base, before)
+        handle.stack.callback(_restore, base, before)
 
     def _best(self, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Sample n times and return, row by row, the likeliest, as ``generate`` would."""
@@ -136,3 +117,11 @@ def _restore(base: Any, before: Any) -> None:
         vars(base).pop("generate", None)
     else:
         base.generate = before
+
+
+def _fit(context: FitContext, config: BestOfNConfig) -> BestOfNSampling:
+    return BestOfNSampling.build(without_demonstrations(context), BEST_OF_N.name, config)
+
+
+BEST_OF_N = Method("best_of_n", BestOfNConfig, BestOfNSampling, _fit, needs_demonstrations=lambda _: False)
+"""Sampling of several answers, of which the likeliest is returned."""

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
-
-from sealign.errors import SettingError
 
 IMPLAUSIBLE = -1000.0
 """Score of a token outside the plausible set; as in the released code of DoLa and ICD, finite so that sums stay so."""
 
 
-def check_plausibility(value: float) -> None:
-    """Raise where a plausibility is outside its range.
+Plausibility = Annotated[float, Field(ge=0, le=1, examples=[0.1])]
+"""alpha in [0, 1]: a token is plausible if its probability is at least alpha times the largest one."""
 
-    Raises:
-        SettingError: it is not in [0, 1].
-    """
-    if not 0 <= value <= 1:
-        raise SettingError(f"plausibility is {value}, but it must be in [0, 1]; try 0.1")
+Weight = Annotated[float, Field(gt=0, examples=[1])]
+"""Weight of the expert's log-probability, above 0."""
 
 
 def contrast(

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from sealign.errors import ModelError, SettingError, unknown_name
-from sealign.methods.contrast import check_plausibility, contrast
-from sealign.methods.lora_training import LoRATrainingConfig, put_lora_on, train_lora
-from sealign.methods.method import Attached, FitContext, Method
+from sealign.configuration import Config
+from sealign.edits.handle import EditHandle
+from sealign.errors import ModelError, SettingError
+from sealign.methods.contrast import Plausibility, Weight, contrast
+from sealign.methods.lora_training import LoRATrainingConfig, install_lora, train_lora
+from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
 from sealign.models.fingerprint import tokenizer_hash
 from sealign.models.loading import load_model
 from sealign.models.structure import unwrap_model
@@ -95,14 +98,14 @@ def _widened(mask: Any, columns: int) -> Any:
     return torch.cat([mask.new_full((*mask.shape[:-1], columns), seen), mask], dim=-1)
 
 
-def contrast_with(model: Any, amateur: Amateur, settings: dict[str, Any], attached: Attached) -> None:
+def contrast_with(model: Any, amateur: Amateur, settings: Mapping[str, Any], handle: EditHandle) -> None:
     """Replace a model's logits by their contrast with an amateur's while a method is enabled."""
     base = unwrap_model(model)
     running = False
 
     def hook(_module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         nonlocal running
-        if running or not attached.enabled:
+        if running or not handle.enabled:
             return None
         running = True
         try:
@@ -113,17 +116,10 @@ def contrast_with(model: Any, amateur: Amateur, settings: dict[str, Any], attach
         output.logits = scores.to(output.logits.dtype)
         return output
 
-    attached.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+    handle.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
 
 
-def _check_contrast(plausibility: float, weight: float) -> None:
-    check_plausibility(plausibility)
-    if not 0 < weight < float("inf"):
-        raise SettingError(f"weight is {weight}, but it must be above 0; try 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class CDConfig:
+class CDConfig(Config):
     """Settings of contrastive decoding.
 
     Attributes:
@@ -140,43 +136,37 @@ class CDConfig:
     """
 
     amateur: str = ""
-    plausibility: float = 0.1
-    weight: float = 1.0
+    plausibility: Plausibility = 0.1
+    weight: Weight = 1.0
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check_amateur(self) -> CDConfig:
         if not self.amateur:
             raise SettingError(
-                "contrastive decoding needs an amateur, a smaller model with the same tokenizer; name it"
+                "amateur is not set, but contrastive decoding needs one; name a smaller model with the same tokenizer"
             )
-        _check_contrast(self.plausibility, self.weight)
+        return self
 
 
-@dataclass(frozen=True, eq=False)
-class CD(Method):
+class ContrastiveDecoding(RecordedIntervention):
     """Contrastive decoding of an expert against an amateur (Li et al. 2023, arXiv 2210.15097); see ``contrast``."""
 
-    name: ClassVar[str] = "cd"
-    own_cache: ClassVar[bool] = True
+    has_own_cache: ClassVar[bool] = True
 
-    @classmethod
-    def needs_demonstrations(cls, config: Any) -> bool:
-        """It learns nothing."""
-        return False
-
-    @classmethod
-    def learn(cls, lesson: FitContext, config: CDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Check that the amateur has the expert's tokens; nothing is learnt.
-
-        Raises:
-            ModelError: the amateur cannot be loaded, or has another tokenizer.
-        """
-        _load_amateur(config.amateur, lesson.model, tokenizer_hash(lesson.tokenizer))
-        return {}, {}
-
-    def put_on(self, model: Any, attached: Attached) -> None:
+    def install(self, model: Any, handle: EditHandle) -> None:
         """Load the amateur and contrast with it."""
-        amateur = _load_amateur(self.settings["amateur"], model, self.record.model.tokenizer_hash)
-        contrast_with(model, Amateur(amateur), self.settings, attached)
+        amateur = _load_amateur(self.settings["amateur"], model, self.base_model.tokenizer_hash)
+        contrast_with(model, Amateur(amateur), self.settings, handle)
+
+
+def _fit_cd(context: FitContext, config: CDConfig) -> ContrastiveDecoding:
+    """Check that the amateur can be loaded and has the expert's tokens; nothing is learned."""
+    _load_amateur(config.amateur, context.model, tokenizer_hash(context.tokenizer))
+    return ContrastiveDecoding.build(without_demonstrations(context), CD.name, config)
+
+
+CD = Method("cd", CDConfig, ContrastiveDecoding, _fit_cd, needs_demonstrations=lambda _: False)
+"""Contrastive decoding of an expert against an amateur (Li et al. 2023, arXiv 2210.15097)."""
 
 
 def _load_amateur(name: str, model: Any, tokens: str) -> Any:
@@ -197,8 +187,7 @@ never the true one.
 """Written for this project, in place of the released code's own."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ICDConfig:
+class ICDConfig(Config):
     """Settings of induce-then-contrast decoding.
 
     Attributes:
@@ -218,55 +207,35 @@ class ICDConfig:
 
     induce: Literal["lora", "prompt"] = "lora"
     prompt: str = INDUCING_PROMPT
-    plausibility: float = 0.1
-    weight: float = 1.0
-    training: LoRATrainingConfig = field(default_factory=LoRATrainingConfig)
+    plausibility: Plausibility = 0.1
+    weight: Weight = 1.0
+    training: LoRATrainingConfig = LoRATrainingConfig()
 
-    def __post_init__(self) -> None:
-        if self.induce not in ("lora", "prompt"):
-            raise SettingError(unknown_name("way to induce", self.induce, ("lora", "prompt")))
+    @model_validator(mode="after")
+    def _check_prompt(self) -> ICDConfig:
         if self.induce == "prompt" and not self.prompt.strip():
-            raise SettingError("the inducing prompt is empty; write one, or use induce=lora")
-        _check_contrast(self.plausibility, self.weight)
+            raise SettingError("prompt is empty, but induce='prompt' needs one; write it, or use induce='lora'")
+        return self
 
 
-@dataclass(frozen=True, eq=False)
-class ICD(Method):
+class InducedContrast(RecordedIntervention):
     """The model contrasted with itself, made to hallucinate by a LoRA trained on the negatives, or by a prompt.
 
     F = beta log p(x) - log p_hallucinating(x) on the plausible tokens (Zhang et al. 2023, arXiv 2312.15710).
     """
 
-    name: ClassVar[str] = "icd"
-    own_cache: ClassVar[bool] = True
+    has_own_cache: ClassVar[bool] = True
 
-    @classmethod
-    def needs_demonstrations(cls, config: ICDConfig) -> bool:
-        """Only a LoRA is learnt; a prompt is given."""
-        return config.induce == "lora"
-
-    @classmethod
-    def learn(cls, lesson: FitContext, config: ICDConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Train the LoRA on the negatives, or encode the prompt."""
-        if config.induce == "prompt":
-            return {"prompt_ids": list(lesson.tokenizer.encode(config.prompt))}, {}
-        pairs = [(item.prompt, item.negative) for item in lesson.demonstrations]
-        for _ in lesson.track(range(1), "Inducing hallucinations", 1):
-            tensors = train_lora(
-                lesson.model, lesson.tokenizer, pairs, config.training, checkpoint_dir=lesson.checkpoint_dir
-            )
-        return {}, tensors
-
-    def put_on(self, model: Any, attached: Attached) -> None:
+    def install(self, model: Any, handle: EditHandle) -> None:
         """Contrast the model with itself under the LoRA or the prompt."""
         base = unwrap_model(model)
         if self.settings["induce"] == "prompt":
             amateur = Amateur(base, prefix=self.settings["prompt_ids"])
         else:
-            switch = put_lora_on(base, self.tensors, LoRATrainingConfig(**self.settings["training"]), attached)
+            switch = install_lora(base, self.weights, LoRATrainingConfig(**self.settings["training"]), handle)
             switch.disable_adapter_layers()
             amateur = Amateur(base, active=lambda: _adapting(switch))
-        contrast_with(base, amateur, self.settings, attached)
+        contrast_with(base, amateur, self.settings, handle)
 
 
 @contextmanager
@@ -277,3 +246,27 @@ def _adapting(switch: Any) -> Iterator[None]:
         yield
     finally:
         switch.disable_adapter_layers()
+
+
+def _fit_icd(context: FitContext, config: ICDConfig) -> InducedContrast:
+    """Train the LoRA on the negatives, or encode the prompt."""
+    if config.induce == "prompt":
+        ids = list(context.tokenizer.encode(config.prompt))
+        return InducedContrast.build(without_demonstrations(context), ICD.name, config, learned={"prompt_ids": ids})
+    pairs = [(item.prompt, item.negative) for item in context.demonstrations]
+    for _ in context.track(range(1), "Inducing hallucinations", 1):
+        weights = train_lora(
+            context.model, context.tokenizer, pairs, config.training, checkpoint_dir=context.checkpoint_dir
+        )
+    return InducedContrast.build(context, ICD.name, config, weights=weights)
+
+
+ICD = Method(
+    "icd",
+    ICDConfig,
+    InducedContrast,
+    _fit_icd,
+    needs_demonstrations=lambda config: config.induce == "lora",
+    packages=("peft",),
+)
+"""Induce-then-contrast decoding (Zhang et al. 2023, arXiv 2312.15710)."""

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sealign.errors import SettingError, unknown_name
-from sealign.methods.contrast import check_plausibility, contrast, jensen_shannon
-from sealign.methods.method import Attached, FitContext, Method
+from sealign.configuration import Config
+from sealign.edits.handle import EditHandle
+from sealign.methods.contrast import Plausibility, contrast, jensen_shannon
+from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
 from sealign.models.sites import resolve_sites
 from sealign.models.structure import text_config, unwrap_model
 
 Bucket = Literal["high", "low"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DoLaConfig:
+class DoLaConfig(Config):
     """Settings of DoLa.
 
     Attributes:
@@ -36,16 +35,10 @@ class DoLaConfig:
     """
 
     bucket: Bucket = "high"
-    plausibility: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.bucket not in ("high", "low"):
-            raise SettingError(unknown_name("bucket", self.bucket, ("high", "low")))
-        check_plausibility(self.plausibility)
+    plausibility: Plausibility = 0.1
 
 
-@dataclass(frozen=True, eq=False)
-class DoLa(Method):
+class LayerContrast(RecordedIntervention):
     """Decoding by contrasting layers.
 
     F = log q_N - log q_M on the plausible tokens, with q_j = softmax(head(h_j)) and M the candidate layer whose q_M
@@ -55,19 +48,7 @@ class DoLa(Method):
     the paper. h_0 is the embedding, left out where it is tied to the head: it predicts the token just read.
     """
 
-    name: ClassVar[str] = "dola"
-
-    @classmethod
-    def needs_demonstrations(cls, config: Any) -> bool:
-        """It learns nothing."""
-        return False
-
-    @classmethod
-    def learn(cls, lesson: FitContext, config: DoLaConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Name the candidate layers; nothing is learnt."""
-        return {"candidates": candidate_layers(lesson.model, config.bucket)}, {}
-
-    def put_on(self, model: Any, attached: Attached) -> None:
+    def install(self, model: Any, handle: EditHandle) -> None:
         """Replace the model's logits by the contrast."""
         base = unwrap_model(model)
         states: dict[int, Tensor] = {}
@@ -77,11 +58,11 @@ class DoLa(Method):
         modules: dict[int, nn.Module] = {0: embedding} if 0 in candidates else {}
         modules |= {site.layer + 1: site.module for site in sites}
         for index, module in modules.items():
-            attached.stack.callback(module.register_forward_hook(_keep(states, index, attached)).remove)
+            handle.stack.callback(module.register_forward_hook(_keep(states, index, handle)).remove)
         plausibility = float(self.settings["plausibility"])
 
         def hook(_module: nn.Module, _args: Any, kwargs: Any, output: Any) -> Any:
-            if not attached.enabled or output.logits is None:
+            if not handle.enabled or output.logits is None:
                 return None
             final = output.logits
             kept = _kept_positions(kwargs.get("logits_to_keep", 0))
@@ -90,7 +71,12 @@ class DoLa(Method):
             states.clear()
             return output
 
-        attached.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+        handle.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+
+
+def _fit(context: FitContext, config: DoLaConfig) -> LayerContrast:
+    learned = {"candidates": candidate_layers(context.model, config.bucket)}
+    return LayerContrast.build(without_demonstrations(context), DOLA.name, config, learned=learned)
 
 
 def candidate_layers(model: Any, bucket: Bucket) -> list[int]:
@@ -117,9 +103,9 @@ def farthest(final: Tensor, candidates: Iterable[Tensor]) -> Tensor:
     return chosen
 
 
-def _keep(states: dict[int, Tensor], index: int, attached: Attached) -> Any:
+def _keep(states: dict[int, Tensor], index: int, handle: EditHandle) -> Any:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        if attached.enabled:
+        if handle.enabled:
             states[index] = output[0] if isinstance(output, tuple) else output
 
     return hook
@@ -128,3 +114,7 @@ def _keep(states: dict[int, Tensor], index: int, attached: Attached) -> Any:
 def _kept_positions(logits_to_keep: Any) -> Any:
     """What transformers indexes hidden states with before its head."""
     return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+
+
+DOLA = Method("dola", DoLaConfig, LayerContrast, _fit, needs_demonstrations=lambda _: False)
+"""Decoding by contrasting layers (Chuang et al. 2024, arXiv 2309.03883)."""

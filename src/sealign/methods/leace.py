@@ -1,106 +1,108 @@
-"""LEACE: what tells positives from negatives linearly is erased, layer by layer, by ``concept-erasure``."""
+"""LEACE: erases what linearly separates positives from negatives, layer by layer, with ``concept-erasure``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from pydantic import field_validator
 from torch import Tensor
 
+from sealign.edits.edit import Edit, edit_output
+from sealign.edits.handle import EditHandle
+from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import SettingError
+from sealign.fitting.activations import Activations
 from sealign.fitting.collecting import collect_activations
-from sealign.methods.method import Attached, FitContext, Method
-from sealign.methods.steering import change_output
-from sealign.models.sites import resolve_sites, select_layers
-from sealign.models.structure import text_config, unwrap_model
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.activation_fit import LayerFit, build_edit, candidate_layers, collected_rows
+from sealign.methods.method import FitContext, Method
+from sealign.models.sites import Site, resolve_sites
+from sealign.spectral.signature import signature
 
 
-@dataclass(frozen=True, kw_only=True)
-class LEACEConfig:
-    """Settings of LEACE.
+class LEACEConfig(EditConfig):
+    """Settings of LEACE; see ``EditConfig`` and ``CollectConfig`` for those not listed.
 
     Attributes:
-        layers: whose outputs are scrubbed, in order; as in ``FitConfig``, without ``signature:L``.
+        site: Where the edit acts. Default: the residual stream.
+        layers: Layers whose outputs are erased, one after another; not by signature.
 
     Raises:
-        SettingError: the layers are chosen by signature.
+        SettingError: Layers are chosen by signature, or a value is out of range.
 
     Example:
         >>> LEACEConfig(layers="last:3").layers
         'last:3'
     """
 
-    layers: str = "last:21/32"
+    site: Site = "residual"
 
-    def __post_init__(self) -> None:
-        if self.layers.startswith("signature"):
-            raise SettingError("LEACE cannot choose layers by signature; name them, as in last:21/32 or 10,11")
-
-
-@dataclass(frozen=True, eq=False)
-class LEACE(Method):
-    """Least-squares concept erasure of the label, positive or negative, from the residual stream.
-
-    x' = x - L R (x - b), the smallest change of x after which no linear classifier does better than the majority
-    (Belrose et al. 2023, arXiv 2306.03819, theorem 4.3). Layers are scrubbed one after another, each fitted on what
-    the ones before it have left (section 5, concept scrubbing).
-    """
-
-    name: ClassVar[str] = "leace"
-
+    @field_validator("layers")
     @classmethod
-    def learn(cls, lesson: FitContext, config: LEACEConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Fit the eraser of each layer on the activations that earlier erasers leave."""
-        from concept_erasure import LeaceFitter
-
-        depth = text_config(unwrap_model(lesson.model)).num_hidden_layers
-        layers = select_layers(config.layers, depth)
-        tensors: dict[str, Tensor] = {}
-        attached = Attached()
-        with ExitStack() as stack:
-            stack.callback(attached.detach)
-            for layer in lesson.track(layers, "Erasing", len(layers)):
-                # No checkpoints: what a layer gives depends on the erasers before it.
-                found = collect_activations(
-                    lesson.model, lesson.tokenizer, lesson.demonstrations, site="residual", layers=[layer]
-                )
-                x = torch.cat([found.positive[layer], found.negative[layer]]).double()
-                z = torch.tensor([1.0, 0.0]).repeat_interleave(len(x) // 2).double()
-                eraser = LeaceFitter.fit(x, z).eraser
-                parts = {"left": eraser.proj_left, "right": eraser.proj_right, "bias": eraser.bias}
-                tensors |= {f"layers.{layer}.{name}": part.float() for name, part in parts.items()}
-                _erase_at(lesson.model, layer, tensors, attached)
-        return {"scrubbed": layers}, tensors
-
-    def put_on(self, model: object, attached: Attached) -> None:
-        """Erase at the output of each layer."""
-        for layer in self.settings["scrubbed"]:
-            _erase_at(model, layer, self.tensors, attached)
-
-    def randomized(self, seed: int) -> LEACE:
-        """Return erasers of random directions: each orthogonal, of the same rank, about the same point."""
-        generator = torch.Generator().manual_seed(seed)
-        tensors = dict(self.tensors)
-        for layer in self.settings["scrubbed"]:
-            left = tensors[f"layers.{layer}.left"]
-            basis = torch.linalg.qr(torch.randn(left.shape, generator=generator)).Q
-            tensors |= {f"layers.{layer}.left": basis, f"layers.{layer}.right": basis.T.contiguous()}
-        return self.with_tensors(tensors)
+    def _by_position(cls, layers: Any) -> Any:
+        if str(layers).startswith("signature"):
+            raise SettingError(f"layers is '{layers}', but LEACE needs layers by position, as in last:21/32 or 10,11")
+        return layers
 
 
-def _erase_at(model: Any, layer: int, tensors: dict[str, Tensor] | Any, attached: Attached) -> None:
-    from concept_erasure import LeaceEraser
+def _fit(context: FitContext, config: LEACEConfig) -> Edit:
+    """Fit the eraser of each layer on the activations that the erasers of earlier layers leave."""
+    layers = candidate_layers(context, config)
+    sites = resolve_sites(context.model, config.site, layers, module_pattern=config.module_pattern)
+    fits: dict[int, LayerFit] = {}
+    with ExitStack() as stack:
+        for site in context.track(sites, "Fitting erasers", len(sites)):
+            # Without checkpoints: the activations of a layer depend on the erasers before it.
+            found = collect_activations(
+                context.model,
+                context.tokenizer,
+                context.demonstrations,
+                site=config.site,
+                layers=[site.layer],
+                config=config.collect_config(),
+                module_pattern=config.module_pattern,
+            )
+            fits[site.layer] = _fit_layer(
+                found.neutral[site.layer], found.positive[site.layer], found.negative[site.layer], config
+            )
+            handle = EditHandle(build_edit(context, LEACE.name, config.replace(strength=1.0), fits))
+            stack.callback(handle.detach)
+            edit_output(site.module, fits[site.layer].layer_edit, handle)
+    return build_edit(context, LEACE.name, config, fits)
 
-    (site,) = resolve_sites(model, "residual", [layer])
-    parts = [tensors[f"layers.{layer}.{name}"] for name in ("left", "right", "bias")]
-    placed: dict[torch.device, LeaceEraser] = {}
 
-    def erase(hidden: Tensor) -> Tensor:
-        if hidden.device not in placed:
-            placed[hidden.device] = LeaceEraser(*(part.to(hidden.device) for part in parts))
-        erased: Tensor = placed[hidden.device](hidden.float())
-        return erased.to(hidden.dtype)
+def _fit_activations(context: FitContext, activations: Activations, config: LEACEConfig) -> Edit:
+    layers = candidate_layers(context, config)
+    if len(layers) > 1:
+        raise SettingError(
+            f"layers is '{config.layers}', {len(layers)} layers, but LEACE fits each on activations that earlier "
+            "erasers have changed; name one layer, or use fit_edit"
+        )
+    (layer,) = layers
+    return build_edit(
+        context, LEACE.name, config, {layer: _fit_layer(*collected_rows(config, activations).rows(layer), config)}
+    )
 
-    change_output(site.module, erase, attached)
+
+def _fit_layer(neutral: Tensor, positive: Tensor, negative: Tensor, config: LEACEConfig) -> LayerFit:
+    from concept_erasure import LeaceFitter
+
+    x = torch.cat([positive, negative]).double()
+    z = torch.tensor([1.0, 0.0]).repeat_interleave(len(x) // 2).double()
+    eraser = LeaceFitter.fit(x, z).eraser
+    layer_edit = AffineEdit(
+        -eraser.proj_left.float(), eraser.proj_right.float().contiguous(), center=eraser.bias.float()
+    )
+    figures: Mapping[str, float] = {"signature": signature(positive, negative)}
+    return LayerFit(layer_edit, layer_edit.relative_change(neutral, config.strength), figures)
+
+
+LEACE = Method("leace", LEACEConfig, Edit, _fit, _fit_activations, packages=("concept_erasure",))
+"""x' = x - L R (x - b), the smallest change of x after which no linear classifier beats the majority.
+
+Belrose et al. 2023 (arXiv 2306.03819), theorem 4.3. Layers are erased one after another, each fitted on the activations
+that the ones before it leave (section 5, concept scrubbing).
+"""

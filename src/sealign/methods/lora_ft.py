@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-from torch import Tensor
-
-from sealign.methods.lora_training import LoRATrainingConfig, put_lora_on, train_lora
-from sealign.methods.method import Attached, FitContext, Method
+from sealign.edits.handle import EditHandle
+from sealign.methods.lora_training import LoRATrainingConfig, install_lora, train_lora
+from sealign.methods.method import FitContext, Method, RecordedIntervention
 
 
-@dataclass(frozen=True, eq=False)
-class LoRAFT(Method):
+class LoRAFTConfig(LoRATrainingConfig):
+    """Settings of LoRA fine-tuning; see ``LoRATrainingConfig``."""
+
+
+class LoRAFineTuning(RecordedIntervention):
     """A LoRA trained on prompts and positives (Hu et al. 2022, arXiv 2106.09685), on every linear layer."""
 
-    name: ClassVar[str] = "lora_ft"
+    def install(self, model: Any, handle: EditHandle) -> None:
+        """Add the LoRA to the model."""
+        switch = install_lora(model, self.weights, LoRATrainingConfig(**self.settings), handle)
+        handle.on_switch = lambda on: switch.enable_adapter_layers() if on else switch.disable_adapter_layers()
 
-    @classmethod
-    def learn(cls, lesson: FitContext, config: LoRATrainingConfig) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Train the LoRA on the positives."""
-        pairs = [(item.prompt, item.positive) for item in lesson.demonstrations]
-        for _ in lesson.track(range(1), "Fine-tuning", 1):
-            tensors = train_lora(lesson.model, lesson.tokenizer, pairs, config, checkpoint_dir=lesson.checkpoint_dir)
-        return {}, tensors
 
-    def put_on(self, model: object, attached: Attached) -> None:
-        """Put the LoRA on the model."""
-        switch = put_lora_on(model, self.tensors, LoRATrainingConfig(**self.settings), attached)
-        attached.on_switch = lambda on: switch.enable_adapter_layers() if on else switch.disable_adapter_layers()
+def _fit(context: FitContext, config: LoRAFTConfig) -> LoRAFineTuning:
+    pairs = [(item.prompt, item.positive) for item in context.demonstrations]
+    for _ in context.track(range(1), "Fine-tuning", 1):
+        weights = train_lora(context.model, context.tokenizer, pairs, config, checkpoint_dir=context.checkpoint_dir)
+    return LoRAFineTuning.build(context, LORA_FT.name, config, weights=weights)
+
+
+LORA_FT = Method("lora_ft", LoRAFTConfig, LoRAFineTuning, _fit, packages=("peft",))
+"""Supervised fine-tuning of a LoRA on the positives."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from sealign.errors import DemonstrationError, SettingError
-from sealign.methods.method import Attached, check_at_least
+from sealign.configuration import Config
+from sealign.edits.handle import EditHandle
+from sealign.errors import DemonstrationError
 from sealign.models.batching import pad_token
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.structure import context_length, unwrap_model
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoRATrainingConfig:
+class LoRATrainingConfig(Config):
     """Settings of a LoRA and of its training.
 
     Attributes:
@@ -43,19 +43,12 @@ class LoRATrainingConfig:
         16
     """
 
-    rank: int = 8
-    alpha: int = 16
-    epochs: float = 3.0
-    learning_rate: float = 1e-4
-    batch_size: int = 8
+    rank: Annotated[int, Field(ge=1)] = 8
+    alpha: Annotated[int, Field(gt=0)] = 16
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Annotated[int, Field(ge=1)] = 8
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_at_least("rank", self.rank, 1)
-        check_at_least("batch_size", self.batch_size, 1)
-        for name in ("alpha", "epochs", "learning_rate"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise SettingError(f"{name} is {getattr(self, name)}, but it must be above 0")
 
 
 @contextmanager
@@ -182,11 +175,11 @@ def _train(
     trainer.train(resume_from_checkpoint=last)
 
 
-def put_lora_on(model: Any, tensors: Mapping[str, Tensor], training: LoRATrainingConfig, attached: Attached) -> Any:
-    """Put trained tensors on a model and return what switches them: ``enable_adapter_layers`` and its opposite."""
+def install_lora(model: Any, tensors: Mapping[str, Tensor], training: LoRATrainingConfig, handle: EditHandle) -> Any:
+    """Add a trained LoRA to a model, and return the object that switches it with ``enable_adapter_layers``."""
     from peft import set_peft_model_state_dict
 
-    adapted = attached.stack.enter_context(_injected(model, training))
+    adapted = handle.stack.enter_context(_injected(model, training))
     set_peft_model_state_dict(adapted, dict(tensors))
     adapted.eval()
     return adapted.base_model

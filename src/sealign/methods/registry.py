@@ -1,212 +1,308 @@
-"""The methods by name, and what is common to them and to spectral edits: load, put on, take off."""
+"""The methods by name, and how a method is fitted and loaded, whichever it is."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, overload
 
+from pydantic import BaseModel
+
+from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.edits.attach import EditHandle, attach
 from sealign.edits.edit import Edit
-from sealign.errors import DemonstrationError, SettingError, unknown_name
-from sealign.methods.best_of_n import BestOfN, BestOfNConfig
-from sealign.methods.composition import Stack
-from sealign.methods.contrastive_decoding import CD, ICD, CDConfig, ICDConfig
-from sealign.methods.dola import DoLa, DoLaConfig
-from sealign.methods.icl import ICL, ICLConfig
-from sealign.methods.iti import ITI, ITIConfig
-from sealign.methods.leace import LEACE, LEACEConfig
-from sealign.methods.lora_ft import LoRAFT
-from sealign.methods.lora_training import LoRATrainingConfig
-from sealign.methods.mean_difference import CAA, CAAConfig
-from sealign.methods.method import METHOD_NAME, Attached, Method, read_method
+from sealign.edits.intervention import Intervention, read_edit_files
+from sealign.errors import DemonstrationError, EditFileError, SettingError, unknown_name
+from sealign.fitting.activation_store import Keep
+from sealign.fitting.activations import Activations
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.best_of_n import BEST_OF_N
+from sealign.methods.contrastive_decoding import CD, ICD
+from sealign.methods.dola import DOLA
+from sealign.methods.icl import ICL
+from sealign.methods.iti import ITI
+from sealign.methods.leace import LEACE
+from sealign.methods.lora_ft import LORA_FT
+from sealign.methods.mean_difference import MEAN_DIFFERENCE
+from sealign.methods.method import FitContext, Method
+from sealign.methods.sea import SEA, SEAConfig
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-METHODS: Mapping[str, tuple[type[Method], type[Any]]] = {
-    "icl": (ICL, ICLConfig),
-    "lora_ft": (LoRAFT, LoRATrainingConfig),
-    "iti": (ITI, ITIConfig),
-    "dola": (DoLa, DoLaConfig),
-    "cd": (CD, CDConfig),
-    "icd": (ICD, ICDConfig),
-    "best_of_n": (BestOfN, BestOfNConfig),
-    "caa": (CAA, CAAConfig),
-    "leace": (LEACE, LEACEConfig),
+METHODS: Mapping[str, Method] = {
+    method.name: method for method in (SEA, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
 }
-"""By name, each method and its settings."""
-
-Change = Edit | Method | Stack
-"""What can be put on a model: a spectral edit, a method that it is compared with, or several of both."""
+"""All methods by name; those that edit activations come first."""
 
 
-def method_config(name: str, settings: Mapping[str, str] | None = None) -> Any:
-    """Return a method's settings, with some given as text, as on a command line.
+def get_method(name: str) -> Method:
+    """Return a method by its name.
 
     Args:
-        name: of the method.
-        settings: by name, what differs from the defaults.
+        name: Such as ``sea`` or ``mean_difference``.
 
     Raises:
-        SettingError: the method or a setting is unknown, or a value is not of its type.
+        SettingError: No method has this name; the nearest name is suggested.
 
     Example:
-        >>> method_config("iti", {"heads": "12"}).heads
-        12
+        >>> get_method("iti").config.__name__
+        'ITIConfig'
     """
     if name not in METHODS:
         raise SettingError(unknown_name("method", name, METHODS))
-    config = METHODS[name][1]
-    hints = get_type_hints(config)
-    known = [field.name for field in dataclasses.fields(config)]
-    nested = {field: hint for field, hint in hints.items() if dataclasses.is_dataclass(hint)}
-    given: dict[str, Any] = {}
-    for key, text in (settings or {}).items():
-        outer, _, inner = key.partition(".")
-        if outer not in known:
-            raise SettingError(unknown_name(f"setting of {name}", key, known))
-        if inner and outer in nested:
-            inside: Any = nested[outer]
-            value = _value(f"{name}'s {key}", text, get_type_hints(inside).get(inner))
-            given[outer] = dataclasses.replace(given.get(outer) or inside(), **{inner: value})
-        else:
-            given[key] = _value(f"{name}'s {key}", text, hints[key])
-    return config(**given)
+    return METHODS[name]
 
 
-def _value(what: str, text: str, hint: Any) -> Any:
-    kinds = [kind for kind in (get_args(hint) or (hint,)) if kind in (int, float, bool)]
-    if not kinds:
-        if hint is None or dataclasses.is_dataclass(hint):
-            raise SettingError(f"{what} cannot be set; name one of its parts, as in training.rank=4")
-        return text
-    try:
-        return kinds[0](text)
-    except ValueError:
-        raise SettingError(f"{what} is '{text}', but it must be a number") from None
-
-
-def fit_method(
-    name: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration] = (),
-    *,
-    config: Any = None,
-    checkpoint_dir: str | Path | None = None,
-    track: Track = no_progress,
-) -> Method:
-    """Fit a method that spectral editing is compared with.
+def method_of(config: Config) -> Method:
+    """Return the method that a configuration chooses by its type.
 
     Args:
-        name: one of ``METHODS``.
-        model: any decoder of transformers; it is not changed.
-        tokenizer: its own.
-        demonstrations: at least 2, where the method needs any.
-        config: its settings; the defaults if None.
-        checkpoint_dir: where a training keeps its epochs, so that a killed one goes on.
-        track: shows progress.
+        config: Configuration of a method.
 
     Raises:
-        SettingError: the method is unknown, or a setting is out of range.
-        DemonstrationError: fewer than 2, or longer than the model's context.
-        SiteError, ModelError: the model lacks what the method acts on.
+        SettingError: No method has configurations of this type.
+
+    Example:
+        >>> method_of(SEAConfig(rank=4)).name
+        'sea'
+    """
+    for method in METHODS.values():
+        if type(config) is method.config:
+            return method
+    known = ", ".join(method.config.__name__ for method in METHODS.values())
+    raise SettingError(f"config is a {type(config).__name__}, but it must be the configuration of a method: {known}")
+
+
+@overload
+def fit_edit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Iterable[Demonstration] = (),
+    *,
+    config: EditConfig = ...,
+    checkpoint_dir: str | Path | None = None,
+    keep: Keep | None = None,
+    track: Track = ...,
+) -> Edit: ...
+
+
+@overload
+def fit_edit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Iterable[Demonstration] = (),
+    *,
+    config: Config,
+    checkpoint_dir: str | Path | None = None,
+    keep: Keep | None = None,
+    track: Track = ...,
+) -> Intervention: ...
+
+
+def fit_edit(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Iterable[Demonstration] = (),
+    *,
+    config: Config = SEAConfig(),
+    checkpoint_dir: str | Path | None = None,
+    keep: Keep | None = None,
+    track: Track = no_progress,
+) -> Intervention:
+    """Fit an edit of a model from demonstrations; the type of the configuration chooses the method.
+
+    Demonstrations of several behaviours in one list give a joint edit: all count the same. Started by ``torchrun``
+    and inside ``worker_group``, each worker runs its share of the demonstrations and fits its share of the layers, and
+    all return the same edit.
+
+    Args:
+        model: Any decoder that ``AutoModelForCausalLM`` loads; it is not changed.
+        tokenizer: Tokenizer of the model.
+        demonstrations: At least 2, unless the method needs none.
+        config: Configuration of the method, such as ``SEAConfig`` or ``MeanDifferenceConfig``.
+        checkpoint_dir: Folder for finished batches, so that a killed run continues where it stopped.
+        keep: What is kept of the activations, and where; None chooses the smaller representation.
+        track: Shows progress; see ``sealign.progress.Track``.
+
+    Returns:
+        An ``Edit``, or the intervention of a method that does not edit activations.
+
+    Raises:
+        DemonstrationError: There are fewer than 2, or one is longer than the model's context.
+        ActivationError: An activation is NaN or infinite, or there is nothing to fit at a layer.
+        SiteError: The model does not have a site or layer.
+        SettingError: The type of the configuration belongs to no method, or a package is missing.
+        WorkerError: Another worker ended.
 
     Example:
         >>> import sealign
         >>> model, tokenizer = sealign.load_model("smollm2")
-        >>> fit_method("dola", model, tokenizer).settings["candidates"]
-        [15, 17, 19, 21, 23, 25, 27, 29]
+        >>> demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
+        >>> edit = sealign.fit_edit(model, tokenizer, demonstrations, config=SEAConfig(layers="last:2"))
+        >>> edit.modules
+        ['model.layers.28.mlp', 'model.layers.29.mlp']
     """
-    config = method_config(name) if config is None else config
-    kind = METHODS[name][0]
-    if kind.needs_demonstrations(config) and len(demonstrations) < 2:
-        raise DemonstrationError(
-            f"there are {len(demonstrations)} demonstrations, but {name} needs at least 2; name some"
-        )
+    method, used = _check(config, demonstrations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    return kind.fit(model, tokenizer, demonstrations, config, checkpoint_dir=folder, track=track)
+    return method.fit(FitContext(model, tokenizer, used, folder, keep, track), config)
 
 
-def load_change(source: str | Path) -> Edit | Method:
-    """Load an edit or a method from where it was saved.
+def fit_edit_from_activations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    activations: Activations,
+    demonstrations: Iterable[Demonstration],
+    *,
+    config: Config = SEAConfig(),
+    track: Track = no_progress,
+) -> Edit:
+    """Fit an edit from activations that were collected before: collect once, fit many.
 
     Args:
-        source: the folder of either, or an edit's repository on the Hub.
+        model: The model that the activations are of; it is read for its structure.
+        tokenizer: Tokenizer of the model.
+        activations: Activations at the configuration's ``read_site``, of at least the layers that it chooses.
+        demonstrations: Those that the activations were collected from, for the record.
+        config: Configuration of a method that edits activations.
+        track: Shows progress.
 
     Raises:
-        EditFileError: there is neither, or a file is changed or missing.
+        ActivationError: The activations are of another site, another number of demonstrations, or lack a layer.
+        SettingError: The method cannot be fitted from activations.
+
+    Example:
+        >>> import sealign
+        >>> model, tokenizer = sealign.load_model("smollm2")
+        >>> demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
+        >>> found = sealign.collect_activations(model, tokenizer, demonstrations, site="residual", layers=[12])
+        >>> config = sealign.MeanDifferenceConfig(layers=[12])
+        >>> sealign.fit_edit_from_activations(model, tokenizer, found, demonstrations, config=config).layers
+        [12]
     """
-    folder = Path(source)
-    if (folder / METHOD_NAME).is_file():
-        return read_method(folder, {name: kind for name, (kind, _) in METHODS.items()})
-    return Edit.from_pretrained(source)
+    method, used = _check(config, demonstrations)
+    if method.fit_activations is None:
+        raise SettingError(f"{method.name} cannot be fitted from activations; use fit_edit")
+    counts = {len(rows) for rows in activations.neutral.values()}
+    if counts != {len(used)}:
+        raise SettingError(
+            f"there are {len(used)} demonstrations, but activations of {max(counts, default=0)}; give the "
+            "demonstrations that they were collected from"
+        )
+    return method.fit_activations(FitContext(model, tokenizer, used, track=track), activations, config)
 
 
-def parts_of(change: Change) -> tuple[Edit | Method, ...]:
-    """Return the edits and methods that a change is made of, itself if it is one."""
-    return change.parts if isinstance(change, Stack) else (change,)
+def _check(config: Config, demonstrations: Iterable[Demonstration]) -> tuple[Method, Sequence[Demonstration]]:
+    """Return the method of a configuration and the demonstrations as a tuple, checked before anything slow starts."""
+    method = method_of(config)
+    missing = [package for package in method.packages if find_spec(package) is None]
+    if missing:
+        raise SettingError(
+            f"{method.name} needs the package {missing[0]}, which is not installed; run: pip install 'sealign[methods]'"
+        )
+    used = tuple(demonstrations)
+    if method.needs_demonstrations(config) and len(used) < 2:
+        raise DemonstrationError(f"there are {len(used)} demonstrations, but {method.name} needs at least 2")
+    return method, used
 
 
-def prefix_of(change: Change | None) -> str:
-    """Return the text that a change puts before every prompt."""
-    return "" if change is None or isinstance(change, Edit) else change.prefix
+def load_edit(folder_or_repo_id: str | Path, *, revision: str | None = None) -> Intervention:
+    """Load an edit, or the intervention of any other method, from a folder or a repository of the Hub.
 
-
-def randomized(change: Change, seed: int) -> Change | None:
-    """Return a change in random directions, its control, or None where it has no directions."""
-    return None if isinstance(change, Stack) else change.randomized(seed)
-
-
-def reversed_roles(change: Change) -> Change | None:
-    """Return a change that acts the other way, or None where it has no way."""
-    return None if isinstance(change, Stack) else change.reversed()
-
-
-def describe_change(change: Change) -> str:
-    """Return what a change is, for the record: the names of its parts."""
-    return "+".join("sea" if isinstance(part, Edit) else part.name for part in parts_of(change))
-
-
-def model_id(change: Change) -> str:
-    """Return the name of the model that a change was fitted on."""
-    return parts_of(change)[0].record.model.id
-
-
-def fit_seconds(change: Change) -> float | None:
-    """Return how long a change took to fit, or None where that was not measured."""
-    parts = parts_of(change)
-    methods = [part for part in parts if isinstance(part, Method)]
-    return sum(part.record.fit_seconds for part in methods) if len(methods) == len(parts) else None
-
-
-def attach_change(model: PreTrainedModel, change: Change, *, ignore_mismatch: bool = False) -> EditHandle | Attached:
-    """Put an edit or a method on a model until the result is detached.
+    Args:
+        folder_or_repo_id: A folder, or ``owner/name``.
+        revision: Branch, tag or commit of the repository.
 
     Raises:
-        FingerprintError, ModelError, SiteError: as ``attach``.
+        EditFileError: A file is missing, changed, of a newer format, or of an unknown method.
     """
-    if isinstance(change, Edit):
-        return attach(model, change, ignore_mismatch=ignore_mismatch)
-    return change.attach(model, ignore_mismatch=ignore_mismatch)
+    record, tensors = read_edit_files(folder_or_repo_id, revision=revision)
+    place = str(folder_or_repo_id)
+    if record.method in METHODS:
+        return METHODS[record.method].intervention.from_record(record, tensors, place=place)
+    if record.site is not None:  # any affine edit is understood, whatever method made it
+        return Edit.from_record(record, tensors, place=place)
+    raise EditFileError(f"'{place}': {unknown_name('method', record.method, METHODS)}")
 
 
-@contextmanager
-def apply_change(
-    model: PreTrainedModel, change: Change, *, ignore_mismatch: bool = False
-) -> Iterator[EditHandle | Attached]:
-    """Put an edit or a method on a model inside a ``with`` block.
+def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings of a method from texts, as on a command line.
+
+    Args:
+        name: Name of the method.
+        settings: By name of the setting, its value as text; ``training.rank`` is a setting inside another.
 
     Raises:
-        FingerprintError, ModelError, SiteError: as ``attach``.
+        SettingError: The method or a setting is unknown, or a text is not a value of its type.
+
+    Example:
+        >>> parse_settings("iti", {"heads": "12", "direction": "probe"})
+        {'heads': 12, 'direction': 'probe'}
     """
-    handle = attach_change(model, change, ignore_mismatch=ignore_mismatch)
-    try:
-        yield handle
-    finally:
-        handle.detach()
+    config = get_method(name).config
+    given: dict[str, Any] = {}
+    for key, text in settings.items():
+        outer, _, inner = key.partition(".")
+        if outer not in config.model_fields:
+            raise SettingError(unknown_name(f"setting of {name}", key, config.model_fields))
+        if inner:
+            given.setdefault(outer, {})[inner] = _nested_value(config, name, outer, inner, text)
+        else:
+            given[key] = parse_value(text, config.model_fields[key].annotation, f"{name}'s {key}")
+    return given
+
+
+def _nested_value(config: type[Config], name: str, outer: str, inner: str, text: str) -> Any:
+    nested = config.model_fields[outer].annotation
+    if isinstance(nested, type) and issubclass(nested, BaseModel):
+        if inner not in nested.model_fields:
+            raise SettingError(unknown_name(f"setting of {name}", f"{outer}.{inner}", nested.model_fields))
+        return parse_value(text, nested.model_fields[inner].annotation, f"{name}'s {outer}.{inner}")
+    annotations = getattr(nested, "__dataclass_fields__", {})
+    if inner not in annotations:
+        raise SettingError(unknown_name(f"setting of {name}", f"{outer}.{inner}", annotations))
+    return text
+
+
+def parse_value(text: str, annotation: Any, name: str) -> Any:
+    """Return the value that a text stands for in a field of some type.
+
+    Two values with a comma between them are a pair; ``true`` and ``false`` are booleans.
+
+    Args:
+        text: What the user typed.
+        annotation: Type of the field.
+        name: Name of the setting, for messages.
+
+    Raises:
+        SettingError: The text is not a value of the type.
+
+    Example:
+        >>> parse_value("0.9,0.99", float | tuple[float, float], "explained_variance")
+        (0.9, 0.99)
+    """
+    kinds = _scalar_kinds(annotation)
+    parts = [part.strip() for part in text.split(",")]
+    if bool in kinds and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds and len(parts) <= 2:
+            try:
+                values = tuple(kind(part) for part in parts)
+            except ValueError:
+                continue
+            return values[0] if len(values) == 1 else values
+    if str in kinds:
+        return text
+    wanted = "true or false" if bool in kinds else "a number"
+    raise SettingError(f"{name} is '{text}', but it must be {wanted}")
+
+
+def _scalar_kinds(annotation: Any) -> set[Any]:
+    """Return the scalar types in an annotation; a ``Literal`` of strings counts as a string."""
+    found = {kind for kind in (int, float, bool, str) if annotation is kind}
+    for part in get_args(annotation):
+        found |= {str} if isinstance(part, str) else _scalar_kinds(part)
+    return found

@@ -1,35 +1,123 @@
-"""Demonstrations to edit, end to end."""
+"""SEA, spectral editing of activations: keep what covaries with positives, drop what covaries with negatives."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
-from sealign.edits.provenance import build_edit, relative_change, relative_changes
-from sealign.errors import ActivationError, DegenerateError, DemonstrationError, WorkerError
-from sealign.fitting.activation_store import Keep, choose_keep
+from sealign.edits.layer_edit import AffineEdit, FeatureMapEdit, LayerEdit
+from sealign.errors import ActivationError, DegenerateError, SettingError
 from sealign.fitting.activations import Activations
-from sealign.fitting.collected import Collected, CollectedRows, collect
-from sealign.fitting.collecting import collect_activations
-from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
-from sealign.fitting.workers import gather_objects, own_share, rank_and_size
-from sealign.methods.sea_config import FitConfig, Pair
-from sealign.models.sites import resolve_sites, select_layers
-from sealign.models.structure import text_config, unwrap_model
-from sealign.progress import Track, no_progress
+from sealign.fitting.edit_config import EditConfig
+from sealign.fitting.layer_statistics import LayerStatistics
+from sealign.methods.activation_fit import build_edit, collected_rows, fit_collected, fit_layers
+from sealign.methods.method import FitContext, Method
+from sealign.models.prompt_format import PromptFormat
+from sealign.models.sites import Site
 from sealign.spectral.decomposition import Spectrum, leading_spectrum
-from sealign.spectral.projection import Projection
-from sealign.spectral.signature import signature
+from sealign.spectral.feature_maps import FeatureMapName
+from sealign.spectral.projection import COMBINATION_WEIGHTS, Combine, Normalization, Projection
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+Share = Annotated[float, Field(gt=0, le=1)]
+Rank = Annotated[int, Field(ge=1)]
+
+EXPLAINED_VARIANCE = 0.998
+"""K unless a rank or another share is given; the paper's value for TruthfulQA."""
+
+
+class SEAConfig(EditConfig):
+    """Settings of SEA; see ``EditConfig`` and ``CollectConfig`` for those that it shares with other methods.
+
+    Attributes:
+        explained_variance: Share K in (0, 1] of the sum of squared singular values that the kept directions reach, or
+            a pair (positive, negative). Default: 0.998, unless ``rank`` is given.
+        rank: Number of directions k in [1, d], or a pair (positive, negative), instead of ``explained_variance``.
+        centered: Whether each matrix's own mean is subtracted and the edit acts about the neutral mean. The paper
+            does not centre.
+        feature_map: ``identity`` (linear), ``squared_exponential``, ``tanh`` or ``elu``.
+        fit_site: Where activations are read; the same as ``site`` if None.
+        combine: Projected parts that make the edit: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
+        normalization: How the edited activation is rescaled: ``token``, ``feature`` or ``none``.
+        seed: Seed of the random token and of iterative decompositions.
+
+    Raises:
+        SettingError: A value is unknown, out of range, or contradicts another.
+
+    Example:
+        >>> SEAConfig(explained_variance=0.9, centered=True, strength=0.25).layers
+        'last:21/32'
+    """
+
+    explained_variance: Annotated[Share | tuple[Share, Share] | None, Field(examples=[0.9, 0.998])] = None
+    rank: Rank | tuple[Rank, Rank] | None = None
+    centered: bool = False
+    feature_map: FeatureMapName = "identity"
+    fit_site: Site | None = None
+    combine: Annotated[Combine, Field(title="combination")] = "both"
+    normalization: Normalization = "token"
+
+    @model_validator(mode="after")
+    def _check_target(self) -> SEAConfig:
+        if self.rank is not None and self.explained_variance is not None:
+            raise SettingError(
+                f"rank is {self.rank} and explained_variance is {self.explained_variance}, but only one of them can "
+                "decide the number of directions; leave out the other"
+            )
+        return self
+
+    @field_validator("explained_variance", "rank", mode="before")
+    @classmethod
+    def _single(cls, value: Any) -> Any:
+        """Accept a pair of equal length as read from JSON."""
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def read_site(self) -> str:
+        """The site at which activations are read."""
+        return self.fit_site or self.site
+
+    def statistics_settings(self) -> tuple[bool, str]:
+        """Return whether the cross-covariances are centred, and the name of their feature map."""
+        return self.centered, self.feature_map
+
+    def targets(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the arguments of ``leading_spectrum`` that decide k, for the positives and for the negatives."""
+        name = "explained_variance" if self.rank is None else "rank"
+        value = (self.explained_variance or EXPLAINED_VARIANCE) if self.rank is None else self.rank
+        plus, minus = value if isinstance(value, tuple) else (value, value)
+        return {name: plus}, {name: minus}
+
+    @classmethod
+    def reference(cls) -> SEAConfig:
+        """Return the configuration of the paper's released code (yfqiu-nlp/sea-llm), for comparison.
+
+        Fitted on the residual stream with generated neutrals, applied to the MLP outputs of the last 21 of 32
+        layers (in proportion for other depths), K = 0.998, rescaled per feature. Known faults: the edit is applied
+        at another site than it is fitted on; per-feature rescaling makes a token's edit depend on later tokens
+        and is refused here for batches and cached decoding, where the released code fails or flips
+        signs; K of an uncentred covariance is mostly spent on the mean. The released code reads the last
+        layer's residual after the final norm, Sealign before it.
+
+        Example:
+            >>> SEAConfig.reference().normalization
+            'feature'
+        """
+        return cls(
+            explained_variance=0.998,
+            site="mlp",
+            fit_site="residual",
+            layers="last:21/32",
+            normalization="feature",
+            neutral="generated",
+            max_new_tokens=256,
+            prompt_format=PromptFormat("few_shot_chat"),
+        )
 
 
 def fit_projection(
@@ -37,10 +125,10 @@ def fit_projection(
     positive: Float[Tensor, "n d"],
     negative: Float[Tensor, "n d"],
     *,
-    explained_variance: float | Pair = 0.998,
+    explained_variance: float | tuple[float, float] | None = None,
     rank: int | tuple[int, int] | None = None,
     centered: bool = False,
-    feature_map: str = "identity",
+    feature_map: FeatureMapName = "identity",
     seed: int = 0,
 ) -> Projection:
     """Fit the projection of one layer from three matrices of activations.
@@ -49,229 +137,118 @@ def fit_projection(
     as many as reach a share K of the squared singular values (Qiu et al. 2024, arXiv 2405.09719, section 3).
 
     Args:
-        neutral, positive, negative: H, H+ and H-, row i being demonstration i; n is at least 2.
-        explained_variance: K in (0, 1], or a pair (positive, negative).
-        rank: k in [1, d], or a pair, in place of ``explained_variance``.
-        centered: subtract each matrix's own mean, after the feature map.
-        feature_map: the name of Phi.
-        seed: of iterative decompositions.
+        neutral, positive, negative: H, H+ and H-, (n, d) each; row i is demonstration i. n must be at least 2.
+        explained_variance: K in (0, 1], or a pair (positive, negative). Default: 0.998, unless ``rank`` is given.
+        rank: k in [1, d], or a pair, instead of ``explained_variance``.
+        centered: Whether to subtract each matrix's own mean, after the feature map.
+        feature_map: Name of Phi.
+        seed: Seed of iterative decompositions.
 
     Returns:
         A projection whose factors have the type and device of ``neutral``, at least float32.
 
     Raises:
-        ActivationError: shapes differ, fewer than 2 rows, or NaN or infinity.
-        DegenerateError: a cross-covariance is zero or has a lower rank than asked for.
-        SettingError: a setting is out of range.
+        ActivationError: Shapes differ, there are fewer than 2 rows, or an entry is NaN or infinite.
+        DegenerateError: A cross-covariance is zero or has a lower rank than asked for.
+        SettingError: A setting is out of range.
 
     Example:
-        >>> import torch
         >>> h = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
         >>> fit_projection(h, h + 1, h - 1, rank=(2, 1)).rank_positive
         2
     """
-    config = FitConfig(
+    config = SEAConfig(
         explained_variance=explained_variance, rank=rank, centered=centered, feature_map=feature_map, seed=seed
     )
     if neutral.dim() == 2 and neutral.shape[0] < 2:
         raise ActivationError(f"there are {neutral.shape[0]} demonstrations, but a fit needs at least 2")
     statistics = LayerStatistics(neutral.shape[-1], centered=centered, feature_map=feature_map)
     statistics.update(neutral, positive, negative)
-    return decompose(statistics, config)
+    return decompose(statistics, config)[0]
 
 
-def decompose(statistics: LayerStatistics, config: FitConfig) -> Projection:
-    """Return the projection of one layer from its statistics, its factors in the type of the rows, at least float32.
+def decompose(statistics: LayerStatistics, config: SEAConfig) -> tuple[Projection, Spectrum, Spectrum]:
+    """Return the projection of one layer, and the spectra of Omega+ and Omega- that it is made of.
 
     Args:
-        statistics: of the layer, combined over workers.
-        config: settings of the fit.
+        statistics: Statistics of the layer over all demonstrations.
+        config: Settings of the fit.
 
     Raises:
-        DegenerateError: a cross-covariance is zero or has a lower rank than asked for.
+        DegenerateError: A cross-covariance is zero or has a lower rank than asked for.
     """
     spectra = []
-    neutral = None  # the left factor of both sides, whose Gram matrix is made once
-    for side, covariance, share, k in zip(
-        ("positive", "negative"),
-        (statistics.positive, statistics.negative),
-        config.targets("explained_variance"),
-        config.targets("rank"),
-        strict=True,
-    ):
+    neutral = None  # left factor of both sides, whose Gram matrix is computed once
+    sides = (("positive", statistics.positive), ("negative", statistics.negative))
+    for (side, covariance), target in zip(sides, config.targets(), strict=True):
         omega = covariance.compute(left=neutral)
         neutral = omega.left
         try:
-            spectra.append(
-                leading_spectrum(omega, explained_variance=None if k is not None else share, rank=k, seed=config.seed)
-            )
+            spectra.append(leading_spectrum(omega, **target, seed=config.seed))
         except DegenerateError as error:
             raise DegenerateError(f"neutral and {side} activations: {error}") from error
-    mean = statistics.mean if config.centered else None
     dtype = torch.promote_types(statistics.neutral_sample.dtype, torch.float32)
-    return _projection(spectra, mean, config.feature_map, dtype)
-
-
-def _projection(spectra: Sequence[Spectrum], mean: Tensor | None, feature_map: str, dtype: torch.dtype) -> Projection:
     plus, minus = spectra
-    return Projection(
+    projection = Projection(
         # Row-major, as they are read back from a file, so that a loaded edit computes the same to the bit.
         plus.vectors.to(dtype).contiguous(),
         minus.vectors.to(dtype).contiguous(),
-        None if mean is None else mean.to(dtype),
-        feature_map,
-        plus.values.to(dtype),
-        minus.values.to(dtype),
-        plus.energy,
-        minus.energy,
+        statistics.mean.to(dtype) if config.centered else None,
+        config.feature_map,
+    )
+    return projection, plus, minus
+
+
+def projection_edit(
+    projection: Projection, *, combine: Combine = "both", normalization: Normalization = "token"
+) -> LayerEdit:
+    """Return a projection as the edit of a layer: affine, or in feature space if it has a feature map.
+
+    With z = x - mu and (a, b, c) the weights of the combination, y = x + a z + b U+ U+^T z + c U- U-^T z.
+
+    Args:
+        projection: U+ and U-.
+        combine: Projected parts that make y.
+        normalization: How y is rescaled.
+
+    Example:
+        >>> e = torch.eye(3)
+        >>> edit = projection_edit(Projection(e[:, :1], e[:, 1:2]), normalization="none")
+        >>> edit(torch.tensor([[1.0, 2.0, 3.0]]))
+        tensor([[2., 0., 3.]])
+    """
+    if projection.feature_map != "identity":
+        return FeatureMapEdit(projection, combine, normalization=normalization)
+    scale, keep, drop = COMBINATION_WEIGHTS[combine]
+    used = [(weight, f) for weight, f in ((keep, projection.positive), (drop, projection.negative)) if weight]
+    return AffineEdit(
+        torch.cat([weight * factor for weight, factor in used], dim=1),
+        torch.cat([factor.T for _, factor in used]),
+        scale,
+        center=projection.mean,
+        normalization=normalization,
     )
 
 
-def fit_edit(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    demonstrations: Sequence[Demonstration],
-    *,
-    config: FitConfig = FitConfig(),
-    checkpoint_dir: str | Path | None = None,
-    keep: Keep | None = None,
-    track: Track = no_progress,
-) -> Edit:
-    """Fit an edit of a model from demonstrations, in closed form and without training.
-
-    Demonstrations of several behaviours in one list give a joint edit: all n count the same. Started by ``torchrun``
-    and inside ``worker_group``, each worker runs its share of the demonstrations and decomposes its share of the
-    layers, and all return the same edit.
-
-    Args:
-        model: any decoder that ``AutoModelForCausalLM`` loads; it is not changed.
-        tokenizer: the model's own.
-        demonstrations: at least 2.
-        config: settings of the fit.
-        checkpoint_dir: where finished batches are kept, so that a killed run continues where it stopped.
-        keep: what is kept of the activations, and where; what needs the least if None.
-        track: shows progress; see ``sealign.progress.Track``.
-
-    Raises:
-        DemonstrationError: fewer than 2, or longer than the model's context.
-        ActivationError: NaN or infinity, or nothing to decompose at a layer.
-        SiteError: a site or layer that the model does not have.
-        WorkerError: another worker ended.
-
-    Example:
-        >>> import sealign
-        >>> model, tokenizer = sealign.load_model("smollm2")
-        >>> demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
-        >>> edit = sealign.fit_edit(model, tokenizer, demonstrations, config=FitConfig(layers="last:2"))
-        >>> edit.modules
-        ['model.layers.28.mlp', 'model.layers.29.mlp']
-    """
-    if len(demonstrations) < 2:
-        raise DemonstrationError(f"there are {len(demonstrations)} demonstrations, but a fit needs at least 2")
-    depth = text_config(unwrap_model(model)).num_hidden_layers
-    by_signature = isinstance(config.layers, str) and config.layers.startswith("signature:")
-    candidates = list(range(depth)) if by_signature else select_layers(config.layers, depth)
-    # Both sites are resolved before anything is run, so that a wrong one fails at once.
-    resolve_sites(model, config.site, candidates, module_pattern=config.module_pattern)
-    workers = rank_and_size()[1]
-    if workers > 1 and getattr(unwrap_model(model), "tp_size", None):
-        raise WorkerError(
-            f"the model is split over the {workers} workers, which cannot share the demonstrations too; fit it outside "
-            "worker_group"
-        )
-    share = own_share(demonstrations)
-    widths = [text_config(unwrap_model(model)).hidden_size] * len(candidates)
-    chosen = keep or choose_keep(len(share), widths)
-    with collect(
-        model, tokenizer, share, config, candidates, chosen, checkpoint_dir=checkpoint_dir, track=track
-    ) as collected:
-        layers = candidates
-        if by_signature:
-            known = {layer: _combined(collected, layer).signature for layer in candidates}
-            layers = select_layers(config.layers, depth, known)
-        fitted = _fit_layers(collected, layers, config, track)
-    projections = {layer: projection for layer, (projection, _, _) in fitted.items()}
-    changes = {layer: change for layer, (_, change, _) in fitted.items()}
-    signatures = {layer: signature for layer, (_, _, signature) in fitted.items()}
-    if config.fit_site not in (None, config.site):
-        at_site = collect_activations(
-            model,
-            tokenizer,
-            demonstrations[:SAMPLE],
-            site=config.site,
-            layers=layers,
-            config=config.collect_config(),
-            module_pattern=config.module_pattern,
-            checkpoint_dir=checkpoint_dir,
-            track=track,
-        )
-        changes = relative_changes(projections, at_site.neutral, config.settings())
-    return build_edit(model, tokenizer, demonstrations, projections, changes, signatures, config)
-
-
-def _combined(collected: Collected, layer: int) -> LayerStatistics:
-    statistics = collected.statistics(layer)
-    statistics.combine()
-    return statistics
-
-
-def _fit_layers(
-    collected: Collected, layers: Sequence[int], config: FitConfig, track: Track
-) -> dict[int, tuple[Projection, float, float]]:
-    """Return projection, relative change and signature of each layer; each worker decomposes its share of them."""
-    rank, size = rank_and_size()
-    own: dict[int, tuple[Projection, float, float]] = {}
-    for number, layer in enumerate(track(layers, "Decomposing", len(layers))):
-        statistics = _combined(collected, layer)  # of which every worker has a part
-        if number % size == rank:
-            share = layer, statistics
-        # Only when each worker has one to decompose, so that none waits for another's.
-        if (number % size == size - 1 or number == len(layers) - 1) and number % size >= rank:
-            own[share[0]] = _fit_layer(*share, config)
-    return dict(sorted(item for part in gather_objects(own) for item in part.items()))
-
-
-def _fit_layer(layer: int, statistics: LayerStatistics, config: FitConfig) -> tuple[Projection, float, float]:
-    projection = _decompose_layer(layer, statistics, config)
-    return projection, relative_change(projection, statistics.neutral_sample, config.settings()), statistics.signature
-
-
-def _decompose_layer(layer: int, statistics: LayerStatistics, config: FitConfig) -> Projection:
-    try:
-        return decompose(statistics, config)
-    except ActivationError as error:
-        raise type(error)(f"layer {layer}: {error}") from error
-
-
-def fit_projections(
-    activations: Activations,
-    *,
-    config: FitConfig,
-    layers: Sequence[int] | None = None,
-    track: Track = no_progress,
-) -> dict[int, Projection]:
-    """Fit the projection of each layer from collected activations.
-
-    Args:
-        activations: of at least the layers asked for.
-        config: settings of the fit.
-        layers: which; all that were collected if None.
-        track: shows progress.
-
-    Raises:
-        ActivationError, DegenerateError: as ``fit_projection``, naming the layer.
-    """
-    chosen = sorted(activations.neutral) if layers is None else list(layers)
-    rows = CollectedRows(activations, config)
-    return {
-        layer: _decompose_layer(layer, rows.statistics(layer), config)
-        for layer in track(chosen, "Decomposing", len(chosen))
+def _fit_layer(statistics: LayerStatistics, config: SEAConfig) -> tuple[LayerEdit, Mapping[str, float]]:
+    projection, plus, minus = decompose(statistics, config)
+    figures = {
+        "rank_positive": float(plus.rank),
+        "rank_negative": float(minus.rank),
+        "explained_variance_positive": plus.explained_variance,
+        "explained_variance_negative": minus.explained_variance,
     }
+    return projection_edit(projection, combine=config.combine, normalization=config.normalization), figures
 
 
-def layer_signatures(activations: Activations, *, centered: bool = False) -> dict[int, float]:
-    """Return the signature of each collected layer; see ``sealign.spectral.signature.signature``."""
-    return {
-        layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
-        for layer in sorted(activations.positive)
-    }
+def _fit(context: FitContext, config: SEAConfig) -> Edit:
+    return build_edit(context, SEA.name, config, fit_layers(context, config, _fit_layer))
+
+
+def _fit_activations(context: FitContext, activations: Activations, config: SEAConfig) -> Edit:
+    fits = fit_collected(context, config, collected_rows(config, activations), _fit_layer)
+    return build_edit(context, SEA.name, config, fits)
+
+
+SEA = Method("sea", SEAConfig, Edit, _fit, _fit_activations)
+"""Spectral editing of activations (Qiu et al. 2024, arXiv 2405.09719)."""

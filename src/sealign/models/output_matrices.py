@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sealign.errors import ExportError
+from sealign.errors import ExportError, SiteError
 from sealign.models.eval_mode import eval_mode
+from sealign.models.sites import ResolvedSite, resolve_sites
 from sealign.models.structure import input_device, unwrap_model
 
 
@@ -35,6 +36,28 @@ class OutputMatrix:
     def transposed(self) -> bool:
         """Whether the weight is (in, out), as in GPT-2, not (out, in)."""
         return type(self.module).__name__ == "Conv1D"
+
+
+HEADS = "heads"
+"""Name of the read-only site of attention heads: the input of the matrix that mixes their outputs."""
+
+
+def resolve_heads(model: nn.Module, layers: Sequence[int] | None = None) -> tuple[ResolvedSite, ...]:
+    """Find the modules whose input is the output of all attention heads of a layer, side by side.
+
+    Args:
+        model: Any decoder of transformers.
+        layers: Indices of the layers; all if None.
+
+    Raises:
+        SiteError: The attention output of a layer is not the output of a single matrix.
+    """
+    sites = resolve_sites(model, "attention", layers)
+    try:
+        matrices = matrices_behind(model, {site.layer: site.path for site in sites})
+    except ExportError as error:
+        raise SiteError(f"cannot read the attention heads: {error}") from error
+    return tuple(ResolvedSite(matrix.layer, matrix.path, matrix.module, "input") for matrix in matrices)
 
 
 @torch.no_grad()

@@ -36,11 +36,13 @@ class ResolvedSite:
         layer: index of the decoder layer, from 0.
         path: the module's dotted path in the unwrapped model.
         module: the module.
+        reads: Whether the output of the module is read, or its input.
     """
 
     layer: int
     path: str
     module: nn.Module
+    reads: Literal["output", "input"] = "output"
 
 
 def resolve_sites(
@@ -119,7 +121,7 @@ def _feed_forward(blocks: dict[str, nn.Module], attention: list[str], width: int
     return outputs[-1:] if len(leaves) == len(rest) else rest
 
 
-def _parse_layers(layers: str | Sequence[int]) -> tuple[str, Fraction] | list[int] | None:
+def parse_layers(layers: str | Sequence[int]) -> tuple[str, Fraction] | list[int] | None:
     """Return (kind, count or share), indices, or None for all.
 
     Raises:
@@ -163,7 +165,7 @@ def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[i
         >>> select_layers("last:21/32", 30)[0], select_layers([-1, 2], 30)
         (10, [2, 29])
     """
-    parsed = _parse_layers(layers)
+    parsed = parse_layers(layers)
     if parsed is None:
         return list(range(depth))
     if isinstance(parsed, list):

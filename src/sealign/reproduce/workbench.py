@@ -30,7 +30,8 @@ from sealign.methods.method import METHOD_NAME
 from sealign.methods.registry import Change, fit_method, load_change, parts_of
 from sealign.methods.sea import fit_projections, layer_signatures
 from sealign.methods.sea_config import FitConfig
-from sealign.models.loading import EMBEDDED, load_model
+from sealign.models.embedded_model import EMBEDDED
+from sealign.models.loading import load_model
 from sealign.models.sites import select_layers
 from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress

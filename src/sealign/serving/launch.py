@@ -11,7 +11,8 @@ from pathlib import Path
 from sealign.edits.edit import Edit
 from sealign.errors import ServingError
 from sealign.files import CONFIG_NAME, cache_dir, locate_folder
-from sealign.models.loading import EMBEDDED, checkpoint_folder
+from sealign.models.embedded_model import EMBEDDED
+from sealign.models.loading import checkpoint_folder
 from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_bank
 
 _OURS = ("--additional-config", "--worker-extension-cls", "--enable-lora", "--max-lora-rank", "--max-loras")

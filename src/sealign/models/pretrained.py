@@ -1,0 +1,135 @@
+"""Model and tokenizer through transformers: no output, no randomly filled weights, errors of one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sealign.errors import ModelError, first_sentence
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Place that a model is read from.
+
+    Attributes:
+        place: Local folder, or the id of a repository on the Hub as a string.
+        gguf_file: Name of the GGUF file in the folder; None for a checkpoint in safetensors.
+    """
+
+    place: Path | str
+    gguf_file: str | None = None
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether the model is read from the Hub."""
+        return isinstance(self.place, str)
+
+    def arguments(self, revision: str | None, trust_remote_code: bool) -> dict[str, Any]:
+        """Return the keyword arguments that every ``from_pretrained`` needs for this source."""
+        arguments: dict[str, Any] = {"trust_remote_code": True} if trust_remote_code else {}
+        if self.gguf_file is not None:
+            arguments["gguf_file"] = self.gguf_file
+        if self.on_hub and revision is not None:
+            arguments["revision"] = revision
+        return arguments
+
+
+def gguf_source(path: Path) -> ModelSource:
+    """Return the source of a GGUF file.
+
+    Raises:
+        ModelError: The file does not exist, or the package ``gguf`` is not installed.
+    """
+    if not path.is_file():
+        raise ModelError(f"there is no file '{path}'; check the path")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a GGUF file needs the gguf extra: pip install 'sealign[gguf]'")
+    return ModelSource(path.parent, path.name)
+
+
+def read_pretrained(
+    name: str,
+    source: ModelSource,
+    dtype: torch.dtype | str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> tuple[Any, Any]:
+    """Return a causal language model and its tokenizer.
+
+    Args:
+        name: Name that the user gave, for error messages.
+        source: Place of the checkpoint.
+        dtype: Type of the weights, or ``auto`` for the type that they are stored in.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether to run code from the checkpoint.
+        **options: Further arguments of ``AutoModelForCausalLM.from_pretrained``.
+
+    Raises:
+        ModelError: The checkpoint cannot be read, or lacks weights of the model.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    arguments = source.arguments(revision, trust_remote_code)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source.place, **arguments)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.place,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **arguments,
+                **options,
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # transformers and the readers of files raise many unrelated types
+        raise loading_error(name, source, error) from error
+    model, report = loaded
+    # transformers fills missing weights with random numbers.
+    broken = sorted(report["missing_keys"]) + [key for key, *_ in sorted(report["mismatched_keys"])]
+    if broken:
+        raise ModelError(
+            f"cannot load model '{name}': {len(broken)} weights are missing or do not have the shape in config.json, "
+            f"such as '{broken[0]}'; the checkpoint is incomplete, or is not a causal language model"
+        )
+    return model, tokenizer
+
+
+def loading_error(name: str, source: ModelSource, error: Exception) -> ModelError:
+    """Return the error to raise when reading a source has failed.
+
+    Args:
+        name: Name that the user gave.
+        source: Place of the checkpoint.
+        error: Exception of another library.
+    """
+    remedy = "check the name and the network" if source.on_hub else "check the files, or download them again"
+    return ModelError(f"cannot load model '{name}': {first_sentence(error)}; {remedy}")
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Suppress the progress bars and load reports of transformers inside a ``with`` block."""
+    from transformers.utils import logging as transformers_logging
+
+    enabled = transformers_logging.is_progress_bar_enabled()
+    level = transformers_logging.get_verbosity()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if enabled:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
