@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sealign.cli import app
 from tests.edit_server import engine_command
+from tests.embedded_model import embedded_model_kept
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
@@ -39,20 +45,87 @@ OTHERS = (
 )
 """Options of all commands, of torchrun, of pip, of the benchmarks, of the harness, of vLLM and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+STDIN = "/quit\n"
+"""What a reader types; it ends a chat."""
 
 
 def _blocks(page: Path) -> list[tuple[str, str]]:
     return BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
-def _command(folder: Path) -> Path:
-    """``sealign`` as a reader has it who serves: one command; here the engines have an environment of their own."""
-    folder.mkdir()
-    own = Path(sys.executable).parent / "sealign"
-    script = f'#!/bin/sh\n[ "$1" = serve ] && exec {engine_command("sealign")} "$@"\nexec {own} "$@"\n'
-    (folder / "sealign").write_text(script)
-    (folder / "sealign").chmod(0o755)
-    return folder
+def _own_commands(block: str) -> list[list[str]] | None:
+    """Return the arguments of each command of a block of plain ``sealign`` lines, or None where it needs a shell."""
+    commands = []
+    for line in block.replace("\\\n", " ").splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+            tokens = list(shlex.shlex(line, posix=True, punctuation_chars=True))
+        except ValueError:  # a quotation that goes on in the next line
+            return None
+        if words:
+            if words[0] != "sealign" or words[1] == "serve" or set("$`*~") & set(line):
+                return None
+            if any(set(token) <= set("();<>|&") for token in tokens if token):
+                return None
+            commands.append(words[1:])
+    return commands
+
+
+def _run_block(language: str, block: str, shell: Shell) -> None:
+    """Run a block in this process where it can be."""
+    commands = _own_commands(block) if language == "sh" else []
+    if commands is None:
+        shell.run(block)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.filterwarnings("error", category=UserWarning, module="sealign")
+        for command in commands:
+            result = CliRunner().invoke(app, command, input=STDIN)
+            assert result.exit_code == 0, f"{command}\n{result.output}\n{result.exception!r}"
+        if language == "python":
+            exec(compile(block, "<document>", "exec"), {"__name__": "__main__"})
+
+
+class Shell:
+    """Runs blocks that need a shell, with ``sealign`` as a reader has it; ends what they leave running."""
+
+    def __init__(self, folder: Path, *, serves: bool) -> None:
+        self.folder = folder
+        own = Path(sys.executable).parent
+        folders = [str(own), os.environ["PATH"]]
+        if serves:  # the engines have an environment of their own here
+            (folder / "bin").mkdir()
+            command = folder / "bin" / "sealign"
+            serve = f'[ "$1" = serve ] && exec {engine_command("sealign")} "$@"'
+            command.write_text(f'#!/bin/sh\n{serve}\nexec {own / "sealign"} "$@"\n', encoding="utf-8")
+            command.chmod(0o755)
+            folders.insert(0, str(folder / "bin"))
+        settings = {"PATH": os.pathsep.join(folders), "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+        self.environment = os.environ | settings
+        self.groups: list[int] = []
+
+    def run(self, text: str) -> None:
+        process = subprocess.Popen(
+            ["bash", "-ec", text],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.groups.append(process.pid)
+        printed, complained = process.communicate(STDIN)
+        log = self.folder / "server.log"
+        more = log.read_text()[-4000:] if log.is_file() else ""
+        assert process.returncode == 0, f"{text}\n{printed}\n{complained}\n{more}"
+
+    def end(self) -> None:
+        for group in self.groups:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def _free_port() -> int:
@@ -66,48 +139,48 @@ def _marked(page: Path) -> object:
     return pytest.param(page, id=page.name, marks=[pytest.mark.vllm] if serves else [])
 
 
+@pytest.fixture(scope="module")
+def _kept() -> Iterator[None]:
+    with embedded_model_kept():
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
+@pytest.mark.usefixtures("_kept")
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES if _blocks(page)])
-def test_commands_run(page: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_commands_run(
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = page.read_text(encoding="utf-8")
     if "--data-dir data" in text:
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
-    serves = "sealign serve" in text
-    first = _command(tmp_path / "bin") if serves else Path(sys.executable).parent
-    path = os.pathsep.join([str(first), str(Path(sys.executable).parent), os.environ["PATH"]])
-    environment = os.environ | {"PATH": path, "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    port = str(_free_port())
-    groups: list[int] = []
+    monkeypatch.chdir(tmp_path)
+    serves, port = "sealign serve" in text, str(_free_port())
+    shell = Shell(tmp_path, serves=serves)
     try:
         for language, block in _blocks(page):
-            if re.match(r"make\b", block):
-                continue  # the commands that run this test
-            _run_block(language, block.replace("8000", port) if serves else block, tmp_path, environment, groups)
+            if not re.match(r"make\b", block):  # the commands that run this test
+                _run_block(language, block.replace("8000", port) if serves else block, shell)
     finally:
-        for group in groups:  # a server that a block left running
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGKILL)
+        shell.end()
 
 
-def _run_block(language: str, text: str, folder: Path, environment: dict[str, str], groups: list[int]) -> None:
-    python = [sys.executable, "-W", "error::UserWarning:sealign", "-c", text]
-    command = python if language == "python" else ["bash", "-ec", text]
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    groups.append(process.pid)
-    printed, complained = process.communicate("/quit\n")
-    log = folder / "server.log"
-    more = log.read_text()[-4000:] if log.is_file() else ""
-    assert process.returncode == 0, f"{text}\n{printed}\n{complained}\n{more}"
+def test_blocks_that_need_a_shell_are_told_from_those_of_commands_alone() -> None:
+    plain = 'sealign fit --set "a b" \\\n  --output x  # why\nsealign inspect --edit a=b+c'
+    assert _own_commands(plain) == [["fit", "--set", "a b", "--output", "x"], ["inspect", "--edit", "a=b+c"]]
+    for text in (
+        "sealign inspect > out",
+        "sealign inspect &",
+        "sealign fit | tee log",
+        "sealign inspect --edit $edit",
+        "sealign serve --edit a=b",
+        "for model in a b; do\n    sealign fit\ndone",
+        "sealign export; true",
+        "echo 'a\nb'",
+        "torchrun -m sealign fit",
+    ):
+        assert _own_commands(text) is None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

