@@ -13,6 +13,7 @@ from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.intervention import Intervention, read_edit_files
+from sealign.errors import DemonstrationError, EditFileError, SettingError, unknown_name
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.edit_config import EditConfig
