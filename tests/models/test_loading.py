@@ -89,7 +89,7 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
 
     def spy(place: Any, **arguments: Any) -> Any:
         given.update(arguments)
-        return read(place, dtype=torch.float32, output_loading_info=True)
+        return read(folder, dtype=torch.float32, output_loading_info=True)
 
     tokenizers: list[dict[str, Any]] = []
     read_tokenizer = AutoTokenizer.from_pretrained

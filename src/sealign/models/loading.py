@@ -34,7 +34,7 @@ def locate_model(name: str) -> ModelSource:
         ModelSource(place='gpt2', gguf_file=None)
     """
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     path = Path(name)
     if name == EMBEDDED:
