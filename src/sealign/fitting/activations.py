@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from sealign.spectral.signature import signature
+
 
 @dataclass(frozen=True)
 class Activations:
@@ -22,3 +24,16 @@ class Activations:
     neutral: Mapping[int, Float[Tensor, "n d"]]
     positive: Mapping[int, Float[Tensor, "n d"]]
     negative: Mapping[int, Float[Tensor, "n d"]]
+
+
+def layer_signatures(activations: Activations, *, centered: bool = False) -> dict[int, float]:
+    """Return the signature of each collected layer; see ``sealign.spectral.signature.signature``.
+
+    Args:
+        activations: Activations of the demonstrations.
+        centered: Whether the means are subtracted.
+    """
+    return {
+        layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
+        for layer in sorted(activations.positive)
+    }
