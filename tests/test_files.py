@@ -89,10 +89,13 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "deep") == ["edit"]
 
 
-def test_what_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
+def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(EditFileError, match="not ours to replace"), new_folder(tmp_path / "thesis", replaces="mark"):
+    with (
+        pytest.raises(EditFileError, match="was not written by Sealign, so it is not replaced"),
+        new_folder(tmp_path / "thesis", replaces="mark"),
+    ):
         pass
     with pytest.raises(EditFileError, match="is a file"), new_folder(tmp_path / "thesis" / "chapter.tex"):
         pass
@@ -103,7 +106,7 @@ def test_locate_folder(tmp_path: Path) -> None:
     assert locate_folder(tmp_path) == tmp_path
     with pytest.raises(EditFileError, match="there is no folder 'nowhere'"):
         locate_folder("nowhere")
-    with pytest.raises(EditFileError, match="neither a folder nor a repository"):
+    with pytest.raises(EditFileError, match="neither a folder nor a repository that can be downloaded"):
         locate_folder("nobody/nothing-at-all")
 
 

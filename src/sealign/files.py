@@ -1,4 +1,4 @@
-"""Files: safetensors and JSON in a folder, written whole or not at all, local or on the Hugging Face Hub."""
+"""Files and folders that are written completely or not at all; strict reading of safetensors and JSON records."""
 
 from __future__ import annotations
 
@@ -29,10 +29,13 @@ CARD_NAME = "README.md"
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside ``path`` that becomes ``path`` when the block ends without an error.
+    """Yield a temporary path beside ``path`` that is renamed to ``path`` when the block ends without an error.
+
+    Args:
+        path: File to write; an existing file is replaced.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+        OSError: The disk is full or the folder is not writable; no partial file remains.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -49,16 +52,20 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all, as ``new_file`` does."""
+    """Write a file completely or not at all; see ``new_file``."""
     with new_file(path) as temporary:
         temporary.write_bytes(data)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors to a safetensors file, as ``write_bytes`` does.
+    """Write tensors to a safetensors file, completely or not at all.
+
+    Args:
+        path: File to write; an existing file is replaced.
+        tensors: Tensors on any device, by name.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; nothing is left behind.
+        OSError: The disk is full or the folder is not writable; no partial file remains.
     """
     from safetensors.torch import save
 
@@ -69,15 +76,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file onto the CPU.
 
     Raises:
-        EditFileError: the file is missing, truncated or not safetensors.
+        EditFileError: The file is missing, truncated or not in the safetensors format.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     if not path.is_file():
-        raise EditFileError(f"there is no file '{path}'; the folder is not complete, copy or download it again")
+        raise EditFileError(f"there is no file '{path}'; the folder is incomplete, copy or download it again")
     try:
-        # Read at once rather than mapped, so that the tensors outlive a file that is replaced.
+        # The file is read rather than memory-mapped, so that the tensors stay valid when it is replaced.
         return load(path.read_bytes())
     except SafetensorError as error:
         raise EditFileError(f"'{path}' is truncated or corrupted ({error}); copy or download it again") from error
@@ -232,17 +239,18 @@ def _first_infinite(data: Any, place: str = "") -> str:
 
 
 def map_tensors(file: BinaryIO, shapes: Mapping[str, Sequence[int]], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Make an empty file a safetensors file of zeros and return its tensors, mapped: what is written to them is in it.
+    """Turn an empty file into a safetensors file of zeros and return its memory-mapped tensors.
 
-    The system keeps in memory what is used and writes back the rest, so that tensors may be larger than memory.
+    Values that are assigned to the tensors are written to the file by the operating system, so that the tensors may be
+    larger than memory.
 
     Args:
-        file: open for reading and writing; it may be closed, or have no name, while the tensors are used.
-        shapes: by name.
-        dtype: float32 or float64.
+        file: Empty file, open for reading and writing. It may be closed or unlinked while the tensors are in use.
+        shapes: Shapes of the tensors, by name.
+        dtype: ``torch.float32`` or ``torch.float64``.
 
     Raises:
-        OSError: the disk has no room for it.
+        OSError: There is not enough space on the disk.
 
     Example:
         >>> import tempfile
@@ -263,20 +271,20 @@ def map_tensors(file: BinaryIO, shapes: Mapping[str, Sequence[int]], dtype: torc
         starts[name], end = end, end + math.prod(shape) * dtype.itemsize
         header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [starts[name], end]}
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the format asks for data that begin at a multiple of 8
+    text += b" " * (-len(text) % 8)  # in this format the data start at a multiple of 8
     first = 8 + len(text)
     room = os.fstatvfs(file.fileno())
-    if room.f_bavail * room.f_frsize < first + end:  # or some later write would end the process
+    if room.f_bavail * room.f_frsize < first + end:  # otherwise a later write would kill the process
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"a file of {first + end} bytes")
     file.write(len(text).to_bytes(8, "little") + text)
     file.truncate(first + end)
     file.flush()
 
-    def mapped(name: str) -> Tensor:
+    def map_tensor(name: str) -> Tensor:
         place = first + starts[name]
         return torch.from_numpy(numpy.memmap(file, numpy.dtype(kind), "r+", place, tuple(shapes[name])))
 
-    return {name: mapped(name) for name in shapes}
+    return {name: map_tensor(name) for name in shapes}
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
@@ -296,28 +304,33 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def check_folder(folder: Path, *, replaces: str | None = None) -> None:
-    """Raise where ``new_folder`` would refuse to write.
+    """Raise the error that ``new_folder`` would raise, before a long computation.
+
+    Args:
+        folder, replaces: As for ``new_folder``.
 
     Raises:
-        EditFileError: the folder exists and is neither empty nor one of ours.
+        EditFileError: The folder is a file, or is not empty and must not be replaced.
     """
     if folder.exists() and not folder.is_dir():
-        raise EditFileError(f"'{folder}' is a file, but a folder is to be written there; choose another name")
+        raise EditFileError(f"'{folder}' is a file, but the output is a folder; choose another name")
     if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
-        raise EditFileError(f"'{folder}' exists and is not ours to replace; choose a new or an empty folder")
+        raise EditFileError(
+            f"'{folder}' exists and was not written by Sealign, so it is not replaced; choose a new or an empty folder"
+        )
 
 
 @contextmanager
 def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder`` that takes its name when the block ends without an error.
+    """Yield a temporary folder beside ``folder`` that is renamed to it when the block ends without an error.
 
     Args:
-        folder: the folder to make; its parents are made too.
-        replaces: name of the file by which a folder is known to be one of ours, and may be replaced; other files
-            in it stay.
+        folder: Folder to create, with its parents.
+        replaces: Name of a file that marks a folder as written by Sealign. An existing folder with this file is
+            replaced; files in it that the new folder does not have are kept.
 
     Raises:
-        EditFileError: the folder exists and is neither empty nor one of ours.
+        EditFileError: The folder is a file, or is not empty and must not be replaced.
     """
     check_folder(folder, replaces=replaces)
     folder = folder.absolute()
@@ -330,7 +343,7 @@ def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
             old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
             folder.replace(old / folder.name)
             temporary.replace(folder)
-            # What others keep beside our files, notes or a clone's history, stays.
+            # Keep other files, such as the user's notes or the history of a Git clone.
             for entry in (old / folder.name).iterdir():
                 if not (folder / entry.name).exists():
                     entry.rename(folder / entry.name)
@@ -343,10 +356,14 @@ def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
 
 
 def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None) -> Path:
-    """Return the local folder of an edit, downloaded from the Hub if it is not a local one.
+    """Return the local folder of an edit, which is downloaded if it is a repository on the Hub.
+
+    Args:
+        folder_or_repo_id: Local folder, or id of a repository as ``owner/name``.
+        revision: Branch, tag or commit on the Hub.
 
     Raises:
-        EditFileError: neither a folder nor a repository that can be reached.
+        EditFileError: There is no such folder, or the repository cannot be downloaded.
     """
     path = Path(folder_or_repo_id)
     if path.is_dir():
@@ -361,13 +378,13 @@ def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None)
         return Path(snapshot_download(text, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises many unrelated types
         raise EditFileError(
-            f"'{text}' is neither a folder nor a repository that can be read from the Hub "
+            f"'{text}' is neither a folder nor a repository that can be downloaded from the Hub "
             f"({type(error).__name__}); check the name and the network"
         ) from error
 
 
 def cache_dir() -> Path:
-    """Return the folder for converted models and resumable work: ``SEALIGN_CACHE``, or the user's cache."""
+    """Return the folder for converted models and unfinished work: ``SEALIGN_CACHE``, or the user's cache folder."""
     from platformdirs import user_cache_path
 
     configured = os.environ.get("SEALIGN_CACHE")

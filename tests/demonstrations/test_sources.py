@@ -104,17 +104,17 @@ GOOD = as_json_lines(ROWS[:2])
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("x.jsonl", "", "x.jsonl' is empty; it must hold at least 2"),
-        ("x.csv", " \n\t\n", "x.csv' is empty; it must hold at least 2"),
-        ("x.csv", "prompt,positive,negative\n", "holds 0 demonstrations, but 2 are needed; add some"),
-        ("x.jsonl", as_json_lines(ROWS[:1]), "x.jsonl' holds 1 demonstrations, but 2 are needed; add some"),
+        ("x.jsonl", "", "x.jsonl' is empty; write at least 2"),
+        ("x.csv", " \n\t\n", "x.csv' is empty; write at least 2"),
+        ("x.csv", "prompt,positive,negative\n", "has 0 demonstrations, but 2 are needed; add some"),
+        ("x.jsonl", as_json_lines(ROWS[:1]), "x.jsonl' has 1 demonstrations, but 2 are needed; add some"),
         (
             "x.jsonl",
             GOOD + "\n{'prompt': 1}\n",
-            r"x.jsonl, line 4: not JSON \(.* at column 2\); write one JSON object a line",
+            r"x.jsonl, line 4: not JSON \(.* at column 2\); write one JSON object per line",
         ),
         ("x.jsonl", GOOD + GOOD[:30], r"x.jsonl, line 3: not JSON"),
-        ("x.jsonl", "[1]\n" + GOOD, "x.jsonl, line 1: a list, but it must be a JSON object"),
+        ("x.jsonl", "[1]\n" + GOOD, "x.jsonl, line 1: found a list, but every line must be a JSON object"),
         (
             "x.jsonl",
             GOOD + '{"prompt": "a", "positiv": "b"}',
@@ -123,22 +123,26 @@ GOOD = as_json_lines(ROWS[:2])
         ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt', found none"),
         ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive', found prompt, good, bad"),
         ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt', found prompt;positive;negative"),
-        ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a text"),
-        ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a text"),
+        ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a non-empty string"),
+        ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a non-empty string"),
         (
             "x.csv",
             "prompt,positive,negative\na,b,c\nWell, so?,d,e\n",
-            "line 3: .*more fields than columns; put texts .* quotes",
+            "line 3: .*more fields than columns; enclose texts .* quotes",
         ),
-        ("x.csv", 'prompt,positive,negative\na,b,c\nd,e,"f\ng,h,i\n', "from line 3 on: not CSV .*; close every quote"),
+        (
+            "x.csv",
+            'prompt,positive,negative\na,b,c\nd,e,"f\ng,h,i\n',
+            "from line 3 on: not CSV .*; close every quotation mark",
+        ),
         ("x.csv", f'prompt,positive,negative\na,b,c\na,b,"{"c" * 140_000}"\n', "from line 3 on: not CSV .*field limit"),
-        ("x.jsonl", GOOD + as_json_lines([("a", "  ", "c")]), "line 3: 'positive' is '  ', but it must be a text that"),
+        ("x.jsonl", GOOD + as_json_lines([("a", "  ", "c")]), "line 3: 'positive' is '  ', but it must be a non-empty"),
         ("x.jsonl", GOOD + '{"prompt": 7, "positive": "b", "negative": "c"}', "line 3: 'prompt' is 7, but it must be"),
-        ("x.jsonl", GOOD + as_json_lines([("a", "same", " same\n")]), "line 3: .* both 'same'; they must differ"),
+        ("x.jsonl", GOOD + as_json_lines([("a", "same", " same\n")]), "line 3: .* both 'same', but they must differ"),
         (
             "x.jsonl",
             GOOD + r'{"prompt": "\udc00", "positive": "b", "negative": "c"}',
-            "line 3: 'prompt' .* half a character",
+            "line 3: 'prompt' .* lone surrogate",
         ),
         ("x.jsonl", GOOD.encode() + b"\xe9\n", rf"x.jsonl' is not UTF-8 at byte {len(GOOD.encode())}; save it as"),
         ("x.csv", as_csv(ROWS).encode("utf-16"), "x.csv' is not UTF-8 at byte 0; save it as UTF-8"),
@@ -162,10 +166,12 @@ def test_a_demonstration_checks_itself() -> None:
     assert Demonstration(" a ", "b", "c").prompt == " a "
     for name in KEYS:
         for value in ("", " \n", None, 3):
-            with pytest.raises(DemonstrationError, match=re.escape(f"'{name}' is {value!r}, but it must be a text")):
+            with pytest.raises(DemonstrationError, match=re.escape(f"'{name}' is {value!r}, but it must be a non-empty string")):
                 Demonstration(**(dict.fromkeys(KEYS, "x") | {"negative": "y", name: value}))  # type: ignore[arg-type]
     assert Demonstration("\U0001f600", "b", "c").prompt == "\U0001f600"
-    with pytest.raises(DemonstrationError, match=r"'positive' is .*, which holds half a character .*; write it out"):
+    with pytest.raises(
+        DemonstrationError, match=r"'positive' is .*, which contains a lone surrogate .*; replace or delete it"
+    ):
         Demonstration("a", "smile \ud83d", "c")
     with pytest.raises(DemonstrationError, match="both 'b'; they must differ"):
         Demonstration("a", "b", " b")
@@ -287,7 +293,7 @@ def test_limit_below_two(limit: int) -> None:
 
 def test_limit_above_what_is_there(tmp_path: Path) -> None:
     path = write(tmp_path, "x.jsonl", as_json_lines(ROWS))
-    with pytest.raises(DemonstrationError, match="holds 5 demonstrations, but 6 are needed; add some or ask for fewer"):
+    with pytest.raises(DemonstrationError, match="has 5 demonstrations, but 6 are needed; add some or lower the limit"):
         load_demonstrations(path, limit=6)
 
 

@@ -1,20 +1,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from sealign.edits.record import ModelRecord, dump_record, parse_record
+from sealign.edits.record import ModelRecord
 from sealign.errors import FingerprintError, ModelError
+from sealign.files import RECORD_CONFIG, read_record, write_record
 from sealign.models.fingerprint import check_fingerprint, model_fingerprint
-from tests.edits.test_record import make_record
 from tests.tiny_models import build_model
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "mixtral")
@@ -77,10 +78,18 @@ def test_a_model_is_known_again(tiny_model: Callable[[str], Any], tokenizer: Any
         check_fingerprint(wrapped, fingerprint, name)
 
 
-def test_a_fingerprint_survives_its_file(llama: Any) -> None:
-    model = ModelRecord("me/llama", None, model_fingerprint(llama), "aa", "bb")
-    record = dataclasses.replace(make_record(), model=model)
-    back = parse_record(dump_record(record), "edit.json").model.fingerprint
+@dataclass(frozen=True)
+class ModelFile:
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
+    model: ModelRecord
+    format: str = "test.model"
+    format_version: int = 1
+
+
+def test_a_fingerprint_survives_its_file(llama: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    path.write_text(write_record(ModelFile(ModelRecord("me/llama", None, model_fingerprint(llama), "aa", "bb"))))
+    back = read_record(path, ModelFile, format="test.model", format_version=1).model.fingerprint
     assert json.dumps(back) == json.dumps(model_fingerprint(llama))
     check_fingerprint(llama, back, "me/llama")
 
@@ -105,10 +114,10 @@ def test_another_configuration_is_refused_by_field(llama: Any, change: dict[str,
         check_fingerprint(other, model_fingerprint(llama), "me/llama")
     message = str(caught.value)
     assert message.startswith("the edit was fitted on 'me/llama', and this model differs: ")
-    assert re.findall(r"(\w+) is [^;]*, the edit's", message) == fields.split()
+    assert re.findall(r"(\w+) is [^;]* instead of", message) == fields.split()
     for name in change:
-        assert f"{name} is {change[name]!r}, the edit's {getattr(llama.config, name)!r}" in message
-    assert message.endswith("or pass ignore_mismatch=True (--ignore-mismatch) if you know that the edit fits")
+        assert f"{name} is {change[name]!r} instead of {getattr(llama.config, name)!r}" in message
+    assert message.endswith("or pass ignore_mismatch=True (--ignore-mismatch) to apply the edit nevertheless")
 
 
 def test_another_architecture_is_refused(tiny_model: Callable[[str], Any]) -> None:
@@ -116,16 +125,16 @@ def test_another_architecture_is_refused(tiny_model: Callable[[str], Any]) -> No
     for name in ARCHITECTURES:
         for other in ARCHITECTURES:
             if other != name:
-                with pytest.raises(FingerprintError, match=f"model_type is '{name}', the edit's '{other}'"):
+                with pytest.raises(FingerprintError, match=f"model_type is '{name}' instead of '{other}'"):
                     check_fingerprint(tiny_model(name), fingerprints[other], other)
 
 
 def test_fields_on_one_side_only_are_refused(llama: Any) -> None:
     fingerprint = model_fingerprint(llama)
-    with pytest.raises(FingerprintError, match="differs: novelty is None, the edit's 3; load that model"):
+    with pytest.raises(FingerprintError, match="differs: novelty is None instead of 3; load that model"):
         check_fingerprint(llama, fingerprint | {"novelty": 3}, "me/llama")
     del fingerprint["vocab_size"]
-    with pytest.raises(FingerprintError, match=r"differs: vocab_size is \d+, the edit's None; load that model"):
+    with pytest.raises(FingerprintError, match=r"differs: vocab_size is \d+ instead of None; load that model"):
         check_fingerprint(llama, fingerprint, "me/llama")
 
 
@@ -135,7 +144,7 @@ def test_other_layers_of_the_same_size_are_refused(llama: Any) -> None:
 
     other = copy.deepcopy(llama)
     other.model.layers[2].__class__ = OtherLayer
-    message = "layer_classes is 'LlamaDecoderLayer x 3, OtherLayer x 1', the edit's 'LlamaDecoderLayer x 4'"
+    message = "layer_classes is 'LlamaDecoderLayer x 3, OtherLayer x 1' instead of 'LlamaDecoderLayer x 4'"
     with pytest.raises(FingerprintError, match=message):
         check_fingerprint(other, model_fingerprint(llama), "me/llama")
 

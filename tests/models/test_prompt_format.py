@@ -61,7 +61,7 @@ def format_of(style: str) -> PromptFormat:
 
 @pytest.mark.parametrize("style", ["chat", "plain"])
 def test_a_preamble_that_would_not_be_used_is_refused(style: str) -> None:
-    with pytest.raises(SettingError, match=f"prompt style '{style}' has no preamble; use few_shot"):
+    with pytest.raises(SettingError, match=f"prompt style '{style}' takes no preamble; choose few_shot"):
         PromptFormat(style, PREAMBLE)  # type: ignore[arg-type]
 
 

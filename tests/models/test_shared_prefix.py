@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealign.models.batching import pad_right, pad_token
-from sealign.models.shared_prefix import Prefix, common_prefix, share_beginning
+from sealign.models.batching import pad_left, pad_right, pad_token
+from sealign.models.shared_prefix import Prefix, common_prefix, share_prefix
 from sealign.models.structure import decoder_of, input_device
 from tests.tiny_models import CONFIGS
 
@@ -30,10 +30,13 @@ def test_no_sequences_share_nothing() -> None:
     assert common_prefix([]) == []
 
 
-def test_padding_is_on_the_right_and_masked() -> None:
+def test_padding_is_on_one_side_and_masked() -> None:
     ids, mask = pad_right([[5, 6, 7], [8]], 9, torch.device("cpu"))
     assert ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    ids, mask = pad_left([[5, 6, 7], [8]], 9, torch.device("cpu"))
+    assert ids.tolist() == [[5, 6, 7], [9, 9, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -66,13 +69,13 @@ GENERATING = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "opt", "olmo2"])
 @torch.no_grad()
-def test_a_shared_beginning_is_generated_from_as_without(name: str, tiny_model: Callable[[str], Any]) -> None:
+def test_generation_from_a_shared_prefix_is_that_of_each_row_alone(name: str, tiny_model: Callable[[str], Any]) -> None:
     model = copy.deepcopy(tiny_model(name)).double()
     shared = torch.randint(4, 90, (12,)).tolist()
     rows = [shared + torch.randint(4, 90, (length,)).tolist() for length in (5, 1, 9)]
     ids = torch.tensor([[0] * (21 - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (21 - len(row)) + [1] * len(row) for row in rows])
-    found = share_beginning(model, ids, mask)
+    found = share_prefix(model, ids, mask)
     assert found is not None
     moved, seen, cache = found
     assert cache.get_seq_length() >= 12
@@ -86,8 +89,8 @@ def test_a_shared_beginning_is_generated_from_as_without(name: str, tiny_model: 
 @torch.no_grad()
 def test_rows_that_share_too_little(llama: Any) -> None:
     ids, mask = pad_right([[5, 6, 7, 8], [5, 6, 9, 8]], 0, torch.device("cpu"))
-    assert share_beginning(llama, ids, mask) is None
-    assert share_beginning(llama, ids[:1], mask[:1]) is None
+    assert share_prefix(llama, ids, mask) is None
+    assert share_prefix(llama, ids[:1], mask[:1]) is None
 
 
 def test_pad_token_is_any_token_that_exists(tokenizer: Any) -> None:

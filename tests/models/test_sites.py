@@ -82,14 +82,18 @@ def test_unknown_site_and_layer(llama: Any) -> None:
             resolve_sites(llama, "mlp", [layer])
 
 
-def test_what_cannot_be_told_is_refused_with_its_candidates(tokenizer: Any) -> None:
+def test_several_candidate_modules_are_refused_by_name(tokenizer: Any) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
     model.model.layers[2].second_mlp = nn.Linear(48, 48)
-    with pytest.raises(SiteError, match=r"mlp of layer 2 cannot be told: 2 .*layers.2.mlp .*layers.2.second_mlp"):
+    message = (
+        r"^cannot identify the MLP of layer 2: 2 candidate modules \(model.layers.2.mlp: LlamaMLP, "
+        r"model.layers.2.second_mlp: Linear\); name it with module_pattern$"
+    )
+    with pytest.raises(SiteError, match=message):
         resolve_sites(model, "mlp")
     assert len(resolve_sites(model, "mlp", [0, 1, 3])) == 3
     del model.model.layers[1].self_attn
-    with pytest.raises(SiteError, match="attention of layer 1 cannot be told: 0"):
+    with pytest.raises(SiteError, match="cannot identify the attention of layer 1: 0 candidate modules"):
         resolve_sites(model, "attention")
 
 
@@ -107,7 +111,7 @@ def test_a_model_without_configuration_is_refused() -> None:
         resolve_sites(nn.Linear(3, 3), "mlp")
 
 
-def test_wrappers_are_looked_through(tokenizer: Any) -> None:
+def test_wrapped_models_have_the_same_sites(tokenizer: Any) -> None:
     from peft import LoraConfig, get_peft_model
 
     model = build_model("llama", vocab_size=len(tokenizer))

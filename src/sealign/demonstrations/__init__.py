@@ -1,1 +1,1 @@
-"""Demonstrations: prompts with a wanted and an unwanted completion, and where they come from."""
+"""Demonstrations: prompts with a positive and a negative completion, and their sources."""

@@ -1,11 +1,11 @@
-"""Demonstration: a prompt with a wanted and an unwanted completion."""
+"""Demonstration: a prompt with a positive and a negative completion."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sealign.errors import DemonstrationError
@@ -16,12 +16,12 @@ class Demonstration:
     """A prompt with a positive (wanted) and a negative (unwanted) completion.
 
     Attributes:
-        prompt: what the user says, without a chat template.
-        positive: the completion to be made more likely.
-        negative: the completion to be made less likely; differs from ``positive``.
+        prompt: Text of the user, without a chat template.
+        positive: Completion to make more likely.
+        negative: Completion to make less likely. Must differ from ``positive``.
 
     Raises:
-        DemonstrationError: a field is empty or holds half a character, or both completions are the same.
+        DemonstrationError: A field is empty or contains a lone surrogate, or both completions are equal.
 
     Example:
         >>> Demonstration("What do bees make?", "Honey.", "Milk.").positive
@@ -36,23 +36,23 @@ class Demonstration:
         for name in ("prompt", "positive", "negative"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise DemonstrationError(f"'{name}' is {value!r}, but it must be a text that is not empty")
+                raise DemonstrationError(f"'{name}' is {value!r}, but it must be a non-empty string")
             if any("\ud800" <= character <= "\udfff" for character in value):
                 raise DemonstrationError(
-                    f"'{name}' is {value!r}, which holds half a character (a lone surrogate); write it out or delete it"
+                    f"'{name}' is {value!r}, which contains a lone surrogate (half a character); replace or delete it"
                 )
         if self.positive.strip() == self.negative.strip():
             raise DemonstrationError(
-                f"positive and negative are both {self.positive.strip()!r}; they must differ to teach a direction"
+                f"positive and negative are both {self.positive.strip()!r}, but they must differ; change one of them"
             )
 
     def __str__(self) -> str:
-        """By which a user finds it again, whatever part of a list it is in: how its prompt begins."""
+        """Return the beginning of the prompt, which identifies the demonstration in messages."""
         return repr(textwrap.shorten(self.prompt, 60, placeholder="..."))
 
 
-def demonstrations_hash(demonstrations: Sequence[Demonstration]) -> str:
-    """Return the SHA-256 of the demonstrations, in order, as 64 hexadecimal digits.
+def demonstrations_hash(demonstrations: Iterable[Demonstration]) -> str:
+    """Return the SHA-256 of demonstrations in their order, as 64 hexadecimal digits.
 
     Example:
         >>> demonstrations_hash([Demonstration("a", "b", "c")])[:8]

@@ -1,4 +1,4 @@
-"""What we learn from: prompts with a wanted and an unwanted completion, from files, the Hub or the bundle."""
+"""Sources of demonstrations: files, named datasets, the bundled sets and the Hub."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ BUNDLED_PREFIX = "bundled:"
 def load_demonstrations(
     source: str | Path, *, data_dir: str | Path | None = None, limit: int | None = None, seed: int = 0
 ) -> list[Demonstration]:
-    """Load demonstrations from a file, a named source, the bundle, or a dataset of the Hugging Face Hub.
+    """Load demonstrations from a file, a bundled set, a named dataset, or a dataset on the Hugging Face Hub.
 
     Args:
-        source: one of
+        source: One of
 
-            - a ``.jsonl`` or ``.csv`` file with the keys or columns ``prompt``, ``positive``, ``negative``;
+            - a ``.jsonl`` or ``.csv`` file with the keys or columns ``prompt``, ``positive`` and ``negative``;
             - ``bundled:truthfulness`` or ``bundled:fairness``, written for this project;
-            - ``halueval_qa``, ``bbq`` or ``truthfulqa``, from ``data_dir`` or else from the Hub;
-            - the id of a Hub dataset with the columns ``prompt``, ``positive``, ``negative``.
-        data_dir: a folder that holds the named source in the Hub's schema, for example
+            - ``halueval_qa``, ``bbq`` or ``truthfulqa``, read from ``data_dir`` if given, else from the Hub;
+            - the id of a Hub dataset with the columns ``prompt``, ``positive`` and ``negative``.
+        data_dir: Folder with a named dataset in the schema of the Hub, for example as
             ``data_dir/halueval_qa/train.jsonl``.
-        limit: take this many, drawn with ``seed``; all if None.
-        seed: of the draw, and of the choice where a source has several negatives.
+        limit: Number of demonstrations to draw at random; all in their order if None. Must be at least 2.
+        seed: Seed of the draw, and of the choice where a row has several negative completions.
 
     Raises:
-        DemonstrationError: the source is unknown, missing or empty, a line is malformed (which one),
-            or fewer than ``limit`` or than 2 demonstrations are there.
+        DemonstrationError: The source is unknown, missing or empty, a row is malformed (the message names it), or
+            there are fewer than ``limit`` or fewer than 2 demonstrations.
 
     Example:
         >>> demonstrations = load_demonstrations("bundled:truthfulness", limit=3)
@@ -62,10 +62,13 @@ def load_demonstrations(
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (place, row) for each row of a JSONL or CSV file, place being ``file, line N``.
+    """Yield (place, row) for each row of a JSONL or CSV file, where place is ``file, line N``.
+
+    Args:
+        path: File in UTF-8; the suffix ``.csv`` means CSV with a header, all others JSONL.
 
     Raises:
-        DemonstrationError: the file is missing, empty, not UTF-8, or a line is not a JSON object or a CSV row.
+        DemonstrationError: The file is missing, empty or not UTF-8, or a line is no JSON object or CSV row.
     """
     if not path.is_file():
         raise DemonstrationError(f"there is no file '{path}'; check the path")
@@ -74,7 +77,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     except UnicodeDecodeError as error:
         raise DemonstrationError(f"'{path}' is not UTF-8 at byte {error.start}; save it as UTF-8") from error
     if not text.strip():
-        raise DemonstrationError(f"'{path}' is empty; it must hold at least 2 demonstrations")
+        raise DemonstrationError(f"'{path}' is empty; write at least 2 demonstrations")
     if path.suffix == ".csv":
         yield from _csv_rows(path, text)
         return
@@ -86,10 +89,10 @@ def read_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise DemonstrationError(
-                f"{place}: not JSON ({error.msg} at column {error.colno}); write one JSON object a line"
+                f"{place}: not JSON ({error.msg} at column {error.colno}); write one JSON object per line"
             ) from error
         if not isinstance(row, dict):
-            raise DemonstrationError(f"{place}: a {type(row).__name__}, but it must be a JSON object")
+            raise DemonstrationError(f"{place}: found a {type(row).__name__}, but every line must be a JSON object")
         yield place, row
 
 
@@ -101,11 +104,13 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             last = reader.line_num
             place = f"{path}, line {last}"
             if None in row:
-                raise DemonstrationError(f"{place}: more fields than columns; put texts with commas in double quotes")
+                raise DemonstrationError(
+                    f"{place}: more fields than columns; enclose texts with commas in double quotes"
+                )
             yield place, row
     except csv.Error as error:
         raise DemonstrationError(
-            f"{path}, from line {last + 1} on: not CSV ({error}); close every quote, and double those inside a text"
+            f"{path}, from line {last + 1} on: not CSV ({error}); close every quotation mark, and double those inside a text"
         ) from error
 
 
@@ -118,7 +123,7 @@ def _halueval_qa(row: Mapping[str, Any], _: random.Random) -> Demonstration:
 
 
 def _bbq(row: Mapping[str, Any], generator: random.Random) -> Demonstration:
-    # The negative is one of the two wrong answers at random, as in the paper.
+    # The negative completion is one of the two wrong answers at random, as in the paper.
     label = int(row["label"])
     wrong = generator.choice([index for index in range(3) if index != label])
     return Demonstration(f"{row['context']} {row['question']}", row[f"ans{label}"], row[f"ans{wrong}"])
@@ -130,7 +135,13 @@ def _truthfulqa(row: Mapping[str, Any], generator: random.Random) -> Demonstrati
 
 @dataclass(frozen=True)
 class _NamedSource:
-    """Where a named source lies, locally below a data folder and on the Hub, and how its rows are read."""
+    """A named dataset.
+
+    Attributes:
+        local: Path of the file in a data folder.
+        hub: Repository, subset and split on the Hub.
+        parse: Function of a row and a random generator that returns the demonstration.
+    """
 
     local: str
     hub: tuple[str, str | None, str]
@@ -212,7 +223,7 @@ def _draw(demonstrations: list[Demonstration], source: str, limit: int | None, s
         raise DemonstrationError(f"limit is {limit}, but a fit needs at least 2 demonstrations")
     if len(demonstrations) < needed:
         raise DemonstrationError(
-            f"'{source}' holds {len(demonstrations)} demonstrations, but {needed} are needed; add some or ask for fewer"
+            f"'{source}' has {len(demonstrations)} demonstrations, but {needed} are needed; add some or lower the limit"
         )
     if limit is None:
         return demonstrations

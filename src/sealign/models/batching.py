@@ -1,4 +1,4 @@
-"""Pad sequences of unequal lengths into one batch."""
+"""Padding of token sequences of different lengths into a batch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sealign.errors import ModelError
 
@@ -15,26 +16,52 @@ from sealign.errors import ModelError
 def pad_right(
     sequences: Sequence[Sequence[int]], pad: int, device: torch.device
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-    """Return ids and mask of sequences padded on the right.
+    """Return token ids and attention mask of sequences padded on the right.
+
+    Args:
+        sequences: Token ids of at least one sequence.
+        pad: Token id to pad with.
+        device: Device of the result.
 
     Example:
         >>> pad_right([[5], [6, 7]], 0, torch.device("cpu"))[0].tolist()
         [[5, 0], [6, 7]]
     """
-    width = max(len(sequence) for sequence in sequences)
-    ids = torch.full((len(sequences), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
+    return _pad(sequences, pad, device, "right")
+
+
+def pad_left(
+    sequences: Sequence[Sequence[int]], pad: int, device: torch.device
+) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+    """Return token ids and attention mask of sequences padded on the left, as generation needs them.
+
+    Args:
+        sequences: Token ids of at least one sequence.
+        pad: Token id to pad with.
+        device: Device of the result.
+
+    Example:
+        >>> pad_left([[5], [6, 7]], 0, torch.device("cpu"))[1].tolist()
+        [[0, 1], [1, 1]]
+    """
+    return _pad(sequences, pad, device, "left")
+
+
+def _pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device, side: str) -> tuple[Tensor, Tensor]:
+    rows = [torch.tensor(sequence, dtype=torch.long) for sequence in sequences]
+    ids = pad_sequence(rows, batch_first=True, padding_value=pad, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side=side)
     return ids.to(device), mask.to(device)
 
 
 def pad_token(tokenizer: Any) -> int:
-    """Return the id to pad with; any will do, since padding is masked.
+    """Return a token id to pad with; any valid id will do, because padding is masked.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
 
     Raises:
-        ModelError: the tokenizer has neither a padding nor an end token, nor any other.
+        ModelError: The tokenizer has no tokens.
     """
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
         value = getattr(tokenizer, name, None)

@@ -1,4 +1,4 @@
-"""Run a model in evaluation mode."""
+"""Evaluation mode of a model inside a ``with`` block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, so that dropout adds no noise, and restore each module's mode."""
+    """Put a model into evaluation mode, which switches dropout off, and restore the mode of each module afterwards.
+
+    Args:
+        model: A model whose modules may be in different modes.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

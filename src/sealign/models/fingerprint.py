@@ -1,4 +1,4 @@
-"""Which model this is: configuration and shapes, compared before an edit is applied."""
+"""Fingerprint of a model: configuration and shapes, compared before an edit is applied; digests of its parts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,16 @@ _FIELDS = (
 
 
 def model_fingerprint(model: nn.Module) -> Fingerprint:
-    """Return the configuration and shapes by which a base model is known.
+    """Return the configuration values and shapes that identify a base model.
 
-    Weights, number type and quantisation are not part of it, so that an edit can be applied to the same
-    model in another precision; adapters and wrappers are looked through.
+    Weights, number type and quantisation are not included, so that an edit can be applied to the same model in
+    another precision. Adapters and other wrappers are ignored.
+
+    Args:
+        model: A decoder of transformers.
 
     Raises:
-        ModelError: the model has no transformers configuration.
+        ModelError: The model has no transformers configuration.
     """
     config = text_config(unwrap_model(model))
     fingerprint: Fingerprint = {}
@@ -50,48 +53,51 @@ def model_fingerprint(model: nn.Module) -> Fingerprint:
 
 
 def _layer_classes(model: nn.Module) -> str:
-    """The classes of the decoder layers, such as ``LlamaDecoderLayer x 30``."""
+    """Return the classes of the decoder layers, such as ``LlamaDecoderLayer x 30``."""
     names = [type(layer).__name__ for layer in decoder_layers(model)[1]]
     return ", ".join(f"{name} x {names.count(name)}" for name in dict.fromkeys(names))
 
 
 def check_fingerprint(model: nn.Module, expected: Mapping[str, object], fitted_on: str) -> None:
-    """Raise where a model is not the one that an edit was fitted on.
+    """Raise an error if a model is not the one that an edit was fitted on.
 
     Args:
-        model: the model to be edited.
-        expected: the fingerprint in the edit's record.
-        fitted_on: the name of the model in the edit's record, for the message.
+        model: The model to be edited.
+        expected: Fingerprint in the record of the edit.
+        fitted_on: Name of the model in the record of the edit, for the message.
 
     Raises:
-        FingerprintError: names every field that differs, and how to override.
+        FingerprintError: The fingerprints differ; the message names every field that differs.
     """
     actual = model_fingerprint(model)
     names = sorted(set(actual) | set(expected))
     differing = [name for name in names if actual.get(name) != expected.get(name)]
     if differing:
-        listed = "; ".join(f"{n} is {actual.get(n)!r}, the edit's {expected.get(n)!r}" for n in differing)
+        listed = "; ".join(f"{n} is {actual.get(n)!r} instead of {expected.get(n)!r}" for n in differing)
         raise FingerprintError(
             f"the edit was fitted on '{fitted_on}', and this model differs: {listed}; load that model, or pass "
-            "ignore_mismatch=True (--ignore-mismatch) if you know that the edit fits"
+            "ignore_mismatch=True (--ignore-mismatch) to apply the edit nevertheless"
         )
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the SHA-256 of a tokenizer's vocabulary, as 64 hexadecimal digits."""
+    """Return the SHA-256 of the vocabulary of a tokenizer, as 64 hexadecimal digits."""
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the SHA-256 of a tokenizer's chat template, of the empty text if it has none."""
+    """Return the SHA-256 of the chat template of a tokenizer, or of an empty text if it has no template."""
     template = getattr(tokenizer, "chat_template", None) or ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def weights_digest(model: nn.Module) -> bytes:
-    """A digest of a sample of every weight: tells checkpoints of one architecture apart, in milliseconds."""
+    """Return a SHA-256 digest of a sample of every weight, which distinguishes checkpoints of one architecture.
+
+    At most 31 values per tensor are read, so that it takes milliseconds; weights on the meta device are skipped.
+    """
     digest = hashlib.sha256()
     for name, parameter in unwrap_model(model).named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())

@@ -1,4 +1,4 @@
-"""Greedy completions in batches, and evaluation mode."""
+"""Greedy completions in batches."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ import torch
 from torch import Tensor
 
 from sealign.errors import SettingError
-from sealign.models.batching import pad_right, pad_token
+from sealign.models.batching import pad_left, pad_token
 from sealign.models.structure import context_length, input_device
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,10 +25,17 @@ def generate_ids(
     *,
     use_cache: bool = True,
 ) -> Tensor:
-    """Return greedy completions of prompts, (b, max_new_tokens) ids with -1 from each end token on."""
+    """Return greedy completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
+
+    Args:
+        model: The model, in evaluation mode.
+        tokenizer: Its tokenizer, for the padding token.
+        prompts: Token ids of the prompts.
+        max_new_tokens: Largest number of tokens to generate. Must be at least 1.
+        use_cache: Whether to use the cache of keys and values; without it every step runs the whole sequences.
+    """
     device, pad = input_device(model), pad_token(tokenizer)
-    reverse = [list(reversed(prompt)) for prompt in prompts]
-    ids, mask = (tensor.flip(1) for tensor in pad_right(reverse, pad, device))
+    ids, mask = pad_left(prompts, pad, device)
     output: Any = model.generate(  # type: ignore[operator]
         input_ids=ids,
         attention_mask=mask,
@@ -52,22 +56,23 @@ def generate_ids(
 
 
 def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str) -> int:
-    """Return how many tokens the model's context still holds behind a text of some length.
+    """Return the number of tokens that fit into the context of the model after a text.
 
     Args:
-        model: the model.
-        length: of the text, in tokens.
-        what: what the text is, for the message.
-        remedy: what helps, for the message.
+        model: The model; a context without a known limit gives ``sys.maxsize``.
+        length: Length of the text in tokens.
+        what: Description of the text, for the message.
+        remedy: What the user can do, for the message.
 
     Raises:
-        SettingError: none.
+        SettingError: The text fills the context.
     """
     limit = context_length(model)
     if limit is None:
         return sys.maxsize
     if length >= limit:
         raise SettingError(
-            f"{what} is {length} tokens long, but the model's context is {limit}, with its answer; {remedy}"
+            f"{what} is {length} tokens long, but the context of the model is {limit} tokens including the answer; "
+            f"{remedy}"
         )
     return limit - length

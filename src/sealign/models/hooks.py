@@ -1,4 +1,4 @@
-"""Record what modules put out while a model runs."""
+"""Recorder: hooks that record the activations of sites while a model runs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from sealign.models.sites import ResolvedSite
 
 
 class Recorder:
-    """Hooks that reduce each site's output as it comes, so that no whole output is kept.
+    """Context manager that records a reduction of the activations at each site.
+
+    Activations are reduced in the hook, so that no complete activation outlives the forward pass.
 
     Args:
-        sites: where to read.
-        reduce: called with an output and its layer; returns what to keep.
+        sites: Modules whose output (or input) is recorded.
+        reduce: Function of an activation tensor and its layer index that returns the tensor to record.
 
     Attributes:
-        recorded: layer -> what was kept of the latest output.
+        recorded: Result of ``reduce`` for the latest forward pass, by layer.
     """
 
     def __init__(self, sites: Sequence[ResolvedSite], reduce: Callable[[Tensor, int], Tensor]) -> None:

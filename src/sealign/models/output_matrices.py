@@ -1,4 +1,4 @@
-"""The matrix behind the output of a module."""
+"""Output matrices: the weight matrix whose product is the output of an edited module."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from sealign.models.structure import input_device, unwrap_model
 
 @dataclass(frozen=True)
 class OutputMatrix:
-    """The matrix whose product is, unchanged, the output of an edited module.
+    """The linear module whose output is, unchanged, the output of an edited module.
 
     Attributes:
-        layer: index of the decoder layer.
-        path: dotted path of the module that holds it.
-        module: the module.
+        layer: Index of the decoder layer.
+        path: Dotted path of the linear module.
+        module: The linear module.
     """
 
     layer: int
@@ -34,7 +34,7 @@ class OutputMatrix:
 
     @property
     def transposed(self) -> bool:
-        """Whether the weight is (in, out), as in GPT-2, not (out, in)."""
+        """Whether the weight has shape (in, out), as in GPT-2, instead of (out, in)."""
         return type(self.module).__name__ == "Conv1D"
 
 
@@ -54,24 +54,31 @@ def resolve_heads(model: nn.Module, layers: Sequence[int] | None = None) -> tupl
     """
     sites = resolve_sites(model, "attention", layers)
     try:
-        matrices = matrices_behind(model, {site.layer: site.path for site in sites})
+        matrices = output_matrices(model, {site.layer: site.path for site in sites})
     except ExportError as error:
         raise SiteError(f"cannot read the attention heads: {error}") from error
     return tuple(ResolvedSite(matrix.layer, matrix.path, matrix.module, "input") for matrix in matrices)
 
 
 @torch.no_grad()
-def matrices_behind(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMatrix]:
-    """Find the matrix that puts out what each module puts out, by running the model once on two tokens.
+def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMatrix]:
+    """Find the output matrix of each edited module, by running the model once on two tokens.
+
+    A matrix qualifies if it returns the very tensor that the module returns: then a change of its output is the same
+    change of the module's output, whatever the architecture.
 
     Args:
-        model: the base model; may be on the meta device.
-        paths: by layer, the dotted path of the module.
+        model: The base model; may be on the meta device.
+        paths: Dotted path of the edited module, by layer.
 
     Raises:
-        ExportError: a module's output is not that of one matrix; names the module.
+        ExportError: The model lacks a module, or the output of a module is not the output of a single matrix.
     """
     base = unwrap_model(model)
+    known = {name for name, _ in base.named_modules()}
+    absent = [path for path in paths.values() if path not in known]
+    if absent:
+        raise ExportError(f"the model has no module '{absent[0]}', which the edit needs; load the edit's base model")
     outputs: dict[str, Any] = {}
 
     def keep(path: str) -> Any:
@@ -84,7 +91,7 @@ def matrices_behind(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMa
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
                 stack.callback(module.register_forward_hook(keep(name)).remove)
-        # With a ready-made mask and positions no value is looked at, of which the meta device has none.
+        # With a mask and positions given, the forward pass reads no values, which the meta device does not have.
         bare = all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map")
         device = torch.device("meta") if bare else input_device(base)
         ids = torch.zeros(1, 2, dtype=torch.long, device=device)
@@ -102,25 +109,29 @@ def _matrix_of(base: nn.Module, path: str, outputs: dict[str, Any]) -> tuple[str
     ]
     if not found:
         raise ExportError(
-            f"the output of '{path}' is not that of a single matrix, as in a mixture of experts, so that weights "
-            "cannot carry the edit; serve it with hooks"
+            f"the output of '{path}' is not the output of a single matrix, for example because it is a mixture of "
+            "experts, so weights cannot carry the edit; serve it with sealign serve"
         )
     return found[-1]
 
 
 def _holds_weight(module: nn.Module) -> bool:
-    """Whether a module has a matrix; GPTQ and AWQ keep theirs as packed integers under another name."""
+    """Return whether a module has a weight matrix; GPTQ and AWQ store it as packed integers named ``qweight``."""
     return hasattr(module, "weight") or hasattr(module, "qweight")
 
 
 @torch.no_grad()
 def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
-    """Return the weight of a matrix as (out, in) in float32, also where it is quantised.
+    """Return the weight of a matrix as (out, in) in float32, dequantised if needed.
 
-    A quantised matrix is read by running it on the rows of the identity, which gives what its kernel computes with.
+    A quantised matrix is read by applying it to the rows of the identity matrix, which gives the values that its kernel
+    computes with.
+
+    Args:
+        matrix: The matrix to read.
 
     Raises:
-        ExportError: the module cannot be run so.
+        ExportError: The module cannot be applied to the identity matrix.
     """
     weight = getattr(matrix.module, "weight", None)
     if isinstance(weight, nn.Parameter) and weight.is_floating_point() and type(weight.data) is Tensor:

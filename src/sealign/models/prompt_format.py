@@ -1,8 +1,8 @@
-"""How a prompt becomes the text and the tokens that a model sees: chat template or few-shot preamble."""
+"""Prompt format: how a prompt is turned into text and tokens, by a chat template or a few-shot preamble."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 PromptStyle = Literal["auto", "chat", "few_shot", "few_shot_chat", "plain"]
-"""``chat``: the tokenizer's chat template; ``few_shot``: a preamble of answered questions, then
-``Q: ... A:``; ``few_shot_chat``: the same inside the chat template, as in the paper; ``plain``: the prompt
-alone; ``auto``: ``chat`` where the tokenizer has a template and no preamble is given, else ``few_shot``."""
+"""``chat``: chat template of the tokenizer; ``few_shot``: a preamble of answered questions, then ``Q: ... A:``;
+``few_shot_chat``: the same text inside the chat template, as in the paper; ``plain``: the prompt alone; ``auto``:
+``chat`` if the tokenizer has a template and no preamble is given, else ``few_shot``."""
 
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
@@ -34,14 +34,14 @@ def default_preamble() -> str:
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """The way prompts are written for one tokenizer.
+    """Format of the prompts that a model reads.
 
     Attributes:
-        style: how a prompt is framed; see ``PromptStyle``.
-        preamble: the text before the question in the few-shot styles; the bundled one if None.
+        style: ``auto``, ``chat``, ``few_shot``, ``few_shot_chat`` or ``plain``; see ``PromptStyle``.
+        preamble: Text before the question in the few-shot styles; the bundled preamble if None.
 
     Raises:
-        SettingError: the style is unknown.
+        SettingError: The style is unknown, or takes no preamble.
 
     Example:
         >>> PromptFormat("plain").style
@@ -55,13 +55,18 @@ class PromptFormat:
         if self.style not in PROMPT_STYLES:
             raise SettingError(unknown_name("prompt style", self.style, PROMPT_STYLES))
         if self.preamble is not None and self.style in ("chat", "plain"):
-            raise SettingError(f"prompt style '{self.style}' has no preamble; use few_shot or few_shot_chat with one")
+            raise SettingError(
+                f"prompt style '{self.style}' takes no preamble; choose few_shot or few_shot_chat, or omit the preamble"
+            )
 
     def resolve(self, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
-        """Return the format with ``auto`` decided and the preamble filled in.
+        """Return the format with ``auto`` replaced by a style and the preamble filled in.
+
+        Args:
+            tokenizer: Tokenizer that the prompts are encoded with.
 
         Raises:
-            ModelError: a chat style is asked of a tokenizer without a chat template.
+            ModelError: A chat style is used with a tokenizer without a chat template.
         """
         has_template = bool(getattr(tokenizer, "chat_template", None))
         style = self.style
@@ -77,7 +82,11 @@ class PromptFormat:
         return PromptFormat(style, preamble)
 
     def prompt_text(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-        """Return the text that the model reads before it answers ``prompt``."""
+        """Return the text that the model reads before it answers a prompt.
+
+        Raises:
+            ModelError: A chat style is used with a tokenizer without a chat template.
+        """
         resolved = self.resolve(tokenizer)
         text = prompt
         if resolved.style.startswith("few_shot"):
@@ -90,14 +99,20 @@ class PromptFormat:
         return rendered
 
     def encode_prompt(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-        """Return the token ids of the formatted prompt."""
+        """Return the token ids of a formatted prompt."""
         return self._encode(tokenizer, self.prompt_text(tokenizer, prompt))
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> list[int]:
-        """Return the token ids of the formatted prompt followed by a completion.
+        """Return the token ids of a formatted prompt followed by a completion.
 
-        The prompt's tokens are always a prefix of the result, since that is what a model that answers
-        the prompt has read: where the tokenizer would merge across the boundary, the two are encoded apart.
+        The tokens of the prompt are always a prefix of the result, because a model that answers the prompt has read
+        exactly these. Prompt and completion are encoded separately where the tokenizer would merge characters across
+        the boundary.
+
+        Args:
+            tokenizer: Tokenizer of the model.
+            prompt: Prompt, without a chat template.
+            completion: Completion; a space is inserted before it where the prompt does not end in one.
         """
         text = self.prompt_text(tokenizer, prompt)
         prefix = self._encode(tokenizer, text)
@@ -109,18 +124,18 @@ class PromptFormat:
         return prefix + list(tokenizer.encode(completion, add_special_tokens=False))
 
     def _encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        # A chat template writes its own special tokens.
+        # A chat template contains its own special tokens.
         special = not self.resolve(tokenizer).style.endswith("chat")
         ids = list(tokenizer.encode(text, add_special_tokens=special))
-        # Some tokenizers close every text; what is to be continued must stay open.
+        # Some tokenizers append an end token, which a text that is to be continued must not have.
         return ids[:-1] if special and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def read_preamble(path: str | Path) -> str:
-    """Return the text of a preamble file, without the space around it.
+    """Return the text of a preamble file without leading and trailing whitespace.
 
     Raises:
-        SettingError: there is no such file, or it is not UTF-8.
+        SettingError: The file does not exist, or is not UTF-8.
     """
     try:
         return Path(path).read_text(encoding="utf-8-sig").strip()
@@ -133,25 +148,31 @@ def read_preamble(path: str | Path) -> str:
 def prompt_format_of(
     fit: Mapping[str, Any], style: str | None = None, preamble: str | Path | None = None
 ) -> PromptFormat:
-    """Return the prompt format that an edit was fitted with, unless another is named.
+    """Return the prompt format that an edit was fitted with, unless other settings are given.
 
     Args:
-        fit: the settings of the fit in an edit's record.
-        style: a style in place of the fit's.
-        preamble: a file with a preamble in place of the fit's.
+        fit: Settings of the fit in the record of the edit.
+        style: Style to use instead of that of the fit.
+        preamble: File with a preamble to use instead of that of the fit.
 
     Raises:
-        SettingError: the style or the record is not one we know, or the file cannot be read.
+        SettingError: The style is unknown, the record is malformed, or the file cannot be read.
     """
     recorded: Any = fit.get("prompt_format", {}) if style is None else {"style": style}
     if not isinstance(recorded, Mapping):
-        raise SettingError(f"the edit's prompt format is {recorded!r}, but it must be an object; name a prompt style")
+        raise SettingError(
+            f"the prompt format of the edit is {recorded!r}, but it must be an object; give a prompt style"
+        )
     text = recorded.get("preamble") if preamble is None else read_preamble(preamble)
     return PromptFormat(recorded.get("style", "auto"), text)
 
 
-def few_shot_text(demonstrations: Sequence[Demonstration], instruction: str = "") -> str:
-    r"""Return demonstrations as answered questions, ready to be followed by the next one.
+def few_shot_text(demonstrations: Iterable[Demonstration], instruction: str = "") -> str:
+    r"""Return the prompts and positive completions as answered questions, to be followed by another question.
+
+    Args:
+        demonstrations: Demonstrations in the order of the text.
+        instruction: Text before the first question.
 
     Example:
         >>> few_shot_text([Demonstration("What do bees make?", "Honey.", "Milk.")])

@@ -1,8 +1,9 @@
-"""Tokens that many sequences begin with, run through a model once."""
+"""Shared prefixes: tokens that many sequences begin with, run through a model once."""
 
 from __future__ import annotations
 
 import copy
+import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,33 +13,30 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 SHORTEST = 8
-"""Prefixes shorter than this are not worth a run of their own."""
+"""Smallest number of tokens for which a separate run of the prefix saves time."""
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
-    """Return the longest prefix of all sequences that leaves each at least one token.
+    """Return the longest common prefix that leaves at least one token of each sequence.
+
+    Args:
+        sequences: Token ids; none gives an empty prefix.
 
     Example:
         >>> common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
         [1]
     """
-    if not sequences:
-        return []
-    first, last = min(map(tuple, sequences)), max(map(tuple, sequences))
-    limit = min(len(sequence) for sequence in sequences) - 1
-    length = 0
-    while length < limit and first[length] == last[length]:
-        length += 1
-    return list(first[:length])
+    beginnings = [list(sequence[:-1]) for sequence in sequences]
+    return list(os.path.commonprefix(beginnings))  # noqa: RUF071 the elements are numbers, not characters of a path
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """A prefix that has been run through a model, ready to be continued by batches.
+    """A prefix that has been run through a model, to be continued by batches.
 
     Attributes:
-        ids: the tokens of the prefix; may be empty.
-        cache: its keys and values for a batch of one, or None for an empty prefix.
+        ids: Token ids of the prefix; may be empty.
+        cache: Cache of keys and values for a batch of one sequence; None for an empty prefix.
     """
 
     ids: list[int]
@@ -46,13 +44,16 @@ class Prefix:
 
     @classmethod
     def run(cls, runner: nn.Module, ids: Sequence[int], device: torch.device, **kwargs: Any) -> Prefix:
-        """Run a prefix once.
+        """Run a prefix through a model.
+
+        The result is an empty prefix if there are fewer than ``SHORTEST`` tokens, or if the cache of the model cannot
+        be repeated for the rows of a batch.
 
         Args:
-            runner: a model or its decoder.
-            ids: tokens; none are run if there are fewer than ``SHORTEST``.
-            device: where the tokens go.
-            **kwargs: passed to the runner.
+            runner: A model or its decoder.
+            ids: Token ids of the prefix.
+            device: Device of the token ids.
+            **kwargs: Further arguments of the runner.
         """
         if len(ids) < SHORTEST:
             return cls([], None)
@@ -63,10 +64,16 @@ class Prefix:
     def continue_batch(
         self, runner: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"], **kwargs: Any
     ) -> Any:
-        """Run a right-padded batch of continuations of the prefix, and return the model's output.
+        """Run a batch of continuations of the prefix and return the output of the model for the continuations.
 
-        Padding is on the right and the mask covers prefix and batch, so that each row sees what it would
-        have seen in a sequence of its own.
+        Padding is on the right, and the mask covers prefix and batch, so that each row gets the same result as a
+        sequence of its own.
+
+        Args:
+            runner: The model or decoder that the prefix was run through.
+            ids: Token ids of the continuations, padded on the right.
+            mask: 1 for tokens, 0 for padding.
+            **kwargs: Further arguments of the runner.
         """
         if self.cache is None:
             return runner(input_ids=ids, attention_mask=mask, **({"use_cache": False} | kwargs))
@@ -82,18 +89,18 @@ class Prefix:
         )
 
 
-def share_beginning(
+def share_prefix(
     model: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]
 ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"], Any] | None:
-    """Run once what all rows of a batch begin with, and return ids, mask and cache for ``generate``, or None.
+    """Run the common prefix of all rows of a batch once; return token ids, mask and cache for ``generate``.
 
-    The padding of a row goes behind the shared beginning, where the mask hides it as before it. None where the rows
-    share less than ``SHORTEST`` tokens, or where the model's cache cannot be repeated.
+    The padding of each row is moved behind the common prefix, where the mask still hides it. Returns None if the rows
+    have fewer than ``SHORTEST`` tokens in common, or if the cache of the model cannot be repeated.
 
     Args:
-        model: with its head, as it will generate.
-        ids: padded on the left.
-        mask: 0 where it is padding.
+        model: The model, with its language-model head, that will generate.
+        ids: Token ids, padded on the left.
+        mask: 1 for tokens, 0 for padding.
     """
     rows = [row[seen.bool()].tolist() for row, seen in zip(ids, mask, strict=True)]
     if len(rows) < 2:

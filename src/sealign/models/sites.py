@@ -1,7 +1,8 @@
-"""Where we read and edit: the MLP output, attention output or residual stream of any decoder."""
+"""Sites: the modules whose MLP output, attention output or residual stream is read or edited; choice of layers."""
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +13,31 @@ from torch import nn
 
 from sealign.errors import SettingError, SiteError, unknown_name
 from sealign.models.structure import (
-    _FEED_FORWARD,
-    _has_matrix,
-    _is_attention,
     decoder_layers,
+    has_matrix,
+    is_attention,
+    is_feed_forward,
     text_config,
     unwrap_model,
 )
 
 Site = Literal["mlp", "attention", "residual"]
-"""``mlp``: the output of a layer's feed-forward block, for a mixture of experts that of the whole block,
-before any norm that follows it; ``attention``: the output of its attention block; ``residual``: the output
-of the whole layer."""
+"""``mlp``: output of the feed-forward block of a layer (of the whole block for a mixture of experts), before any norm
+that follows; ``attention``: output of the attention block; ``residual``: output of the layer, the residual stream."""
 
 SITES: tuple[str, ...] = get_args(Site)
+
+_SITE_NAMES = {"mlp": "MLP", "attention": "attention"}
 
 
 @dataclass(frozen=True)
 class ResolvedSite:
-    """One module whose output is read or edited.
+    """A module whose output is read or edited.
 
     Attributes:
-        layer: index of the decoder layer, from 0.
-        path: the module's dotted path in the unwrapped model.
-        module: the module.
+        layer: Index of the decoder layer, from 0.
+        path: Dotted path of the module in the unwrapped model.
+        module: The module.
         reads: Whether the output of the module is read, or its input.
     """
 
@@ -52,18 +54,18 @@ def resolve_sites(
     *,
     module_pattern: str | None = None,
 ) -> tuple[ResolvedSite, ...]:
-    """Find the modules whose outputs are a site of the given layers.
+    """Find the modules whose outputs are a site, one for each of the given layers.
 
     Args:
-        model: any decoder of transformers; PEFT and compiled wrappers are looked through.
+        model: Any decoder of transformers; PEFT and compiled wrappers are unwrapped.
         site: ``mlp``, ``attention`` or ``residual``.
-        layers: indices in [0, number of layers); all if None.
-        module_pattern: a path with ``{layer}`` in it, such as ``model.layers.{layer}.mlp``, in place of
-            the search by structure.
+        layers: Indices in [0, number of layers); all layers if None.
+        module_pattern: Dotted path of the modules with ``{layer}`` for the index, such as
+            ``model.layers.{layer}.mlp``. Replaces the search by structure.
 
     Raises:
-        SiteError: the site is unknown, a layer is outside the model, or a module cannot be told; the
-            message names the candidates. No layer is ever skipped.
+        SiteError: The site is unknown, a layer is outside the model, or there is not exactly one candidate module in
+            a layer; the message names the candidates.
     """
     if site not in SITES:
         raise SiteError(unknown_name("site", site, SITES))
@@ -95,75 +97,97 @@ def _by_pattern(model: nn.Module, pattern: str, layer: int) -> ResolvedSite:
 def _by_structure(path: str, layer: nn.Module, site: str, index: int, width: int) -> ResolvedSite:
     if site == "residual":
         return ResolvedSite(index, path, layer)
-    blocks = {name: child for name, child in layer.named_children() if _has_matrix(child)}
-    attention = [name for name, child in blocks.items() if _is_attention(name, child)]
+    blocks = {name: child for name, child in layer.named_children() if has_matrix(child)}
+    attention = [name for name, child in blocks.items() if is_attention(name, child)]
     found = attention if site == "attention" else _feed_forward(blocks, attention, width)
     if len(found) != 1:
-        candidates = ", ".join(f"{path}.{name} ({type(child).__name__})" for name, child in blocks.items())
+        listed = ", ".join(f"{path}.{name}: {type(blocks[name]).__name__}" for name in found or blocks)
         raise SiteError(
-            f"the {site} of layer {index} cannot be told: {len(found)} of its blocks qualify; "
-            f"name it with module_pattern; candidates: {candidates or 'none'}"
+            f"cannot identify the {_SITE_NAMES[site]} of layer {index}: {len(found)} candidate modules"
+            f"{f' ({listed})' if listed else ''}; name it with module_pattern"
         )
     return ResolvedSite(index, f"{path}.{found[0]}", blocks[found[0]])
 
 
 def _feed_forward(blocks: dict[str, nn.Module], attention: list[str], width: int) -> list[str]:
-    """The blocks that qualify as the feed-forward output of a layer."""
+    """Return the names of the blocks that may be the feed-forward block of a layer."""
     rest = [name for name in blocks if name not in attention]
     if len(rest) <= 1:
         return rest
-    named = [n for n in rest if _FEED_FORWARD.search(n) or _FEED_FORWARD.search(type(blocks[n]).__name__)]
+    named = [name for name in rest if is_feed_forward(name, blocks[name])]
     if named:
         return named
-    # A feed-forward block written out in the layer, as in OPT: its last matrix gives the output.
+    # In OPT, the matrices of the feed-forward block are children of the layer itself; the last gives the output.
     leaves = [name for name in rest if not list(blocks[name].children())]
     outputs = [name for name in leaves if getattr(blocks[name], "out_features", None) == width]
     return outputs[-1:] if len(leaves) == len(rest) else rest
 
 
 def parse_layers(layers: str | Sequence[int]) -> tuple[str, Fraction] | list[int] | None:
-    """Return (kind, count or share), indices, or None for all.
+    """Parse a choice of layers, without knowing the model.
+
+    Args:
+        layers: As for ``select_layers``.
+
+    Returns:
+        Indices; a kind with a number of layers or a share of the depth; or None for all layers.
 
     Raises:
-        SettingError: not one of the forms.
+        SettingError: The choice has none of the accepted forms.
     """
     if not isinstance(layers, str):
-        if not layers:
-            raise SettingError("layers is empty; name at least one layer, or 'all'")
-        return list(layers)
+        return _parse_indices(layers)
     if layers == "all":
         return None
-    match = re.fullmatch(r"(last|first|signature):(\d+(?:/\d+)?)", layers)
-    if match:
-        try:
-            share = Fraction(match[2])
-        except ZeroDivisionError:
-            share = Fraction(0)
-        if share > 0:
-            return match[1], share if "/" in match[2] else Fraction(int(match[2]))
-    elif re.fullmatch(r"-?\d+(,-?\d+)*", layers):
+    match = re.fullmatch(r"(last|first|signature|at):(\d+)(?:/(\d+))?", layers)
+    if match and match[3] is None and match[1] != "at" and int(match[2]) > 0:
+        return match[1], Fraction(int(match[2]))
+    if match and match[3] is not None and int(match[3]) > 0:
+        share = Fraction(int(match[2]), int(match[3]))
+        if 0 <= share <= 1 if match[1] == "at" else share > 0:
+            return match[1], share
+    if re.fullmatch(r"-?\d+(,-?\d+)*", layers):
         return [int(part) for part in layers.split(",")]
     raise SettingError(
-        f"layers is '{layers}', but it must be all, last:L, first:L, signature:L with L at least 1, a share of the "
-        "depth such as last:21/32, or indices such as 4,5,-1"
+        f"layers is '{layers}', but it must be all, last:L, first:L or signature:L with L at least 1, a share of the "
+        "depth such as last:21/32, the single layer at a share of the depth such as at:13/32, or indices such as 4,5,-1"
     )
 
 
+def _parse_indices(layers: Sequence[int]) -> list[int]:
+    if len(layers) == 0:
+        raise SettingError("layers is empty; name at least one layer, or 'all'")
+    try:
+        if any(isinstance(layer, bool) for layer in layers):
+            raise TypeError
+        return [operator.index(layer) for layer in layers]
+    except TypeError:
+        raise SettingError(f"layers is {list(layers)}, but every index must be an integer") from None
+
+
 def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[int, float] | None = None) -> list[int]:
-    """Return the indices that a choice of layers means in a model of some depth, rising.
+    """Return the indices of the chosen layers of a model in ascending order.
 
     Args:
-        layers: see ``FitConfig.layers``.
-        depth: number of decoder layers.
-        signatures: by layer, for ``signature:L``.
+        layers: One of
+
+            - ``all``;
+            - ``last:L`` or ``first:L``, L layers at the end or at the beginning;
+            - ``signature:L``, the L layers of the highest signature;
+            - one of these three with a share of the depth instead of L, such as ``last:21/32``: the last
+              round(21 / 32 * depth) layers, but at least one;
+            - ``at:13/32``, the single layer round(13 / 32 * depth), or the last layer if that is beyond the end;
+            - indices, as text such as ``4,5,-1`` or as a sequence of integers; negative ones count from the end.
+        depth: Number of decoder layers of the model.
+        signatures: Signature by layer. Required for ``signature:L``.
 
     Raises:
-        SettingError: not one of the forms.
-        SiteError: more layers than the model has, or an index outside it.
+        SettingError: ``layers`` has none of these forms.
+        SiteError: More layers are chosen than the model has, or an index is outside the model.
 
     Example:
-        >>> select_layers("last:21/32", 30)[0], select_layers([-1, 2], 30)
-        (10, [2, 29])
+        >>> select_layers("last:21/32", 30)[0], select_layers("at:13/32", 30), select_layers([-1, 2], 30)
+        (10, [12], [2, 29])
     """
     parsed = parse_layers(layers)
     if parsed is None:
@@ -174,10 +198,12 @@ def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[i
             raise SiteError(f"layer {outside[0]} is outside the model, which has layers 0 to {depth - 1}")
         return sorted({layer % depth for layer in parsed})
     kind, amount = parsed
-    share = isinstance(layers, str) and "/" in layers
-    count = max(1, round(amount * depth)) if share else int(amount)
+    if kind == "at":
+        return [min(round(amount * depth), depth - 1)]
+    is_share = isinstance(layers, str) and "/" in layers
+    count = max(1, round(amount * depth)) if is_share else int(amount)
     if count > depth:
-        raise SiteError(f"layers '{layers}' asks for {count} layers, but the model has {depth}")
+        raise SiteError(f"layers '{layers}' selects {count} layers, but the model has {depth}")
     if kind == "signature":
         assert signatures is not None
         return sorted(sorted(signatures, key=lambda layer: -signatures[layer])[:count])

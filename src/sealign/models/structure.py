@@ -1,4 +1,4 @@
-"""The structure of a decoder: its configuration, its layers, and the modules inside and around them."""
+"""Structure of a decoder: its configuration, its layers, and the kinds of modules in them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from torch import nn
 from sealign.errors import ModelError, SiteError
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
-
-
 _FEED_FORWARD = re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)
 
 
 def unwrap_model(model: nn.Module) -> Any:
-    """Return the transformers model inside PEFT and ``torch.compile`` wrappers; others as they are.
+    """Return the transformers model inside PEFT and ``torch.compile`` wrappers; other modules are returned unchanged.
+
+    Args:
+        model: A model, wrapped or not.
 
     Raises:
-        ModelError: a PEFT model with prompt learning, whose virtual tokens shift every position.
+        ModelError: The model is a PEFT model with prompt learning, whose virtual tokens shift every position.
 
     Example:
         >>> from torch import nn
@@ -45,7 +46,7 @@ def text_config(model: nn.Module) -> Any:
     """Return the configuration of the text decoder of a transformers model.
 
     Raises:
-        ModelError: the model has no transformers configuration.
+        ModelError: The model has no transformers configuration.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(config, "get_text_config"):
@@ -54,10 +55,10 @@ def text_config(model: nn.Module) -> Any:
 
 
 def context_length(model: nn.Module) -> int | None:
-    """Return how many tokens a model's positions reach, or None where its configuration names no bound.
+    """Return the largest number of tokens in the context of a model, or None if its configuration gives no limit.
 
     Raises:
-        ModelError: the model has no transformers configuration.
+        ModelError: The model has no transformers configuration.
     """
     limit = getattr(text_config(unwrap_model(model)), "max_position_embeddings", None)
     return limit if isinstance(limit, int) else None
@@ -66,11 +67,11 @@ def context_length(model: nn.Module) -> int | None:
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the path of the list of decoder layers, and the list itself.
 
-    It is the outermost ``ModuleList`` whose length is the configuration's number of layers and whose
-    members hold an attention or feed-forward block.
+    It is the outermost ``ModuleList`` that has as many members as the configuration has layers and whose members
+    contain an attention or feed-forward block.
 
     Raises:
-        SiteError: none or several lists qualify; the message names them.
+        SiteError: There is no such list, or several; the message names the lists of the model.
     """
     model = unwrap_model(model)
     depth = text_config(model).num_hidden_layers
@@ -92,32 +93,39 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     return next(iter(found.items()))
 
 
-def _has_matrix(module: nn.Module) -> bool:
+def has_matrix(module: nn.Module) -> bool:
+    """Return whether a module contains a weight matrix, quantised or not."""
     # Quantised weights keep two dimensions; norms and gates have one or none.
     return any(parameter.dim() >= 2 for parameter in module.parameters())
 
 
 def _is_layer(module: nn.Module) -> bool:
     return any(
-        (_ATTENTION.search(name) or _FEED_FORWARD.search(name) or _is_attention(name, child)) and _has_matrix(child)
+        (_FEED_FORWARD.search(name) or is_attention(name, child)) and has_matrix(child)
         for name, child in module.named_children()
     )
 
 
-def _is_attention(name: str, module: nn.Module) -> bool:
-    return bool(_ATTENTION.search(type(module).__name__) or _ATTENTION.search(name)) and _has_matrix(module)
+def is_attention(name: str, module: nn.Module) -> bool:
+    """Return whether a child module of a decoder layer is an attention block, judged by its name and class."""
+    return bool(_ATTENTION.search(type(module).__name__) or _ATTENTION.search(name)) and has_matrix(module)
+
+
+def is_feed_forward(name: str, module: nn.Module) -> bool:
+    """Return whether a child module of a decoder layer is a feed-forward block, judged by its name and class."""
+    return bool(_FEED_FORWARD.search(name) or _FEED_FORWARD.search(type(module).__name__))
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """Return the model without its language-model head, whose logits cost much and are not needed."""
+    """Return the decoder of a model: all of it but the language-model head, whose logits are costly."""
     inner = unwrap_model(model)
     decoder: nn.Module = getattr(inner, "base_model", inner)
     return decoder
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Return the device that token ids go to."""
+    """Return the device that token ids must be on."""
     embeddings: Any = unwrap_model(model).get_input_embeddings()
     device: torch.device = embeddings.weight.device
-    # Offloaded weights are on "meta" until their module runs.
+    # Offloaded weights are on the meta device until their module runs.
     return torch.device("cpu") if device.type == "meta" else device
