@@ -123,8 +123,8 @@ GOOD = as_json_lines(ROWS[:2])
         ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt', found none"),
         ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive', found prompt, good, bad"),
         ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt', found prompt;positive;negative"),
-        ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a non-empty string"),
-        ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a non-empty string"),
+        ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a non-empty"),
+        ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a non-em"),
         (
             "x.csv",
             "prompt,positive,negative\na,b,c\nWell, so?,d,e\n",
@@ -166,14 +166,15 @@ def test_a_demonstration_checks_itself() -> None:
     assert Demonstration(" a ", "b", "c").prompt == " a "
     for name in KEYS:
         for value in ("", " \n", None, 3):
-            with pytest.raises(DemonstrationError, match=re.escape(f"'{name}' is {value!r}, but it must be a non-empty string")):
+            message = re.escape(f"'{name}' is {value!r}, but it must be a non-empty string")
+            with pytest.raises(DemonstrationError, match=message):
                 Demonstration(**(dict.fromkeys(KEYS, "x") | {"negative": "y", name: value}))  # type: ignore[arg-type]
     assert Demonstration("\U0001f600", "b", "c").prompt == "\U0001f600"
     with pytest.raises(
         DemonstrationError, match=r"'positive' is .*, which contains a lone surrogate .*; replace or delete it"
     ):
         Demonstration("a", "smile \ud83d", "c")
-    with pytest.raises(DemonstrationError, match="both 'b'; they must differ"):
+    with pytest.raises(DemonstrationError, match="both 'b', but they must differ; change one"):
         Demonstration("a", "b", " b")
 
 
