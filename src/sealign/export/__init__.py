@@ -1,1 +1,1 @@
-"""An edit carried into weights: LoRA adapters and merged checkpoints, and the proof that they are equal."""
+"""Exports of edits to LoRA adapters, merged checkpoints and GGUF files, and the check that they equal the hooks."""

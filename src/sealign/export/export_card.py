@@ -1,43 +1,53 @@
-"""The card of an exported edit: what it is, where it came from, and whether it is exact."""
+"""The model card that is written beside an exported edit."""
 
 from __future__ import annotations
 
-import dataclasses
+from typing import TYPE_CHECKING
 
 from sealign.edits.edit import Edit
 
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
 
-def export_card(edit: Edit, title: str, *, library: str | None = None, approximate: bool = False) -> str:
-    """Return the text of an export's README.
+
+def export_card(edit: Edit, form: str, *, library: str | None = None, approximate: bool = False) -> ModelCard:
+    """Return the model card of an exported edit.
 
     Args:
-        edit: what was exported.
-        title: its heading.
-        library: that loads it, for the Hub.
-        approximate: whether its rescaling was left out.
+        edit: The edit that was exported.
+        form: Name of the form that it was exported in, such as ``LoRA adapter``.
+        library: Name of the library that loads the export, for the Hub.
+        approximate: Whether a rescaling, if the edit has one, was left out.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     record = edit.record
-    settings = "\n".join(f"- {name}: {value}" for name, value in dataclasses.asdict(record.settings).items())
+    model = record.model
     exact = (
-        "The edit's rescaling is left out: this is an approximation of it."
-        if approximate and record.settings.normalization != "none"
-        else "It computes exactly what the edit computes, up to rounding."
+        "The edit's rescaling is left out, so it approximates the edit."
+        if approximate and edit.normalization != "none"
+        else "It computes what the edit computes, up to rounding."
     )
-    front = f"library_name: {library}\n" if library else ""
-    return f"""---
-{front}base_model: {record.model.id}
-tags:
-- sealign
+    listed = ("site", "layers", "strength")  # given above, as they are in the edit
+    settings = [f"- {name}: {value}" for name, value in record.settings.items() if name not in listed]
+    data = ModelCardData(base_model=model.id, library_name=library, tags=["sealign"])
+    return ModelCard(f"""---
+{data.to_yaml()}
 ---
 
-# {title}
+# {form} of a {edit.method} edit of {model.id}
 
-Fitted in closed form from {record.demonstrations_count} demonstrations, without training, by Sealign
-{record.versions.get("sealign", "")} (spectral editing of activations, Qiu et al. 2024, arXiv 2405.09719). {exact}
+Fitted from {record.demonstrations_count} demonstrations, without training, by Sealign
+{record.versions.get("sealign", "")}. {exact}
 
-- base model: {record.model.id}, revision {record.model.revision or "not known"}
+- base model: {model.id}, revision {model.revision or "not known"}
+- site: {edit.site}
 - layers: {", ".join(map(str, edit.layers))}
-{settings}
+- strength: {edit.strength:g}
 - SHA-256 of the edit: {edit.hash}
-- SHA-256 of the demonstrations: {record.demonstrations_hash}
-"""
+- SHA-256 of the demonstrations: {record.demonstrations_hash or "none"}
+
+## Settings of the method
+
+{chr(10).join(settings)}
+""")

@@ -1,12 +1,12 @@
-"""An edit folded into a checkpoint, file by file, so that any engine loads it as a plain model."""
+"""Merged checkpoints: an edit in the weights of a plain model, which any engine loads."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
-from sealign.edits.linear_change import LinearChange, linear_change
 from sealign.errors import ExportError
 from sealign.export.export_card import export_card
-from sealign.export.linearity import check_linear, output_matrices
+from sealign.export.matrix_changes import MatrixChange, matrix_changes
+from sealign.export.requirements import SERVE
 from sealign.files import new_folder
-from sealign.models.fingerprint import check_fingerprint
-from sealign.models.output_matrices import OutputMatrix
 from sealign.models.structure import text_config
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 BIAS_SWITCHES = {"mlp": "mlp_bias", "attention": "attention_bias"}
-"""By site, the switch that gives its matrices a bias, in architectures that have one."""
+"""By site, the configuration value that adds a bias to its matrices, in architectures that support it."""
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is written: new values by tensor name, as functions of the old ones, and tensors that are new."""
+    """The tensors to write: new values by name, as functions of the stored ones, and tensors that are added."""
 
-    changed: Mapping[str, tuple[LinearChange, bool]]
+    changed: Mapping[str, Callable[[Tensor], Tensor]]
     added: Mapping[str, Tensor]
     switch: str | None
 
@@ -48,33 +46,34 @@ def export_merged(
     approximate: bool = False,
     ignore_mismatch: bool = False,
 ) -> list[str]:
-    """Write a checkpoint with an edit in its weights, and return the names of the tensors that it changes.
+    """Write a checkpoint with an edit merged into its weights.
 
-    With x = W h + b the output of the matrix and x' = x + scale x + left (right x) + shift, the new weight is
-    W + scale W + left (right W) and the new bias b + scale b + left (right b) + shift. A bias that the architecture
-    does not have is switched on in its configuration where it can be, with zeros everywhere else. Shards are
-    written one by one, computed in float64 and kept in their own type, so that memory holds one shard.
+    The new weights and biases are those of ``MatrixChange``. If the edit needs a bias that the checkpoint lacks, and
+    the configuration of the architecture has a switch for it, the switch is set and all other new biases are zero.
+    Files are processed one after another, computed in float64 and written in the stored type, so the memory needed is
+    that of the largest file.
 
     Args:
-        checkpoint: folder of the base model, with safetensors.
-        edit: linear, on modules whose output is one matrix's.
-        folder: where the new checkpoint goes; one that is there is replaced.
-        approximate: leave out a rescaling.
-        ignore_mismatch: export for a model with another fingerprint.
+        checkpoint: Folder of the base model, with safetensors files.
+        edit: An affine edit of modules whose output is the output of a single matrix.
+        folder: Folder to write. A checkpoint that is already there is replaced.
+        approximate: Whether to leave out the rescaling of a rescaled edit.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+
+    Returns:
+        Names of the tensors that are changed or added.
 
     Raises:
-        ExportError: the edit cannot be folded, the checkpoint is quantised or not safetensors, or a new weight is not
-            finite; nothing is written.
-        FingerprintError: the model is not the edit's.
-        EditFileError: the folder holds something else.
+        ExportError: The edit cannot be merged, the checkpoint is quantised or not safetensors, or a new weight is not
+            finite. Nothing is written.
+        FingerprintError: The model is not the one that the edit was fitted on.
+        EditFileError: The folder holds something else.
     """
     source = Path(checkpoint)
-    check_linear(edit, approximate=approximate)
     files = _weight_files(source)
     model = _structure(source)
-    if not ignore_mismatch:
-        check_fingerprint(model, edit.record.model.fingerprint, edit.record.model.id)
-    plan = _plan(source, model, edit, output_matrices(model, edit), set(_weight_map(source, files)))
+    changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    plan = _plan(source, model, changes, edit.site, set(_tensor_names(source, files)))
     with new_folder(Path(folder), replaces="config.json") as temporary:
         _copy_others(source, temporary)
         _write_config(source, temporary, plan)
@@ -82,10 +81,7 @@ def export_merged(
             _write_shard(source / name, temporary / name, plan, last=number == len(files) - 1)
         if len(files) > 1:
             _write_index(source, temporary, plan, files[-1])
-        (temporary / "README.md").write_text(
-            export_card(edit, f"{edit.record.model.id} with a spectral edit in its weights", approximate=approximate),
-            encoding="utf-8",
-        )
+        export_card(edit, "Merged checkpoint", approximate=approximate).save(temporary / "README.md")
     return [*plan.changed, *plan.added]
 
 
@@ -96,23 +92,22 @@ def _weight_files(source: Path) -> list[str]:
         weight_map = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
         return sorted(set(weight_map.values()))
     raise ExportError(
-        f"'{source}' has no safetensors weights; save the model with save_pretrained first, and export from that folder"
+        f"'{source}' has no safetensors weights; save the model with save_pretrained and export from that folder"
     )
 
 
-def _weight_map(source: Path, files: Sequence[str]) -> dict[str, str]:
-    """By tensor, its file."""
+def _tensor_names(source: Path, files: Sequence[str]) -> list[str]:
     from safetensors import safe_open
 
-    found: dict[str, str] = {}
+    found: list[str] = []
     for name in files:
         with safe_open(source / name, framework="pt") as shard:
-            found |= dict.fromkeys(shard.keys(), name)
+            found += shard.keys()
     return found
 
 
 def _structure(source: Path, **changes: Any) -> nn.Module:
-    """The model without its weights."""
+    """Return the model on the meta device, with some values of its configuration changed."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(source)
@@ -123,48 +118,48 @@ def _structure(source: Path, **changes: Any) -> nn.Module:
     return model.eval()
 
 
-def _plan(source: Path, model: nn.Module, edit: Edit, matrices: Sequence[OutputMatrix], stored: set[str]) -> _Plan:
-    changes = {matrix.path: linear_change(edit.projections[matrix.layer], edit.settings) for matrix in matrices}
-    changed: dict[str, tuple[LinearChange, bool]] = {}
+def _plan(source: Path, model: nn.Module, changes: Sequence[MatrixChange], site: str, stored: set[str]) -> _Plan:
+    changed: dict[str, Callable[[Tensor], Tensor]] = {}
     shifts: dict[str, Tensor] = {}
-    for matrix in matrices:
-        change = changes[matrix.path]
-        changed[_stored_name(f"{matrix.path}.weight", model, stored)] = (
-            dataclasses.replace(change, shift=None),
-            matrix.transposed,
-        )
-        if getattr(matrix.module, "bias", None) is not None:
-            changed[_stored_name(f"{matrix.path}.bias", model, stored)] = (change, False)
+    for change in changes:
+        path = change.matrix.path
+        if change.changes_weight:
+            changed[_stored_name(f"{path}.weight", model, stored)] = partial(_new_weight, change)
+        if change.bias is not None and (change.changes_weight or change.shift is not None):
+            changed[_stored_name(f"{path}.bias", model, stored)] = change.new_bias
         elif change.shift is not None:
-            shifts[f"{matrix.path}.bias"] = change.shift
+            shifts[f"{path}.bias"] = change.shift
     if not shifts:
         return _Plan(changed, {}, None)
-    switch = BIAS_SWITCHES.get(edit.settings.site, "")
-    if not hasattr(text_config(model), switch):
-        raise ExportError(
-            f"the edit is centred, which needs a bias on '{matrices[0].path}', and this architecture has none to "
-            "switch on; fit without --centered, or serve the edit with hooks"
-        )
-    shapes = {name: tensor.shape for name, tensor in _structure(source, **{switch: True}).state_dict().items()}
-    before = set(model.state_dict())
-    added = {name: shifts.get(name, torch.zeros(shape)) for name, shape in shapes.items() if name not in before}
-    missing = set(shifts) - set(added)
+    switch = BIAS_SWITCHES.get(site, "")
+    added: dict[str, Tensor] = {}
+    if hasattr(text_config(model), switch):
+        biased, before = _structure(source, **{switch: True}).state_dict(), set(model.state_dict())
+        shapes = {name: tensor.shape for name, tensor in biased.items() if name not in before}
+        added = {name: shifts.get(name, torch.zeros(shape)) for name, shape in shapes.items()}
+    missing = sorted(set(shifts) - set(added))
     if missing:
         raise ExportError(
-            f"the edit is centred, and '{switch}' gives no bias to '{min(missing)}'; fit without --centered, or serve "
-            "the edit with hooks"
+            f"the edit adds a constant vector to the output of '{missing[0].removesuffix('.bias')}', which needs a "
+            f"bias, and the configuration of this architecture cannot add one there; {SERVE}"
         )
     return _Plan(changed, added, switch)
 
 
+def _new_weight(change: MatrixChange, stored: Tensor) -> Tensor:
+    """Return the new weight in the orientation of the stored one."""
+    return change.new_weight(stored.T).T if change.matrix.transposed else change.new_weight(stored)
+
+
 def _stored_name(name: str, model: nn.Module, stored: set[str]) -> str:
-    """The name of a tensor in the checkpoint, where the base model's prefix may be left out."""
+    """Return the name of a tensor in the checkpoint, where the prefix of the base model may be absent."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     for candidate in (name, name.removeprefix(prefix), prefix + name):
         if candidate in stored:
             return candidate
     raise ExportError(
-        f"the checkpoint has no tensor '{name}'; it is quantised or of another layout, export from the original"
+        f"the checkpoint has no tensor '{name}', because it is quantised or stored in another layout; merge into the "
+        "original checkpoint"
     )
 
 
@@ -178,8 +173,7 @@ def _write_shard(source: Path, target: Path, plan: _Plan, *, last: bool) -> None
         for name in shard.keys():  # noqa: SIM118  not a dictionary
             tensor = shard.get_tensor(name)
             if name in plan.changed:
-                change, transposed = plan.changed[name]
-                tensor = _changed(name, tensor, change, transposed)
+                tensor = _changed(name, tensor, plan.changed[name])
             tensors[name] = tensor
     if last:
         dtype = next(tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
@@ -187,19 +181,13 @@ def _write_shard(source: Path, target: Path, plan: _Plan, *, last: bool) -> None
     save_file(tensors, target, metadata=metadata)
 
 
-def _changed(name: str, tensor: Tensor, change: LinearChange, transposed: bool) -> Tensor:
+def _changed(name: str, tensor: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     if not tensor.is_floating_point() or tensor.element_size() < 2:
         raise ExportError(
-            f"'{name}' is stored as {tensor.dtype}, which a merge cannot change; export a LoRA, or merge into the "
-            "checkpoint before quantisation"
+            f"'{name}' is stored as {tensor.dtype}, which a merge cannot change; export a LoRA adapter, or merge into "
+            "the checkpoint before quantisation"
         )
-    columns = tensor.double()
-    columns = columns[:, None] if columns.dim() == 1 else columns.T if transposed else columns
-    columns = columns + change(columns)
-    if change.shift is not None:
-        columns = columns + change.shift[:, None]
-    new = columns[:, 0] if tensor.dim() == 1 else columns.T if transposed else columns
-    return _finite(name, new.to(tensor.dtype)).contiguous()
+    return _finite(name, change(tensor).to(tensor.dtype)).contiguous()
 
 
 def _finite(name: str, tensor: Tensor) -> Tensor:
@@ -209,7 +197,7 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
 
 
 def _copy_others(source: Path, target: Path) -> None:
-    """Configuration, tokenizer, chat template, generation settings: everything beside weights."""
+    """Copy everything except weights: configuration, tokenizer, chat template, generation settings."""
     for entry in source.iterdir():
         if entry.is_file() and entry.suffix not in _NOT_COPIED and entry.name not in (INDEX_NAME, "README.md"):
             shutil.copyfile(entry, target / entry.name)
@@ -234,7 +222,11 @@ def _write_index(source: Path, target: Path, plan: _Plan, last: str) -> None:
 
 
 def tensor_bytes(path: Path) -> int:
-    """Return the bytes of all tensors of a safetensors file, without its header."""
+    """Return the number of bytes of all tensors of a safetensors file, without its header.
+
+    Args:
+        path: A safetensors file.
+    """
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")
     return path.stat().st_size - header - 8

@@ -1,4 +1,4 @@
-"""Whether a deployment computes what the hooks compute, and whether it edits at all."""
+"""Verification: whether a deployment of an edit computes what the hooks compute, and whether it edits at all."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ PROMPTS = (
     "To repair a puncture, first find the hole: hold the tube under water and look for bubbles.",
     "Write one sentence about the sea.",
 )
-"""What is run where no other prompts are given."""
+"""Default prompts."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model makes of prompts.
+    """Outputs of a model for some prompts.
 
     Attributes:
-        log_probabilities: of each prompt's own tokens, from the second on, one array a prompt.
-        completions: token ids of the greedy completion of each prompt.
+        log_probabilities: Log-probabilities of the tokens of each prompt, from the second token on, in nats.
+        completions: Token ids of the greedy completion of each prompt.
     """
 
     log_probabilities: list[NDArray[np.float64]]
@@ -43,17 +43,17 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a deployment is from the hooks.
+    """Agreement of a deployment with the hooks.
 
     Attributes:
-        name: of the deployment.
-        largest: largest difference of a token's log-probability, in nats.
-        mean: mean difference, in nats.
-        effect: mean difference between the edited and the base model under hooks, in nats.
-        share: how much of the edit the deployment has: the least-squares coefficient of its change, from the base
-            model under hooks, on the edit's; 1 is all of it, 0 none.
-        same_tokens: share of greedy tokens that agree, up to the first that does not, in [0, 1].
-        tolerance: of ``largest``.
+        name: Name of the deployment.
+        largest: Largest difference of a token's log-probability, in nats.
+        mean: Mean absolute difference of the log-probabilities, in nats.
+        effect: Mean absolute difference between the edited and the base model under hooks, in nats.
+        share: Share of the edit that the deployment has: the least-squares coefficient of its change from the base
+            model on the change that the edit makes under hooks. 1 is all of the edit, 0 none.
+        same_tokens: Share of the greedy tokens that precede the first difference of each completion, in [0, 1].
+        tolerance: Largest accepted value of ``largest``, in nats.
     """
 
     name: str
@@ -66,12 +66,12 @@ class Agreement:
 
     @property
     def fired(self) -> bool:
-        """Whether the deployment edits: it is nearer, by squared distance, to the edited than to the base model."""
+        """Whether the deployment edits: in squared distance, it is nearer to the edited than to the base model."""
         return self.share > 0.5
 
     @property
     def passed(self) -> bool:
-        """Whether the deployment edits, and as the hooks do within the tolerance."""
+        """Whether the deployment edits and agrees with the hooks within the tolerance."""
         return self.fired and self.largest <= self.tolerance
 
 
@@ -83,13 +83,13 @@ def model_outputs(
     *,
     max_new_tokens: int = 16,
 ) -> Outputs:
-    """Return what a transformers model makes of prompts, with whatever edit or adapter is on it.
+    """Return the outputs of a transformers model, including any edit or adapter that is attached to it.
 
     Args:
-        model: the model.
-        tokenizer: its own.
-        prompts: each of at least 2 tokens.
-        max_new_tokens: length of the completions.
+        model: The model.
+        tokenizer: Tokenizer of the model.
+        prompts: Prompts of at least 2 tokens each.
+        max_new_tokens: Number of tokens to generate after each prompt.
     """
     logs, completions = [], []
     with eval_mode(model):
@@ -111,22 +111,36 @@ def reference_outputs(
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = 16,
+    ignore_mismatch: bool = False,
 ) -> tuple[Outputs, Outputs]:
-    """Return what the base model and the edited model under hooks make of prompts."""
-    base = model_outputs(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
-    with apply_edit(model, edit):
+    """Return the outputs of the base model, and of the base model with the edit attached by hooks.
+
+    Args:
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        edit: The edit.
+        prompts: Prompts of at least 2 tokens each.
+        max_new_tokens: Number of tokens to generate after each prompt.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+
+    Raises:
+        FingerprintError: The model is not the one that the edit was fitted on.
+    """
+    with apply_edit(model, edit, ignore_mismatch=ignore_mismatch) as handle:
+        with handle.switched(False):
+            base = model_outputs(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
         return base, model_outputs(model, tokenizer, prompts, max_new_tokens=max_new_tokens)
 
 
 def compare_outputs(name: str, base: Outputs, edited: Outputs, deployed: Outputs, *, tolerance: float) -> Agreement:
-    """Return how far a deployment is from the hooks.
+    """Return the agreement of a deployment with the hooks.
 
     Args:
-        name: of the deployment.
-        base: of the base model.
-        edited: of the edited model under hooks.
-        deployed: of the deployment.
-        tolerance: of the largest difference of a log-probability, in nats.
+        name: Name of the deployment.
+        base: Outputs of the base model.
+        edited: Outputs of the edited model under hooks.
+        deployed: Outputs of the deployment.
+        tolerance: Largest accepted difference of a log-probability, in nats.
 
     Example:
         >>> plain, edited = Outputs([np.zeros(3)], [[1, 2]]), Outputs([np.ones(3)], [[1, 3]])
@@ -151,7 +165,7 @@ def compare_outputs(name: str, base: Outputs, edited: Outputs, deployed: Outputs
 
 
 def _same_share(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
-    """The share of tokens before the first difference of each pair of completions."""
+    """Return the share of tokens that precede the first difference of each pair of completions."""
     same = total = 0
     for one, other in zip(ours, theirs, strict=True):
         length = max(len(one), len(other))
@@ -159,45 +173,3 @@ def _same_share(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) 
         pairs = zip(one, other, strict=False)
         same += next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
     return same / total if total else 1.0
-
-
-@dataclass(frozen=True)
-class Deviation:
-    """How far an edit without its rescaling is from the edit itself, over the tokens of texts.
-
-    Attributes:
-        mean_divergence: mean KL(edit || export), in nats.
-        largest_divergence: the largest.
-        same_top: share of tokens at which both predict the same token.
-    """
-
-    mean_divergence: float
-    largest_divergence: float
-    same_top: float
-
-
-@torch.no_grad()
-def measure_deviation(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: Edit, texts: Sequence[str]
-) -> Deviation:
-    """Return how far an edit without its rescaling is from the edit itself.
-
-    Args:
-        model: the base model.
-        tokenizer: its own.
-        edit: a rescaled edit.
-        texts: plain texts, each of at least 1 token.
-    """
-    divergences, same = [], []
-    with eval_mode(model):
-        for text in texts:
-            ids = torch.tensor([list(tokenizer.encode(text))], device=input_device(model))
-            logs = []
-            for arm in (edit, edit.with_settings(normalization="none")):
-                with apply_edit(model, arm):
-                    output: Any = model(input_ids=ids, use_cache=False)
-                logs.append(torch.log_softmax(output.logits[0].double(), dim=-1))
-            divergences.append((logs[0].exp() * (logs[0] - logs[1])).sum(-1).cpu().numpy())
-            same.append((logs[0].argmax(-1) == logs[1].argmax(-1)).cpu().numpy())
-    joined = np.concatenate(divergences)
-    return Deviation(float(joined.mean()), float(joined.max()), float(np.concatenate(same).mean()))
