@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import re
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,6 @@ from sealign.errors import EditFileError, ResultsFileError
 from sealign.files import (
     RECORD_CONFIG,
     locate_folder,
-    map_tensors,
     new_folder,
     read_record,
     read_tensors,
@@ -108,27 +106,6 @@ def test_locate_folder(tmp_path: Path) -> None:
         locate_folder("nowhere")
     with pytest.raises(EditFileError, match="neither a folder nor a repository that can be downloaded"):
         locate_folder("nobody/nothing-at-all")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_mapped_tensors_are_the_file(tmp_path: Path, dtype: torch.dtype) -> None:
-    with (tmp_path / "a.safetensors").open("w+b") as file:
-        mapped = map_tensors(file, {"one": (2, 3), "other": (5,)}, dtype)
-    assert not any(bool(tensor.any()) for tensor in mapped.values())
-    mapped["one"][1] = torch.tensor([1.5, -2.0, 0.25], dtype=dtype)
-    mapped["other"].add_(7)
-    found = read_tensors(tmp_path / "a.safetensors")
-    assert {name: tensor.dtype for name, tensor in found.items()} == {"one": dtype, "other": dtype}
-    assert found["one"].tolist() == [[0, 0, 0], [1.5, -2.0, 0.25]]
-    assert found["other"].tolist() == [7] * 5
-
-
-def test_room_for_mapped_tensors_is_asked_for_first(tmp_path: Path) -> None:
-    with tempfile.TemporaryFile(dir=tmp_path) as file:
-        with pytest.raises(OSError, match="[Nn]o space.*a file of 4503599627370") as error:
-            map_tensors(file, {"one": (2**40, 2**10)}, torch.float32)
-        assert error.value.errno == errno.ENOSPC
-        assert os.fstat(file.fileno()).st_size == 0
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
             yield place, row
     except csv.Error as error:
         raise DemonstrationError(
-            f"{path}, from line {last + 1} on: not CSV ({error}); close every quotation mark, and double it inside texts"
+            f"{path}, from line {last + 1} on: not CSV ({error}); close every quotation mark, and double those in texts"
         ) from error
 
 

@@ -14,13 +14,13 @@ from torch import Tensor
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
-from sealign.files import map_tensors
 from sealign.fitting.activation_store import Keep, rows_bytes, sums_bytes
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collecting import collect_kept, inputs_of, resolve_reads
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
+from sealign.fitting.mapped_tensors import map_tensors
 from sealign.fitting.workers import gather_rows
 from sealign.progress import Track, no_progress
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import ActivationError, DemonstrationError
-from sealign.files import map_tensors
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collect_config import CollectConfig, TokenChoice
+from sealign.fitting.mapped_tensors import map_tensors
 from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
