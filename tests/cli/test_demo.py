@@ -159,7 +159,7 @@ def test_refusals(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     args = ("demo", "--model", model_folder, "--output")
-    refused(*args, tmp_path / "thesis", words=("thesis' exists and is not ours to replace", "choose a new"))
+    refused(*args, tmp_path / "thesis", words=("thesis' exists and was not written by Sealign", "choose a new"))
     refused(*args, tmp_path / "new", "--strength", "nan", words=("strength is nan", "must be finite"))
     refused(*args, tmp_path / "new", "--dtype", "floaty", words=("unknown dtype 'floaty'",))
     refused("demo", "--model", "smollm", "--output", tmp_path / "new", words=("did you mean 'smollm2'?",))

@@ -73,7 +73,7 @@ def test_refusals(linear: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     for kind in ("lora", "merged"):
-        refused("export", kind, "--edit", linear, "--output", tmp_path / "thesis", words=("is not ours to replace",))
+        refused("export", kind, "--edit", linear, "--output", tmp_path / "thesis", words=("was not written by Sealign",))
     assert listing(tmp_path / "thesis") == ["chapter.tex"]
     refused(
         "verify", "--edit", linear, "--against", "lorry=x", words=("unknown deployment 'lorry'", "did you mean 'lora'")

@@ -317,7 +317,7 @@ def test_unknown_sources(refuse: Callable[..., None], source: str, words: tuple[
         ("--site mpl", ("unknown site 'mpl' (did you mean 'mlp'?)", "mlp, attention, residual")),
         ("--fit-site residul", ("unknown site 'residul' (did you mean 'residual'?)",)),
         ("--layers 7", ("layer 7 is outside the model", "0 to 3")),
-        ("--layers last:5", ("'last:5' asks for 5 layers", "has 4")),
+        ("--layers last:5", ("'last:5' selects 5 layers", "has 4")),
         ("--layers lats:2", ("layers is 'lats:2'", "last:L", "4,5,-1")),
         ("--module-pattern model.mlp", ("module_pattern 'model.mlp' has no '{layer}'", "write for example")),
         ("--module-pattern model.layers.{layer}.ffn", ("no module 'model.layers.1.ffn'", "model.layers.1.mlp")),
@@ -345,7 +345,7 @@ def test_unknown_sources(refuse: Callable[..., None], source: str, words: tuple[
         ("--strength nan", ("strength is nan", "must be finite")),
         ("--batch-size 0", ("batch_size is 0", "at least 1")),
         ("--limit 1", ("limit is 1", "at least 2")),
-        ("--limit 8", ("holds 7 demonstrations", "8 are needed", "ask for fewer")),
+        ("--limit 8", ("has 7 demonstrations", "8 are needed", "lower the limit")),
         ("--preamble nowhere.txt", ("there is no preamble file 'nowhere.txt'", "check the path")),
     ],
 )
@@ -448,7 +448,7 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     args = ("fit", "--model", model_folder, "--demonstrations", rows)
-    refused(*args, "--output", tmp_path / "thesis", words=("thesis' exists and is not ours to replace", "choose a new"))
+    refused(*args, "--output", tmp_path / "thesis", words=("thesis' exists and was not written by Sealign", "choose a new"))
     refused(*args, "--output", rows, words=("rows.jsonl' is a file", "choose another name"))
     refused(*args, "--output", tmp_path / "new", "--combine", "x", words=("unknown combination",))
     assert listing(tmp_path) == ["rows.jsonl", "thesis", "thesis/chapter.tex"]

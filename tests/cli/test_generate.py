@@ -183,10 +183,10 @@ def other_model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> dic
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("heads", ("num_key_value_heads is 4, the edit's 2",)),
-        ("shallow", ("num_hidden_layers is 3, the edit's 4",)),
-        ("narrow", ("hidden_size is 32, the edit's 48",)),
-        ("gpt2", ("model_type is 'gpt2', the edit's 'llama'",)),
+        ("heads", ("num_key_value_heads is 4 instead of 2",)),
+        ("shallow", ("num_hidden_layers is 3 instead of 4",)),
+        ("narrow", ("hidden_size is 32 instead of 48",)),
+        ("gpt2", ("model_type is 'gpt2' instead of 'llama'",)),
     ],
 )
 def test_another_model_is_refused(

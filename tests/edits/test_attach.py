@@ -216,7 +216,7 @@ def test_another_model_is_refused_and_says_what_differs(
     tiny_model: Callable[[str], Any], small_edit: sealign.Edit
 ) -> None:
     other = tiny_model("qwen2")
-    with pytest.raises(FingerprintError, match=r"model_type is 'qwen2', the edit's 'llama'.*ignore_mismatch=True"):
+    with pytest.raises(FingerprintError, match=r"model_type is 'qwen2' instead of 'llama'.*ignore_mismatch=True"):
         sealign.attach(other, small_edit)
     with sealign.apply_edit(other, small_edit, ignore_mismatch=True) as handle:
         assert handle.modules == small_edit.modules

@@ -125,7 +125,7 @@ def test_room_for_answer(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_model(tokenizer: Any, small_edit: sealign.Edit) -> None:
     model = build_model("llama", vocab_size=len(tokenizer), num_key_value_heads=4)
-    with pytest.raises(FingerprintError, match="num_key_value_heads is 4, the edit's 2"):
+    with pytest.raises(FingerprintError, match="num_key_value_heads is 4 instead of 2"):
         compare_answers(model, tokenizer, small_edit, PROMPTS)
     found = compare_answers(model, tokenizer, small_edit, PROMPTS, ignore_mismatch=True, max_new_tokens=4)
     assert [answer.prompt for answer in found] == PROMPTS

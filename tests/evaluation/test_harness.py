@@ -121,7 +121,7 @@ def test_what_prompts_begin_with_is_run_once_for_generation(
         return texts, sum(tokens)
 
     texts, tokens = run()
-    monkeypatch.setattr(harness, "share_beginning", lambda *_: None)
+    monkeypatch.setattr(harness, "share_prefix", lambda *_: None)
     expected, without = run()
     assert texts == expected
     assert tokens == without if change == "icd" else tokens < without

@@ -143,7 +143,7 @@ def test_another_model_or_another_folder(
     export_lora(other, edit, tmp_path / "adapter", ignore_mismatch=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(EditFileError, match="is not ours to replace"):
+    with pytest.raises(EditFileError, match="was not written by Sealign"):
         export_lora(llama, edit, tmp_path / "thesis")
     record = dataclasses.replace(edit.record, tensors_hash="")
     assert record.settings.normalization == "none"

@@ -167,7 +167,7 @@ def test_wrong_sites_fail_before_anything_runs(llama: Any, tokenizer: Any, demon
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(SiteError, match="layer 9 is outside"):
         sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.FitConfig(layers=(1, 9)))
-    with pytest.raises(SiteError, match="asks for 5 layers, but the model has 4"):
+    with pytest.raises(SiteError, match="selects 5 layers, but the model has 4"):
         sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.FitConfig(layers="last:5"))
     with pytest.raises(DemonstrationError, match="1 demonstrations, but a fit needs at least 2"):
         sealign.fit_edit(llama, tokenizer, demonstrations[:1])

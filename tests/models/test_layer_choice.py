@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -53,7 +53,8 @@ def test_indices(depth: int, data: st.DataObject) -> None:
     indices = data.draw(st.lists(st.integers(-depth, depth - 1), min_size=1, max_size=6))
     expected = [layer for layer in range(depth) if layer in indices or layer - depth in indices]
     as_text = ",".join(map(str, indices))
-    for layers in (indices, tuple(indices), [np.int64(index) for index in indices], np.array(indices), as_text):
+    forms: list[Any] = [indices, tuple(indices), [np.int64(index) for index in indices], np.array(indices), as_text]
+    for layers in forms:
         assert select_layers(layers, depth) == expected
 
 
@@ -81,9 +82,10 @@ def test_forms_that_are_refused(layers: str) -> None:
     message = re.escape(
         f"layers is '{layers}', but it must be all, last:L, first:L or signature:L with L at least 1, a s"
     )
-    for call in (lambda: select_layers(layers, 9), lambda: parse_layers(layers)):
+    calls: list[Callable[[str], object]] = [lambda text: select_layers(text, 9), parse_layers]
+    for call in calls:
         with pytest.raises(SettingError, match=message + ".* indices such as 4,5,-1"):
-            call()
+            call(layers)
 
 
 @pytest.mark.parametrize(

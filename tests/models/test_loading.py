@@ -15,7 +15,7 @@ from sealign.files import cache_dir
 from sealign.models import embedded_model as embedded
 from sealign.models.devices import choose_device, choose_dtype
 from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model
-from sealign.models.pretrained import ModelSource
+from sealign.models.pretrained import ModelSource, read_pretrained
 from tests.tiny_models import build_model
 
 
@@ -94,11 +94,12 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
     tokenizers: list[dict[str, Any]] = []
     read_tokenizer = AutoTokenizer.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
-    monkeypatch.setattr(
-        AutoTokenizer,
-        "from_pretrained",
-        lambda place, **arguments: tokenizers.append(arguments) or read_tokenizer(folder),
-    )
+
+    def spy_tokenizer(place: Any, **arguments: Any) -> Any:
+        tokenizers.append(arguments)
+        return read_tokenizer(folder)
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", spy_tokenizer)
     quantisation = object()
     sealign.load_model(
         "owner/name", device="cpu", revision="v2", trust_remote_code=True, quantization_config=quantisation
@@ -226,7 +227,7 @@ class TestEmbedded:
         assert spec is not None
         assert spec.origin is not None
         (source,) = Path(spec.origin).parent.glob("*.gguf")
-        real = embedded.read_pretrained
+        real = read_pretrained
 
         def failing(*args: Any) -> Any:
             model, tokenizer = real(str(folder), ModelSource(folder), "auto")

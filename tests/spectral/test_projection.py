@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from sealign.errors import ActivationError, NormalizationError, SettingError
 from sealign.spectral.feature_maps import FEATURE_MAPS
-from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Projection
+from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Combine, Normalization, Projection
 
 
 def make_projection(
@@ -22,7 +22,8 @@ def make_projection(
     generator = torch.Generator().manual_seed(seed)
 
     def basis(k: int) -> torch.Tensor:
-        return torch.linalg.qr(torch.randn(d, k, dtype=torch.float64, generator=generator))[0]
+        columns: torch.Tensor = torch.linalg.qr(torch.randn(d, k, dtype=torch.float64, generator=generator))[0]
+        return columns
 
     mean = torch.rand(d, dtype=torch.float64, generator=generator) * 0.5 if centered else None
     return Projection(basis(ranks[0]), basis(ranks[1]), mean, feature_map)
@@ -58,14 +59,17 @@ def dense_edit(projection: Projection, x: np.ndarray, combine: str, normalizatio
     if normalization != "none":
         axis = -1 if normalization == "token" else -2
         y = y * np.linalg.norm(x, axis=axis, keepdims=True) / np.linalg.norm(y, axis=axis, keepdims=True)
-    return x + strength * (y - x)
+    edited: np.ndarray = x + strength * (y - x)
+    return edited
 
 
 @pytest.mark.parametrize("feature_map", FEATURE_MAPS)
 @pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_against_the_dense_definition(feature_map: str, centered: bool, combine: str, normalization: str) -> None:
+def test_against_the_dense_definition(
+    feature_map: str, centered: bool, combine: Combine, normalization: Normalization
+) -> None:
     projection = make_projection(centered=centered, feature_map=feature_map)
     x = torch.randn(2, 5, 11, dtype=torch.float64)
     edited = projection(x, combine=combine, normalization=normalization, strength=0.4)
@@ -81,7 +85,9 @@ def test_against_the_dense_definition(feature_map: str, centered: bool, combine:
     strength=st.floats(-2, 2),
     seed=st.integers(0, 20),
 )
-def test_a_token_does_not_depend_on_the_others(combine: str, normalization: str, strength: float, seed: int) -> None:
+def test_a_token_does_not_depend_on_the_others(
+    combine: Combine, normalization: Normalization, strength: float, seed: int
+) -> None:
     projection = make_projection(seed=seed, centered=True)
     x = torch.randn(3, 4, 11, dtype=torch.float64)
     together = projection(x, combine=combine, normalization=normalization, strength=strength)

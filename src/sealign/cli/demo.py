@@ -38,13 +38,14 @@ def demo(
     import dataclasses
 
     from sealign.cli.display import print_json, track
-    from sealign.files import CONFIG_NAME, check_folder
+    from sealign.edits.record import RECORD_NAME
+    from sealign.files import check_folder
     from sealign.models.embedded_model import EMBEDDED
     from sealign.models.loading import load_model
     from sealign.reproduce.embedded_demo import DEMO_CONFIG, run_demo
 
     config = DEMO_CONFIG if strength is None else dataclasses.replace(DEMO_CONFIG, strength=strength)
-    check_folder(output_folder, replaces=CONFIG_NAME)
+    check_folder(output_folder, replaces=RECORD_NAME)
     with messages.status(f"Loading {model or EMBEDDED} (the embedded model is converted once, half a minute)"):
         loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
     result = run_demo(loaded, tokenizer, config=config, seed=seed, track=track)

@@ -17,18 +17,19 @@ from sealign.demonstrations.demonstration import Demonstration, demonstrations_h
 from sealign.demonstrations.sources import load_demonstrations
 from sealign.edits.edit import Edit
 from sealign.edits.provenance import build_edit, relative_changes
+from sealign.edits.record import RECORD_NAME
 from sealign.errors import SettingError
 from sealign.evaluation.evaluate_edits import EvaluationConfig, evaluate
 from sealign.evaluation.judge import Judge
 from sealign.evaluation.results import Results
-from sealign.files import CONFIG_NAME, read_tensors, write_bytes, write_tensors
-from sealign.fitting.activations import Activations
+from sealign.files import read_tensors, write_bytes, write_tensors
+from sealign.fitting.activations import Activations, layer_signatures
 from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.collecting import collect_activations
 from sealign.methods.best_of_n import BestOfNConfig
 from sealign.methods.method import METHOD_NAME
 from sealign.methods.registry import Change, fit_method, load_change, parts_of
-from sealign.methods.sea import fit_projections, layer_signatures
+from sealign.methods.sea import fit_projections
 from sealign.methods.sea_config import FitConfig
 from sealign.models.embedded_model import EMBEDDED
 from sealign.models.loading import load_model
@@ -160,7 +161,7 @@ class Workbench:
         chosen = {sources: None} if isinstance(sources, str) else sources
         learnt = [item for name, rows in chosen.items() for item in _at(self.demonstrations(name), rows)]
         folder = self.folder / "edits" / self._key("edit", learnt, config)
-        if not (folder / CONFIG_NAME).is_file():
+        if not (folder / RECORD_NAME).is_file():
             parts = [
                 rows_of(self.activations(name, config.collect_config(), config.site), rows)
                 for name, rows in chosen.items()

@@ -20,8 +20,8 @@ Combine = Literal["both", "positive", "negative", "average", "reversed"]
 Normalization = Literal["token", "feature", "none"]
 """How y is rescaled: to the norm of each token of x, to the norm of each feature over the tokens, or not at all."""
 
-COMBINES: tuple[str, ...] = get_args(Combine)
-NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+COMBINES: tuple[Combine, ...] = get_args(Combine)
+NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
 COMBINATION_WEIGHTS = {
     "both": (0.0, 1.0, -1.0),
