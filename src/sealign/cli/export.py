@@ -1,8 +1,9 @@
-"""``sealign export`` and ``sealign verify``: an edit carried into weights, and the proof that it is the same."""
+"""``sealign export`` and ``sealign verify``: an edit in other forms, and the check that they equal the hooks."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,132 +12,166 @@ from rich.markup import escape
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, require_extra
+from sealign.cli.loading import ModelOptions, with_model_options
 
 if TYPE_CHECKING:
     from sealign.edits.edit import Edit
-    from sealign.export.verify import Agreement, Deviation, Outputs
+    from sealign.export.deviation import Deviation
+    from sealign.export.gguf import RewrittenTensor
+    from sealign.export.verify import Agreement, Outputs
 
 exports = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
-    exports, name="export", help="Carry an edit into weights: a LoRA adapter, a merged checkpoint or a GGUF file."
+    exports,
+    name="export",
+    help="Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.",
 )
 
-_KINDS = ("lora", "merged", "gguf", "vllm")
+_EXTRAS = {"lora": ("peft", "peft"), "gguf": ("llama", "llama_cpp", "gguf"), "vllm": ("serve", "openai")}
+"""By kind of deployment, the extra that ``verify`` needs and its modules."""
 
 Approximate = Annotated[
     bool,
     typer.Option(
-        "--approximate", help="Export a rescaled edit without its rescaling, and measure how far that is off."
+        "--approximate", help="Export a rescaled edit without its rescaling, and measure the difference that it makes."
     ),
 ]
 GgufBase = Annotated[
     Path | None,
-    typer.Option("--base", metavar="FILE", help="GGUF file of the base model; not needed for the embedded one."),
+    typer.Option(
+        "--base",
+        metavar="FILE",
+        help=r"GGUF file of the base model. \[default: the model's own file, if it is loaded from one]",
+    ),
 ]
-Target = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write to.")]
 
 
 @exports.command()
+@with_model_options(options.EditedModel)
 def lora(
     edit: options.Edit,
-    output_folder: Target,
-    model: options.EditedModel = None,
+    output_path: options.Output,
+    model: ModelOptions,
     strength: options.Strength = None,
     approximate: Approximate = False,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Write an edit as a LoRA adapter that PEFT and servers load."""
+    """Export an edit as a LoRA adapter, which PEFT and servers load.
+
+    The edit must be of low rank and add no constant vector, at the MLP or the attention output.
+    """
     require_extra("peft", "peft")
     from sealign.export.lora import ADAPTER_CONFIG, export_lora
+    from sealign.export.requirements import load_single_edit
     from sealign.files import check_folder
-    from sealign.models.loading import load_model
 
-    loaded = _load_edit(edit, strength)
-    check_folder(output_folder, replaces=ADAPTER_CONFIG)
-    with messages.status("Loading the model"):
-        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
-    paths = export_lora(base, loaded, output_folder, approximate=approximate, ignore_mismatch=ignore_mismatch)
-    deviation = _deviation(base, tokenizer, loaded, output_folder) if approximate else None
-    _report("LoRA adapter", output_folder, paths, deviation, json)
+    loaded = load_single_edit(edit, strength=strength)
+    check_folder(output_path, replaces=ADAPTER_CONFIG)
+    base, tokenizer = model.load(loaded.base_model.id)
+    paths = export_lora(base, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    deviation = _deviation(base, tokenizer, loaded, ignore_mismatch)
+    if deviation is not None:
+        deviation.save(output_path)
+    _report("LoRA adapter", output_path, paths, deviation, json)
 
 
 @exports.command()
+@with_model_options(options.EditedModel)
 def merged(
     edit: options.Edit,
-    output_folder: Target,
-    model: options.EditedModel = None,
+    output_path: options.Output,
+    model: ModelOptions,
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Write a complete checkpoint with an edit in its weights, shard by shard."""
-    from sealign.export.merged import export_merged
-    from sealign.files import check_folder
-    from sealign.models.loading import checkpoint_folder, load_model
+    """Export an edit as a complete checkpoint with the edit in its weights, which any engine loads.
 
-    loaded = _load_edit(edit, strength)
-    check_folder(output_folder, replaces="config.json")
-    name = model or loaded.record.model.id
+    A constant vector, as of a mean difference or of ITI, is added to a bias, which the architecture must support.
+    """
+    from sealign.export.merged import export_merged
+    from sealign.export.requirements import load_single_edit
+    from sealign.files import check_folder
+    from sealign.models.loading import checkpoint_folder
+
+    loaded = load_single_edit(edit, strength=strength)
+    check_folder(output_path, replaces="config.json")
+    name = model.name or loaded.base_model.id
     with messages.status("Merging"):
-        source = checkpoint_folder(name)
-        changed = export_merged(source, loaded, output_folder, approximate=approximate, ignore_mismatch=ignore_mismatch)
+        source = checkpoint_folder(name, revision=model.revision)
+        changed = export_merged(source, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
     deviation = None
-    if approximate:
-        deviation = _deviation(*load_model(name), loaded, output_folder)
-    _report("merged checkpoint", output_folder, changed, deviation, json)
+    if loaded.normalization != "none":
+        deviation = _deviation(*model.load(name), loaded, ignore_mismatch)
+    if deviation is not None:
+        deviation.save(output_path)
+    _report("merged checkpoint", output_path, changed, deviation, json)
 
 
 @exports.command()
+@with_model_options(options.EditedModel)
 def gguf(
     edit: options.Edit,
-    output_file: Annotated[Path, typer.Option("--output", metavar="FILE", help="GGUF file to write.")],
+    output_path: options.Output,
+    model: ModelOptions,
     base: GgufBase = None,
     as_lora: Annotated[
         bool, typer.Option("--lora", help="Write a GGUF LoRA, to be loaded beside the base file, not a whole model.")
     ] = False,
-    model: options.EditedModel = None,
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Write an edit for llama.cpp: in the weights of a GGUF file, or as a GGUF LoRA."""
+    """Export an edit for llama.cpp, in the weights of a GGUF file or as a GGUF LoRA beside it."""
     require_extra("gguf", "gguf")
-    from sealign.errors import SettingError
     from sealign.export.gguf import export_gguf, export_gguf_lora
-    from sealign.models.embedded_model import EMBEDDED, embedded_file
-    from sealign.models.loading import load_model
+    from sealign.export.gguf_file import base_file
+    from sealign.export.requirements import load_single_edit
 
-    loaded = _load_edit(edit, strength)
-    name = model or loaded.record.model.id
-    if base is None and name != EMBEDDED and not name.endswith(".gguf"):
-        raise SettingError(f"the edit's base model is '{name}', which is no GGUF file; name one with --base")
-    source = base or (embedded_file() if name == EMBEDDED else Path(name))
-    with messages.status("Loading the model"):
-        built, _ = load_model(name)
+    loaded = load_single_edit(edit, strength=strength)
+    name = model.name or loaded.base_model.id
+    source = base_file(name, base)
+    built, tokenizer = model.load(name)
     settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch}
+    rewritten: list[RewrittenTensor] = []
     with messages.status("Writing"):
         if as_lora:
-            changed = export_gguf_lora(built, source, loaded, output_file, **settings)
-            _report("GGUF LoRA", output_file, changed, None, json)
-            return
-        rewritten = export_gguf(built, source, loaded, output_file, **settings)
-    kinds = sorted({(tensor.before, tensor.after) for tensor in rewritten})
-    _report("GGUF model", output_file, [tensor.name for tensor in rewritten], None, json)
-    if not json:
-        told = ", ".join(before if before == after else f"{before}, written as {after}" for before, after in kinds)
-        kept = sum(tensor.kept for tensor in rewritten) / len(rewritten)
-        advice = "; --lora keeps all of it" if kept < 0.9 else ""
-        output.print(
-            f"Types of these tensors: {told}. After rounding, {kept:.0%} of the edit is left{advice}.", soft_wrap=True
-        )
+            changed = export_gguf_lora(built, source, loaded, output_path, **settings)
+        else:
+            rewritten = export_gguf(built, source, loaded, output_path, **settings)
+            changed = [tensor.name for tensor in rewritten]
+    deviation = _deviation(built, tokenizer, loaded, ignore_mismatch)
+    _report("GGUF LoRA" if as_lora else "GGUF model", output_path, changed, deviation, json, rewritten)
+
+
+@exports.command()
+def control_vector(
+    edit: options.Edit,
+    output_path: options.Output,
+    base: GgufBase = None,
+    strength: options.Strength = None,
+    json: options.Json = False,
+) -> None:
+    """Export a constant shift of the residual stream, as of a mean difference, as a control vector of llama.cpp.
+
+    Load it beside the base model with: llama-server --model BASE.gguf --control-vector FILE
+    """
+    require_extra("gguf", "gguf")
+    from sealign.export.control_vector import export_control_vector
+    from sealign.export.gguf_file import architecture_of, open_gguf
+    from sealign.export.requirements import load_single_edit
+
+    loaded = load_single_edit(edit, strength=strength)
+    architecture = None if base is None else architecture_of(open_gguf(base))
+    written = export_control_vector(loaded, output_path, architecture=architecture)
+    _report("control vector", output_path, written, None, json)
 
 
 @app.command()
+@with_model_options(options.EditedModel, dtype="float32")
 def verify(
     edit: options.Edit,
     against: Annotated[
@@ -144,37 +179,47 @@ def verify(
         typer.Option(
             "--against",
             metavar="KIND=PLACE",
-            help="A deployment: lora=DIR, merged=DIR, gguf=FILE, or vllm=URL#NAME for an edit that a server calls "
-            "NAME. Several, if you like.",
+            help="A deployment: lora=DIR, merged=DIR, gguf=FILE, or vllm=URL#NAME for the edit NAME of a server. "
+            "Repeat the option for several deployments.",
         ),
     ],
-    model: options.EditedModel = None,
+    model: ModelOptions,
     base: GgufBase = None,
     strength: options.Strength = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", metavar="X", help="Of the largest difference of a log-probability, in nats.")
+        float,
+        typer.Option(
+            "--tolerance", min=0, metavar="X", help="Largest accepted difference of a log-probability, in nats."
+        ),
     ] = 1e-3,
     max_new_tokens: options.MaxNewTokens = 16,
-    dtype: options.Dtype = "float32",
-    device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Run the same prompts through hooks and through deployments, and fail where one differs or does not edit."""
-    from sealign.cli.display import print_json
-    from sealign.export.verify import compare_outputs, reference_outputs
-    from sealign.models.loading import load_model
+    """Run the same prompts through hooks and through deployments of an edit, and compare the log-probabilities.
 
-    loaded = _load_edit(edit, strength)
-    name = model or loaded.record.model.id
+    Exits with code 1 if a deployment differs from the hooks or does not edit.
+    """
+    from sealign.cli.display import print_json
+    from sealign.export.deployments import parse_deployment
+    from sealign.export.requirements import load_single_edit
+    from sealign.export.verify import compare_outputs, reference_outputs
+
+    loaded = load_single_edit(edit, strength=strength)
+    deployments = {text: parse_deployment(text) for text in against}
+    for deployment in deployments.values():
+        if deployment.kind in _EXTRAS:
+            require_extra(*_EXTRAS[deployment.kind])
+    name = model.name or loaded.base_model.id
+    built, tokenizer = model.load(name)
     with messages.status("Running the hooks"):
-        loading = {"dtype": dtype, "device": device}
-        built, tokenizer = load_model(name, **loading)
-        plain, edited = reference_outputs(built, tokenizer, loaded, max_new_tokens=max_new_tokens)
+        plain, edited = reference_outputs(
+            built, tokenizer, loaded, max_new_tokens=max_new_tokens, ignore_mismatch=ignore_mismatch
+        )
     found = []
-    for text in against:
+    for text, deployment in deployments.items():
         with messages.status(f"Running {text}"):
-            deployed = _deployed(text, name, base, tokenizer, loading, max_new_tokens)
+            deployed = _outputs(deployment, tokenizer, name, base, model, max_new_tokens)
         found.append(compare_outputs(text, plain, edited, deployed, tolerance=tolerance))
     if json:
         print_json([dataclasses.asdict(a) | {"fired": a.fired, "passed": a.passed} for a in found])
@@ -184,105 +229,81 @@ def verify(
         raise typer.Exit(1)
 
 
-def _deployed(
-    text: str, name: str, base: Path | None, tokenizer: Any, loading: dict[str, Any], max_new_tokens: int
+def _outputs(
+    deployment: Any, tokenizer: Any, name: str, base: Path | None, model: ModelOptions, max_new_tokens: int
 ) -> Outputs:
-    """Run the prompts through one deployment."""
-    from sealign.errors import SettingError, unknown_name
-    from sealign.export.verify import model_outputs
-    from sealign.models.loading import load_model
-
-    kind, _, place = text.partition("=")
-    if kind not in _KINDS or not place:
-        raise SettingError(unknown_name("deployment", kind, _KINDS) + ", as lora=DIR")
-    if kind == "vllm":
-        return _served(place, tokenizer, max_new_tokens)
-    if not (Path(place).is_file() if kind == "gguf" else Path(place).is_dir()):
-        raise SettingError(
-            f"there is no {'file' if kind == 'gguf' else 'folder'} '{place}' for --against {text}; check the path"
-        )
-    if kind == "gguf":
-        return _in_llama_cpp(Path(place), base, name, tokenizer, max_new_tokens)
-    if kind == "merged":
-        return model_outputs(*load_model(place, **loading), max_new_tokens=max_new_tokens)
-    require_extra("peft", "peft")
-    from peft import PeftModel
-
-    model, tokenizer = load_model(name, **loading)
-    adapted: Any = PeftModel.from_pretrained(model, place).eval()
-    return model_outputs(adapted, tokenizer, max_new_tokens=max_new_tokens)
-
-
-def _served(place: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
-    from sealign.errors import SettingError
+    """Return the outputs of an exported or a served edit."""
+    from sealign.export.deployments import export_outputs
     from sealign.serving.client import server_outputs
 
-    require_extra("serve", "openai")
-    url, _, edit_name = place.partition("#")
-    if not edit_name:
-        raise SettingError(f"--against vllm={place} names no edit; write vllm={place}#NAME")
-    return server_outputs(url, edit_name, tokenizer, max_new_tokens=max_new_tokens)
+    if deployment.kind == "vllm":
+        return server_outputs(deployment.place, deployment.edit_name, tokenizer, max_new_tokens=max_new_tokens)
+    loading = model.arguments()
+    return export_outputs(deployment, tokenizer, name, base=base, loading=loading, max_new_tokens=max_new_tokens)
 
 
-def _in_llama_cpp(file: Path, base: Path | None, name: str, tokenizer: Any, max_new_tokens: int) -> Outputs:
-    from sealign.export.llama_cpp import llama_outputs
-    from sealign.models.embedded_model import EMBEDDED, embedded_file
-
-    require_extra("llama", "llama_cpp", "gguf")
-    source = embedded_file() if base is None and name == EMBEDDED else base
-    return llama_outputs(file, source, tokenizer, max_new_tokens=max_new_tokens)
-
-
-def _load_edit(source: str, strength: float | None) -> Edit:
-    from sealign.edits.edit import Edit
-
-    return Edit.from_pretrained(source).with_settings(strength=strength)
-
-
-def _deviation(model: Any, tokenizer: Any, edit: Edit, folder: Path) -> Deviation | None:
-    """Measure what leaving out the rescaling changes, and keep it with the export."""
-    import json
-
+def _deviation(model: Any, tokenizer: Any, edit: Edit, ignore_mismatch: bool) -> Deviation | None:
+    """Measure the effect of leaving out the rescaling; None if the edit has none."""
     from sealign.evaluation.damage import bundled_texts
-    from sealign.export.verify import measure_deviation
-    from sealign.files import write_bytes
+    from sealign.export.deviation import measure_deviation
 
-    if edit.settings.normalization == "none":
+    if edit.normalization == "none":
         return None
     with messages.status("Measuring the deviation on neutral text"):
-        deviation = measure_deviation(model, tokenizer, edit, bundled_texts())
-    write_bytes(folder / "deviation.json", json.dumps(dataclasses.asdict(deviation), indent=2).encode() + b"\n")
-    return deviation
+        return measure_deviation(model, tokenizer, edit, bundled_texts(), ignore_mismatch=ignore_mismatch)
 
 
-def _report(what: str, folder: Path, changed: list[str], deviation: Deviation | None, json: bool) -> None:
+def _report(
+    what: str,
+    path: Path,
+    changed: Sequence[str],
+    deviation: Deviation | None,
+    json: bool,
+    rewritten: Sequence[RewrittenTensor] = (),
+) -> None:
     from sealign.cli.display import print_json
 
     if json:
         measured = None if deviation is None else dataclasses.asdict(deviation)
-        print_json({"folder": str(folder), "changed": changed, "deviation": measured})
+        tensors = [dataclasses.asdict(tensor) for tensor in rewritten]
+        print_json({"path": str(path), "changed": list(changed), "deviation": measured, "rewritten": tensors})
         return
-    output.print(f"Wrote the {what} to {folder}: {len(changed)} tensors carry the edit.", markup=False, soft_wrap=True)
+    output.print(f"Wrote the {what} to {path}: {len(changed)} tensors carry the edit.", markup=False, soft_wrap=True)
     if deviation is not None:
         output.print(
-            f"Without its rescaling the edit differs: KL {deviation.mean_divergence:.2e} nats a token on average, "
+            f"Without its rescaling the edit differs: KL {deviation.mean_divergence:.2e} nats per token on average, "
             f"{deviation.largest_divergence:.2e} at most; the same most probable token at {deviation.same_top:.1%} of "
-            "tokens of neutral text."
+            "the tokens of neutral text."
         )
+    if rewritten:
+        _print_rounding(rewritten)
+
+
+def _print_rounding(rewritten: Sequence[RewrittenTensor]) -> None:
+    from sealign.export.gguf import mean_kept
+
+    kinds = sorted({(tensor.before, tensor.after) for tensor in rewritten})
+    types = ", ".join(before if before == after else f"{before}, written as {after}" for before, after in kinds)
+    kept = mean_kept(rewritten)
+    advice = "; --lora keeps all of it" if kept < 0.9 else ""
+    output.print(
+        f"Types of these tensors: {types}. After rounding, {kept:.0%} of the edit is left{advice}.", soft_wrap=True
+    )
 
 
 def _show(found: list[Agreement]) -> None:
     from sealign.cli.evaluation_display import plain_table
 
-    table = plain_table("Deployments against hooks: log-probabilities of the prompts, nats", "deployment")
+    table = plain_table("Deployments against hooks: log-probabilities of the prompts, in nats", "deployment")
     for name in ("largest", "mean", "effect", "share", "same tokens", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)
     for a in found:
-        word = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
+        verdict = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
         figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.share:.1%}", f"{a.same_tokens:.0%}")
-        table.add_row(escape(a.name), *figures, word)
+        table.add_row(escape(a.name), *figures, verdict)
     table.caption = (
-        "effect: what the edit changes; share: how much of that the deployment has, where under half is none."
+        "effect: mean change that the edit makes; share: how much of it the deployment has, at least half to count as "
+        "editing."
     )
     table.caption_justify = "left"
     output.print(table)

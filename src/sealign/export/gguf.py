@@ -47,7 +47,7 @@ class RewrittenTensor:
 
 def export_gguf(
     model: nn.Module,
-    source: str | Path,
+    source: str | Path | None,
     edit: Edit,
     target: str | Path,
     *,
@@ -95,7 +95,7 @@ def export_gguf(
 
 def export_gguf_lora(
     model: nn.Module,
-    source: str | Path,
+    source: str | Path | None,
     edit: Edit,
     target: str | Path,
     *,

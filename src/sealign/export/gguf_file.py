@@ -11,41 +11,38 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from torch import nn
 
-from sealign.errors import ExportError, SettingError
+from sealign.errors import ExportError
 from sealign.models.embedded_model import EMBEDDED, embedded_file
 from sealign.models.structure import text_config
 
 
-def base_file(model: str, given: Path | None) -> Path:
-    """Return the GGUF file of a base model.
+def base_file(model: str, given: Path | None) -> Path | None:
+    """Return the GGUF file of a base model, or None if it was not given and cannot be found.
 
     Args:
         model: Name of the base model, as for ``load_model``.
         given: File that the user named; used if not None.
-
-    Raises:
-        SettingError: No file is given and the model is not loaded from a GGUF file.
     """
-    if given is not None:
-        return given
-    if model == EMBEDDED:
+    if given is None and model == EMBEDDED:
         return embedded_file()
-    if Path(model).suffix != ".gguf":
-        raise SettingError(f"the base model '{model}' is not a GGUF file; name its GGUF file with --base")
-    return Path(model)
+    if given is None and Path(model).suffix == ".gguf":
+        return Path(model)
+    return given
 
 
-def open_gguf(source: str | Path) -> gguf.GGUFReader:
+def open_gguf(source: str | Path | None) -> gguf.GGUFReader:
     """Open a GGUF file.
 
     Args:
         source: The file.
 
     Raises:
-        ExportError: The file does not exist or is not GGUF.
+        ExportError: No file is given, it does not exist, or it is not GGUF.
     """
+    if source is None:
+        raise ExportError("the base model is not loaded from a GGUF file; name its GGUF file with --base")
     if not Path(source).is_file():
-        raise ExportError(f"there is no file '{source}'; give the GGUF file of the base model")
+        raise ExportError(f"there is no file '{source}'; check the path")
     try:
         return gguf.GGUFReader(str(source))
     except (ValueError, OSError) as error:

@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import ExportError
 
 SERVE = "serve it with sealign serve"
 """Remedy that holds for every edit of activations."""
+
+
+def load_single_edit(source: str, *, strength: float | None = None) -> Edit:
+    """Load an edit of activations that is to be exported or verified.
+
+    Args:
+        source: Folder of the edit, or its repository on the Hub as ``owner/name``.
+        strength: In place of the edit's own.
+
+    Raises:
+        ExportError: Several edits are joined by a plus.
+        EditFileError: The edit cannot be read, or belongs to a method that does not edit activations.
+        SettingError: The strength is not finite.
+    """
+    if "+" in source and not Path(source).is_dir():
+        raise ExportError(f"'{source}' names {source.count('+') + 1} edits, but only one can be exported; name one")
+    edit = Edit.from_pretrained(source)
+    return edit if strength is None else edit.with_strength(strength)
 
 
 def check_exportable(edit: Edit, *, approximate: bool | None = None) -> None:
