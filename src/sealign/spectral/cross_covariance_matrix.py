@@ -16,8 +16,8 @@ GRAM_ROWS = 256
 """Number of rows per Gram product; blocks above the diagonal are not computed."""
 
 GRAM_ERROR = 1e-7
-"""Relative error of the energy per float32 Gram matrix; measured in the tests. Single entries of a Gram matrix have up to
-50 times this error, relative to the norms of their two rows, but these errors cancel in the sum."""
+"""Relative error of the energy per float32 Gram matrix; measured in the tests. Single entries of a Gram matrix have up
+to 50 times this error, relative to the norms of their two rows, but these errors cancel in the sum."""
 
 
 class CovarianceFactor:
