@@ -106,5 +106,5 @@ def _seeded() -> None:
 @pytest.fixture
 def small_edit(llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]) -> sealign.Edit:
     """An edit of two layers of the tiny Llama, with unequal ranks."""
-    config = sealign.FitConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
+    config = sealign.SEAConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
     return sealign.fit_edit(llama, tokenizer, demonstrations, config=config)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
-from sealign.errors import ModelError
+from sealign.edits.layer_edit import LayerEdit
+from sealign.errors import ModelError, NormalizationError
 from sealign.models.fingerprint import check_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+_FLOATING_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Types of weights that are also types of activations; quantised weights have others."""
 
 
 def attach(
@@ -30,14 +35,17 @@ def attach(
     were attached: at a common module, a later one edits the result of an earlier one.
 
     Args:
-        model: The model that the edit was fitted on; may be wrapped by PEFT or spread over devices.
-        edit: What to attach.
-        strength: In place of the edit's own.
+        model: The model that the edit was fitted on. It may be wrapped by PEFT or spread over devices.
+        edit: Edit or other intervention.
+        strength: Strength to use instead of the edit's own.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
+    Returns:
+        The handle, by which the edit is switched, changed in strength, and detached.
+
     Raises:
-        FingerprintError: The model is not the one that the edit was fitted on, or lacks a module of it.
-        ModelError: The model was compiled before; attach first and compile afterwards.
+        FingerprintError: The model is not the one that the edit was fitted on, or lacks one of the edited modules.
+        ModelError: The model is compiled already; attach first and compile afterwards.
         SettingError: The strength is not finite, or the method has no strength.
 
     Example:
@@ -90,10 +98,72 @@ def apply_edit(
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    """Raise if a model is compiled: the graph does not see hooks that are registered later."""
+    """Raise an error if a model is compiled, since its graph would ignore hooks that are registered later."""
     for path, module in model.named_modules():
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise ModelError(
                 f"the model is compiled{f' at {path}' if path else ''}, and a compiled graph does not see an edit that "
                 "is attached later; attach the edit first, then compile"
             )
+
+
+def edit_output(module: nn.Module, layer_edit: LayerEdit, handle: EditHandle) -> None:
+    """Register a forward hook that edits a module's output while a handle is active.
+
+    Args:
+        module: Module whose output is a tensor, or a tuple whose first element is edited.
+        layer_edit: Edit of each token of the output.
+        handle: Handle that switches the hook and removes it.
+    """
+    # Prepared here, so that neither the first call nor a compiled graph has to. Offloaded modules, and those whose
+    # weights are quantised, put out tensors of another device or type, and are prepared at the first call.
+    weights = (p for p in module.parameters() if p.dtype in _FLOATING_TYPES and not p.is_meta)
+    if (weight := next(weights, None)) is not None:
+        layer_edit.prepare(weight.device, weight.dtype)
+    handle.stack.callback(module.register_forward_hook(_EditHook(layer_edit, handle)).remove)
+
+
+class _EditHook:
+    """The forward hook of one edited module."""
+
+    def __init__(self, layer_edit: LayerEdit, handle: EditHandle) -> None:
+        self._layer_edit = layer_edit
+        self._handle = handle
+
+    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
+        handle = self._handle
+        if not handle.active:
+            return None
+        strength: Any = handle.strength
+        if isinstance(output, tuple):
+            return (self._layer_edit(output[0], strength), *output[1:])
+        return self._layer_edit(output, strength)
+
+
+def reject_feature_call(handle: EditHandle) -> Any:
+    """Return a forward pre-hook of the model that refuses batches and cached decoding while a handle is active.
+
+    Per-feature rescaling is not defined for them.
+
+    Args:
+        handle: Handle of the edit.
+    """
+
+    def check(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not handle.active:
+            return
+        tokens = kwargs.get("input_ids", args[0] if args else None)
+        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            raise NormalizationError(
+                "per-feature rescaling depends on all tokens of a sequence, so it is not defined in cached decoding; "
+                "pass use_cache=False, or use normalization='token'"
+            )
+        if tokens is not None and tokens.shape[0] > 1:
+            raise NormalizationError(
+                f"per-feature rescaling is not defined for a batch of {tokens.shape[0]}, whose padding would count; "
+                "run one sequence at a time, or use normalization='token'"
+            )
+
+    return check

@@ -8,35 +8,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from sealign.edits.attach import edit_output, reject_feature_call
+from sealign.edits.edit_files import build_layer_edits, read_edit_files
 from sealign.edits.handle import EditHandle
-from sealign.edits.intervention import Intervention, read_edit_files
-from sealign.edits.layer_edit import AffineEdit, FeatureMapEdit, LayerEdit
+from sealign.edits.intervention import Intervention
+from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.edits.record import EditRecord, LayerRecord
 from sealign.edits.strength import check_strength
-from sealign.errors import EditFileError, FingerprintError, NormalizationError, SettingError, SiteError, unknown_name
-from sealign.models.sites import SITES
+from sealign.errors import ActivationError, FingerprintError, SettingError, SiteError, check_choice
 from sealign.models.structure import decoder_of, unwrap_model
-from sealign.spectral.feature_maps import get_feature_map
-from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Normalization, Projection
+from sealign.spectral.projection import NORMALIZATIONS, Normalization
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit(Intervention):
     """An edit of a model's activations: the edit of each layer, and the record of how it was made.
 
     At each edited module, x' = x + strength (q y - x) for every token x; see ``LayerEdit``.
 
     Attributes:
-        layer_edits: By layer index.
+        layer_edits: Edits by the index of the layer.
         record: Method, settings, layers, base model and provenance; the contents of ``edit.json``.
+
+    Raises:
+        SettingError: The record does not have the same layers.
     """
 
     layer_edits: Mapping[int, LayerEdit]
     record: EditRecord
+
+    def __post_init__(self) -> None:
+        named = set(self.record.layers)
+        if named != {str(layer) for layer in self.layer_edits}:
+            raise SettingError(
+                f"layer_edits has layers {self.layers}, but the record has {sorted(named)}; they must be the same"
+            )
 
     @property
     def layers(self) -> list[int]:
@@ -105,6 +114,14 @@ class Edit(Intervention):
             )
         return affine
 
+    def _summary(self) -> dict[str, Any]:
+        return super()._summary() | {
+            "site": self.record.site,
+            "layers": _ranges(self.layers),
+            "rank": max((layer_edit.rank for layer_edit in self.layer_edits.values()), default=0),
+            "strength": self.record.strength,
+        }
+
     def _identity(self) -> Any:
         record = self.record
         scales = [record.layers[str(layer)].scale for layer in self.layers]
@@ -121,20 +138,28 @@ class Edit(Intervention):
     def apply_to(
         self, activations: Mapping[int, Float[Tensor, "n d"]], *, strength: float | None = None
     ) -> dict[int, Float[Tensor, "n d"]]:
-        """Return edited activations, by layer.
+        """Return the edited activations of all layers of the edit, without running a model.
 
         Args:
-            activations: By layer, of the edited site.
-            strength: In place of the edit's own.
+            activations: Activations of the edited site by layer, (n, d) each; of at least the edit's layers.
+            strength: Strength to use instead of the edit's own.
+
+        Raises:
+            ActivationError: A layer of the edit is missing, or has another number of features.
         """
         chosen = self.strength if strength is None else check_strength(strength)
+        missing = [layer for layer in self.layers if layer not in activations]
+        if missing:
+            raise ActivationError(
+                f"there are no activations of layers {missing}, but the edit has layers {self.layers}; collect them too"
+            )
         return {layer: found(activations[layer], chosen) for layer, found in self.layer_edits.items()}
 
     def with_layers(self, layers: Sequence[int]) -> Edit:
-        """Return the edit of some of its layers only.
+        """Return the edit with some of its layers only.
 
         Args:
-            layers: Indices of at least one layer of the edit.
+            layers: Indices of at least 1 layer of the edit.
 
         Raises:
             SiteError: No layer is named, or one is not part of the edit.
@@ -157,7 +182,7 @@ class Edit(Intervention):
         Raises:
             SettingError: The normalization is unknown.
         """
-        _check_choice("normalization", normalization, NORMALIZATIONS)
+        check_choice("normalization", normalization, NORMALIZATIONS)
         changed = {
             layer: dataclasses.replace(found, normalization=normalization) for layer, found in self.layer_edits.items()
         }
@@ -193,7 +218,7 @@ class Edit(Intervention):
         if not self.is_causal:
             # Both are entry points: some models call their inner decoder past the outer one.
             for entry in (base, decoder_of(model)):
-                hook = entry.register_forward_pre_hook(_check_feature_call(handle), with_kwargs=True)
+                hook = entry.register_forward_pre_hook(reject_feature_call(handle), with_kwargs=True)
                 handle.stack.callback(hook.remove)
         for layer in self.layers:
             path = self.record.layers[str(layer)].module
@@ -232,26 +257,18 @@ class Edit(Intervention):
         Raises:
             EditFileError: A setting is unknown, or a tensor is missing, unexpected, of the wrong shape or not finite.
         """
-        try:
-            _check_record(record)
-        except SettingError as error:
-            raise EditFileError(f"'{place}': {error}") from error
-        kind = _affine_edit if record.feature_map == "identity" else _feature_map_edit
-        layer_edits: dict[int, LayerEdit] = {}
-        unread = set(tensors)
-        for layer, entry in record.layers.items():
-            prefix = f"layers.{layer}."
-            own = {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-            unread -= {prefix + name for name in own}
-            try:
-                layer_edits[int(layer)] = kind(own, entry, record)
-            except ValueError as error:
-                raise EditFileError(f"'{place}': layer {layer}: {error}; copy or download the edit again") from error
-        if unread:
-            raise EditFileError(
-                f"'{place}': tensor {min(unread)} is not in the record; copy or download the edit again"
-            )
-        return cls(layer_edits, record)
+        return cls(build_layer_edits(record, tensors, place=place), record)
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Return ascending layers as text, with runs of neighbours abridged: ``3, 9-29``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _scale_of(layer_edit: LayerEdit) -> float:
@@ -269,118 +286,10 @@ def layer_record(
         relative_change: Mean of |x' - x| / |x| over the neutral activations.
         statistics: Further figures of the method.
     """
-    return LayerRecord(module, layer_edit.rank, _scale_of(layer_edit), relative_change, dict(statistics))
-
-
-def edit_output(module: nn.Module, layer_edit: LayerEdit, handle: EditHandle) -> None:
-    """Register a forward hook that edits a module's output while a handle is active.
-
-    Args:
-        module: The module; its output is a tensor, or a tuple whose first element is edited.
-        layer_edit: What is applied to each token.
-        handle: Handle that the hook obeys, and that removes it.
-    """
-    parameter = next(module.parameters(), None)
-    if parameter is not None and parameter.device.type != "meta" and parameter.is_floating_point():
-        layer_edit.prepare(parameter.device, parameter.dtype)  # so that neither a first call nor a graph has to
-    handle.stack.callback(module.register_forward_hook(_EditHook(layer_edit, handle)).remove)
-
-
-class _EditHook:
-    """The forward hook of one edited module."""
-
-    def __init__(self, layer_edit: LayerEdit, handle: EditHandle) -> None:
-        self._layer_edit = layer_edit
-        self._handle = handle
-
-    def __call__(self, _module: nn.Module, _inputs: Any, output: Any) -> Any:
-        handle = self._handle
-        if not handle.active:
-            return None
-        strength: Any = handle.strength
-        if isinstance(output, tuple):
-            return (self._layer_edit(output[0], strength), *output[1:])
-        return self._layer_edit(output, strength)
-
-
-def _check_feature_call(handle: EditHandle) -> Any:
-    """Return a pre-hook that refuses the calls for which per-feature rescaling is not defined."""
-
-    def check(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not handle.active:
-            return
-        tokens = kwargs.get("input_ids", args[0] if args else None)
-        tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() > 0:
-            raise NormalizationError(
-                "per-feature rescaling depends on all tokens of a sequence, so it is not defined in cached decoding; "
-                "pass use_cache=False, or use normalization='token'"
-            )
-        if tokens is not None and tokens.shape[0] > 1:
-            raise NormalizationError(
-                f"per-feature rescaling is not defined for a batch of {tokens.shape[0]}, whose padding would count; "
-                "run one sequence at a time, or use normalization='token'"
-            )
-
-    return check
-
-
-def _check_choice(kind: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise SettingError(unknown_name(kind, value, known))
-
-
-def _check_record(record: EditRecord) -> None:
-    """Raise SettingError if a setting of an edit of activations is unknown or out of range."""
-    if record.site is None or record.strength is None or not record.layers:
-        raise SettingError(f"'{record.method}' does not edit activations; load it with sealign.load_edit")
-    _check_choice("site", record.site, SITES)
-    _check_choice("normalization", record.normalization, NORMALIZATIONS)
-    get_feature_map(record.feature_map)
-    if record.feature_map != "identity":
-        _check_choice("combination", record.combine or "", COMBINES)
-    check_strength(record.strength)
-    bad = [layer for layer in record.layers if not layer.isdecimal() or str(int(layer)) != layer]
-    if bad:
-        raise SettingError(f"layer {bad[0]!r} is not a whole number")
-
-
-def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> AffineEdit:
-    _check_tensors(tensors, required=("left", "right"), optional=("shift", "center"))
-    width = tensors["left"].shape[0] if tensors["left"].dim() else 0
-    shapes = {"left": (width, entry.rank), "right": (entry.rank, width), "shift": (width,), "center": (width,)}
-    _check_shapes(tensors, shapes)
-    return AffineEdit(
-        tensors["left"],
-        tensors["right"],
-        entry.scale,
-        tensors.get("shift"),
-        tensors.get("center"),
-        normalization=record.normalization,  # type: ignore[arg-type]
+    return LayerRecord(
+        module=module,
+        rank=layer_edit.rank,
+        scale=_scale_of(layer_edit),
+        relative_change=relative_change,
+        statistics=dict(statistics),
     )
-
-
-def _feature_map_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> FeatureMapEdit:
-    _check_tensors(tensors, required=("positive", "negative"), optional=("mean",))
-    positive, negative = tensors["positive"], tensors["negative"]
-    width = positive.shape[0] if positive.dim() else 0
-    kept = positive.shape[1] if positive.dim() == 2 else 0
-    _check_shapes(tensors, {"positive": (width, kept), "negative": (width, entry.rank - kept), "mean": (width,)})
-    projection = Projection(positive, negative, tensors.get("mean"), record.feature_map)
-    return FeatureMapEdit(projection, record.combine, normalization=record.normalization)  # type: ignore[arg-type]
-
-
-def _check_tensors(tensors: Mapping[str, Tensor], *, required: Sequence[str], optional: Sequence[str]) -> None:
-    missing = sorted(set(required) - set(tensors))
-    extra = sorted(set(tensors) - {*required, *optional})
-    if missing or extra:
-        raise ValueError(f"missing tensors: {missing or 'none'}, tensors not in the record: {extra or 'none'}")
-
-
-def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, but must have {shapes[name]}")
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"tensor {name} holds NaN, infinity or no floating-point numbers")

@@ -18,10 +18,14 @@ class EditHandle:
 
     Hooks read ``active`` and ``strength`` each time the model runs.
 
+    Args:
+        edit: Edit or other intervention.
+
     Attributes:
-        edit: What is attached.
-        stack: Callbacks that remove it.
-        on_switch: Called with the new value of ``enabled`` after each change, for what is not switched by a hook.
+        edit: The edit.
+        stack: Callbacks that detach it.
+        on_switch: Function of the new value of ``enabled`` that is called after each switch, for interventions that
+            do not act through hooks.
     """
 
     def __init__(self, edit: Intervention) -> None:
@@ -29,6 +33,7 @@ class EditHandle:
         self.stack = ExitStack()
         self.on_switch: Callable[[bool], None] | None = None
         self._enabled = True
+        self._detached = False
         self._strength = edit.strength
 
     @property
@@ -66,14 +71,24 @@ class EditHandle:
         self._strength = value
 
     def switch(self, enabled: bool) -> None:
-        """Switch the edit on or off."""
+        """Switch the edit on or off; after ``detach`` this does nothing.
+
+        Args:
+            enabled: Whether the edit is on.
+        """
+        if self._detached:
+            return
         self._enabled = enabled
         if self.on_switch is not None:
             self.on_switch(enabled)
 
     @contextmanager
     def switched(self, enabled: bool) -> Iterator[None]:
-        """Switch the edit on or off inside a ``with`` block."""
+        """Switch the edit on or off inside a ``with`` block.
+
+        Args:
+            enabled: Whether the edit is on.
+        """
         before = self._enabled
         self.switch(enabled)
         try:
@@ -83,6 +98,7 @@ class EditHandle:
 
     def detach(self) -> None:
         """Remove the edit; the model then computes bit for bit what it computed before. A second call does nothing."""
-        # A graph compiled while the edit was attached does not look for hooks again, but it does read this.
+        # A graph that was compiled while the edit was attached keeps its hooks, but reads this.
         self._enabled = False
+        self._detached = True
         self.stack.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import html
 import json
 import tempfile
 from abc import ABC, abstractmethod
@@ -16,29 +17,21 @@ from torch import Tensor
 
 from sealign.edits.handle import EditHandle
 from sealign.edits.model_card import model_card
-from sealign.edits.record import CARD_NAME, FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, ModelRecord
+from sealign.edits.record import CARD_NAME, RECORD_NAME, TENSORS_NAME, EditRecord, ModelRecord
 from sealign.edits.strength import check_strength
-from sealign.errors import EditFileError, SettingError
-from sealign.files import (
-    locate_folder,
-    new_folder,
-    read_record,
-    read_tensors,
-    tensors_hash,
-    write_record,
-    write_tensors,
-)
+from sealign.errors import SettingError
+from sealign.files import new_folder, tensors_hash, write_record, write_tensors
 
 
 class Intervention(ABC):
-    """Something fitted that is attached to a model: an ``Edit``, or a method that changes prompts, decoding or weights.
+    """A fitted change of a model: an ``Edit`` of activations, or a change of prompts, decoding or weights.
 
-    What an intervention cannot do is said by its properties, so that no caller depends on its class.
+    Its properties describe what it can do, so that callers need not distinguish classes.
 
     Attributes:
         record: How it was made.
         changes_scores: Whether it changes the log-likelihoods of given answers; False if it acts on generation only.
-        has_own_cache: Whether it reads along with a second key-value cache, and so must see a text from its beginning.
+        has_own_cache: Whether it keeps a second key-value cache, and so must see a text from its beginning.
     """
 
     changes_scores: ClassVar[bool] = True
@@ -67,7 +60,7 @@ class Intervention(ABC):
 
     @property
     def strength(self) -> float | None:
-        """How far it goes: 0 is no change, 1 the whole; None if the method has no strength."""
+        """How far the change goes: 0 is no change, 1 the whole; None if the method has no strength."""
         return self.record.strength
 
     @property
@@ -80,7 +73,7 @@ class Intervention(ABC):
 
     @property
     def prefix(self) -> str:
-        """Text that is put before every prompt; empty for most methods."""
+        """Text that belongs before every prompt; empty for most methods."""
         return ""
 
     @property
@@ -90,7 +83,7 @@ class Intervention(ABC):
 
     @property
     def parts(self) -> tuple[Intervention, ...]:
-        """The interventions that it consists of; itself if it is a single one."""
+        """The interventions of a composition; the intervention itself if it is a single one."""
         return (self,)
 
     @functools.cached_property
@@ -100,8 +93,25 @@ class Intervention(ABC):
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _identity(self) -> Any:
-        """Return what decides the result beside tensors and strength, as JSON-able data."""
+        """Return everything beside tensors and strength that decides the result, as values that JSON can hold."""
         return [dict(self.settings), self.record.model.fingerprint]
+
+    def _summary(self) -> dict[str, Any]:
+        """Return what a user wants to see at a glance; None is not shown."""
+        return {"method": self.method, "model": self.base_model.id, "strength": self.strength}
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={value!r}" for name, value in self._summary().items() if value is not None)
+        return f"{type(self).__name__}({shown})"
+
+    def _repr_html_(self) -> str:
+        """Return the summary as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self._summary().items()
+            if value is not None
+        )
+        return f"<table><caption>{type(self).__name__}</caption>{rows}</table>"
 
     @classmethod
     @abstractmethod
@@ -123,13 +133,13 @@ class Intervention(ABC):
 
     @abstractmethod
     def install(self, model: Any, handle: EditHandle) -> None:
-        """Change what a model computes while the handle is active, and leave on ``handle.stack`` what undoes it.
+        """Change what a model computes while a handle is active, and push to ``handle.stack`` what undoes the change.
 
-        Use ``attach`` or ``apply_edit``, which check the model first.
+        Called by ``attach`` and ``apply_edit``, which check the model first.
 
         Args:
             model: The base model.
-            handle: Handle of this attachment.
+            handle: Handle of the attached intervention.
         """
 
     def with_strength(self, strength: float) -> Self:
@@ -144,11 +154,8 @@ class Intervention(ABC):
         value = check_strength(strength)
         if self.strength is None:
             raise SettingError(f"strength is {value}, but {self.method} has no strength; leave it out")
-        return self._with_record(dataclasses.replace(self.record, strength=value))
-
-    def _with_record(self, record: EditRecord) -> Self:
-        """Return a copy with another record; implemented by dataclasses."""
-        return dataclasses.replace(self, record=record)  # type: ignore[type-var]
+        # Every intervention that has a strength is a dataclass.
+        return dataclasses.replace(self, record=dataclasses.replace(self.record, strength=value))  # type: ignore[type-var]
 
     def randomized(self, seed: int) -> Intervention | None:
         """Return the intervention in random directions, as a control, or None if it has no directions.
@@ -168,10 +175,10 @@ class Intervention(ABC):
         The folder appears whole or not at all; an edit that is already there is replaced.
 
         Args:
-            folder: Folder to write; new, empty, or holding an edit.
+            folder: Folder to write. Must be new, empty, or an edit's.
 
         Raises:
-            EditFileError: The folder holds something else.
+            EditFileError: The folder holds files that are not an edit.
             OSError: The disk is full or not writable.
         """
         tensors = self.tensors()
@@ -185,9 +192,9 @@ class Intervention(ABC):
         """Upload the intervention to a model repository of the Hugging Face Hub, and return the URL of the commit.
 
         Args:
-            repo_id: ``owner/name``; created if it does not exist.
+            repo_id: Repository as ``owner/name``; created if it does not exist.
             private: Whether a new repository is private.
-            token: Access token with write permission; the stored login if None.
+            token: Access token with write permission; the token of the stored login if None.
 
         Raises:
             huggingface_hub.errors.HfHubHTTPError: The Hub refuses the upload.
@@ -202,31 +209,3 @@ class Intervention(ABC):
                 repo_id=repo_id, folder_path=Path(temporary) / "edit", commit_message="Upload Sealign edit"
             )
         return str(commit.commit_url)
-
-
-def read_edit_files(
-    folder_or_repo_id: str | Path, *, revision: str | None = None
-) -> tuple[EditRecord, dict[str, Tensor]]:
-    """Read the record and the tensors of a saved edit, and check that they belong together.
-
-    Args:
-        folder_or_repo_id: Folder, or repository of the Hub as ``owner/name``.
-        revision: Branch, tag or commit of the repository.
-
-    Returns:
-        The record and the tensors by name.
-
-    Raises:
-        EditFileError: A file is missing, truncated, corrupted, of another format, or was changed.
-    """
-    folder = locate_folder(folder_or_repo_id, revision=revision)
-    file = folder / RECORD_NAME
-    if not file.is_file():
-        raise EditFileError(f"'{folder}' has no {RECORD_NAME}, so it is not an edit; check the path")
-    record = read_record(file, EditRecord, format=FORMAT, format_version=FORMAT_VERSION)
-    tensors = read_tensors(folder / TENSORS_NAME)
-    if tensors_hash(tensors) != record.tensors_hash:
-        raise EditFileError(
-            f"the tensors of '{folder}' do not match their hash in {RECORD_NAME}; copy or download the edit again"
-        )
-    return record, tensors

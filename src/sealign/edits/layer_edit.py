@@ -1,4 +1,4 @@
-"""The edit of one layer: a low-rank affine function of a token's activation, or a projection in a feature space."""
+"""The edit of one layer: the base class, and the low-rank affine edit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sealign.edits.operator import edit_tokens
-from sealign.errors import ActivationError, NormalizationError
-from sealign.spectral.projection import Combine, Normalization, Projection, norm_ratio
+from sealign.edits.random_rotation import random_rotation
+from sealign.errors import ActivationError, NormalizationError, SettingError, check_choice
+from sealign.spectral.projection import NORMALIZATIONS, Normalization, norm_ratio
 
 EditFunction = Callable[[Tensor, float], Tensor]
 """A function of tokens and strength that returns the edited tokens."""
@@ -31,6 +32,9 @@ class LayerEdit(ABC):
 
     normalization: Normalization = field(default="none", kw_only=True)
     _prepared: dict[Any, EditFunction] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_choice("normalization", self.normalization, NORMALIZATIONS)
 
     @property
     @abstractmethod
@@ -60,11 +64,11 @@ class LayerEdit(ABC):
     def randomized(self, seed: int) -> LayerEdit:
         """Return the same edit with its directions rotated at random, as a control.
 
-        A random rotation Q moves the subspace of the edit and keeps everything inside it: singular values, ranks,
-        and the angles between the directions. A point about which the edit acts stays.
+        A random orthogonal matrix Q moves the subspace of the edit and keeps everything inside it: ranks, singular
+        values, lengths, and the angles between the directions. The center about which the edit acts stays.
 
         Args:
-            seed: Seed of the rotation.
+            seed: Seed of the rotation; see ``random_rotation``.
         """
 
     @abstractmethod
@@ -73,10 +77,10 @@ class LayerEdit(ABC):
 
     @abstractmethod
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        """Return the edit as a function, with its factors on a device in a type."""
+        """Return the edit as a function of tokens and strength, with its factors on a device in a type."""
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        """Return the edit with its factors on a device, for tokens of a type; built once for each pair.
+        """Return the edit as a function of tokens and strength; built once for each device and type.
 
         Args:
             device: Device of the tokens.
@@ -84,8 +88,10 @@ class LayerEdit(ABC):
         """
         wide = torch.promote_types(dtype, torch.float32)
         if (device, wide) not in self._prepared:
-            self._prepared[device, wide] = self._make(device, wide)
-        # Stored under the token type too, so that a call finds it directly; types such as autocast's share factors.
+            # Normal tensors without a history, also if this call is made in inference mode and a later one trains.
+            with torch.inference_mode(False), torch.no_grad():
+                self._prepared[device, wide] = self._make(device, wide)
+        # Stored under the tokens' own type too, so that a call finds it at once; narrow types share their factors.
         self._prepared[device, dtype] = self._prepared[device, wide]
         return self._prepared[device, wide]
 
@@ -93,7 +99,8 @@ class LayerEdit(ABC):
         """Return the edited tokens.
 
         Args:
-            tokens: Activations of any shape whose last axis has length ``width``, on any device.
+            tokens: Activations of any shape whose last axis has length ``width``, on any device. They are computed in
+                their own type, at least in float32, whether autocast is on or not.
             strength: s, any finite number; 0 returns ``tokens`` itself.
 
         Raises:
@@ -111,7 +118,7 @@ class LayerEdit(ABC):
         return edit(tokens, strength)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the prepared functions, which cannot be pickled and are built again when needed."""
+        """Leave out the prepared functions, which cannot be pickled; they are built again when needed."""
         return {**vars(self), "_prepared": {}}
 
     def relative_change(self, tokens: Float[Tensor, "n d"], strength: float = 1.0) -> float:
@@ -153,6 +160,18 @@ class AffineEdit(LayerEdit):
     shift: Float[Tensor, " d"] | None = None
     center: Float[Tensor, " d"] | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        d, r = shapes["left"] if self.left.dim() == 2 else (0, 0)
+        needed = {"left": (d, r), "right": (r, d), "shift": (d,), "center": (d,)}
+        wrong = [name for name, shape in shapes.items() if shape != needed[name]]
+        if wrong:
+            raise SettingError(
+                f"the factors have shapes {shapes}, but they must be left (d, r), right (r, d), shift (d,) and center "
+                f"(d,); check {wrong[0]}"
+            )
+
     @classmethod
     def constant(cls, shift: Float[Tensor, " d"], *, normalization: Normalization = "none") -> AffineEdit:
         """Return the edit that adds a vector to every token.
@@ -190,9 +209,9 @@ class AffineEdit(LayerEdit):
         return self.scale * columns + left @ (right @ columns)
 
     def constant_part(self) -> Float[Tensor, " d"] | None:
-        """Return shift - scale center - left (right center) in float64 on the CPU, or None if it is zero throughout.
+        """Return shift - scale center - left (right center) in float64 on the CPU, or None if all of it is zero.
 
-        With it, y = x + scale x + left (right x) + constant part.
+        y = x + scale x + left (right x) + constant part.
         """
         if self.shift is None and self.center is None:
             return None
@@ -204,9 +223,9 @@ class AffineEdit(LayerEdit):
         return constant if bool(constant.any()) else None
 
     def randomized(self, seed: int) -> AffineEdit:
-        """Return left -> Q left, right -> right Q^T, shift -> Q shift, with Q a random rotation; the center stays."""
+        """Return left -> Q left, right -> right Q^T, shift -> Q shift, with Q random; the center stays."""
         columns = [self.left, self.right.T, *([] if self.shift is None else [self.shift[:, None]])]
-        rotate = _random_rotation(torch.cat(columns, dim=1), seed)
+        rotate = random_rotation(torch.cat([column.double().cpu() for column in columns], dim=1), seed)
         shift = None if self.shift is None else rotate(self.shift[:, None])[:, 0].contiguous()
         return dataclasses.replace(self, left=rotate(self.left), right=rotate(self.right.T).T.contiguous(), shift=shift)
 
@@ -216,17 +235,16 @@ class AffineEdit(LayerEdit):
         For SEA's combination ``both`` this is the edit with positives and negatives exchanged.
         """
         shift = None if self.shift is None else -self.shift
-        return dataclasses.replace(self, left=-self.left, scale=-self.scale, shift=shift)
+        # Subtracted from 0, since -0.0 would have another hash than 0.0.
+        return dataclasses.replace(self, left=-self.left, scale=0.0 - self.scale, shift=shift)
 
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
         # Both are stored row by row: a product with a thin column-major matrix takes more than twice as long.
-        inner = self.right.to(device, dtype).contiguous().T
-        outer = self.left.T.to(device, dtype).contiguous()
+        inner = move_factor(self.right, device, dtype).contiguous().T
+        outer = move_factor(self.left.T, device, dtype).contiguous()
         constant = self.constant_part()
         shift = None if constant is None else constant.to(device, dtype)
         scale, rescale = self.scale, self.normalization == "token"
-        if self.normalization == "feature":
-            return lambda tokens, strength: _edit_per_feature(tokens, inner, outer, shift, scale, strength)
 
         def edit(tokens: Tensor, strength: float) -> Tensor:
             # The operator is for graphs and gradients; without them it costs a dispatch more than the function.
@@ -235,86 +253,27 @@ class AffineEdit(LayerEdit):
                 return found
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
 
+        if self.normalization == "feature":
+            return lambda tokens, strength: _rescale_per_feature(tokens.to(dtype), edit, strength).to(tokens.dtype)
         return edit
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureMapEdit(LayerEdit):
-    """An edit in the feature space of an invertible elementwise map (Phi-SEA).
+def move_factor(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return a factor on a device in a type, without a history; a copy if it was made in inference mode.
 
-    y = Phi^-1(P+ Phi(x)) + Phi^-1(P- Phi(x)), or another combination; see ``Projection``.
+    A gradient cannot pass through an operation on a tensor of inference mode.
 
-    Attributes:
-        projection: U+ and U- in feature space, with the name of Phi.
-        combine: Which projected parts make y.
+    Args:
+        tensor: The factor.
+        device: Device of the tokens.
+        dtype: Type in which the edit is computed.
     """
-
-    projection: Projection
-    combine: Combine = "both"
-
-    @property
-    def width(self) -> int:
-        """Number of features d."""
-        return self.projection.width
-
-    @property
-    def rank(self) -> int:
-        """Number of directions kept and dropped, k+ + k-."""
-        return self.projection.rank_positive + self.projection.rank_negative
-
-    @property
-    def feature_map(self) -> str:
-        """Name of Phi."""
-        return self.projection.feature_map
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return ``positive`` and ``negative``, and ``mean`` if the edit is centred."""
-        found = self.projection
-        named = {"positive": found.positive, "negative": found.negative, "mean": found.mean}
-        return {name: tensor for name, tensor in named.items() if tensor is not None}
-
-    def randomized(self, seed: int) -> FeatureMapEdit:
-        """Return the edit with U+ and U- rotated together at random; the mean stays."""
-        found = self.projection
-        rotate = _random_rotation(torch.cat([found.positive, found.negative], dim=1), seed)
-        rotated = dataclasses.replace(found, positive=rotate(found.positive), negative=rotate(found.negative))
-        return dataclasses.replace(self, projection=rotated)
-
-    def reversed(self) -> FeatureMapEdit:
-        """Return the edit with the roles of positives and negatives exchanged."""
-        return dataclasses.replace(self, projection=self.projection.reversed())
-
-    def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        projection = self.projection.to(device, dtype)
-
-        def edit(tokens: Tensor, strength: float) -> Tensor:
-            return projection(tokens, combine=self.combine, normalization=self.normalization, strength=strength)
-
-        return edit
+    return (tensor.clone() if tensor.is_inference() else tensor.detach()).to(device, dtype)
 
 
-def _edit_per_feature(
-    tokens: Tensor, inner: Tensor, outer: Tensor, shift: Tensor | None, scale: float, strength: float
-) -> Tensor:
-    if tokens.dim() < 2:
+def _rescale_per_feature(x: Tensor, edit: EditFunction, strength: float) -> Tensor:
+    """Return x + s (q y - x) with q = |x| / |y| for each feature over the last-but-one axis."""
+    if x.dim() < 2:
         raise NormalizationError("per-feature rescaling needs a (tokens, d) tensor; use normalization='token'")
-    x = tokens.to(inner.dtype)
-    y = edit_tokens(x, inner, outer, shift, scale, 1.0, False)
-    return torch.lerp(x, y * norm_ratio(x, y, -2), strength).to(tokens.dtype)
-
-
-def _random_rotation(span: Float[Tensor, "d m"], seed: int) -> Callable[[Float[Tensor, "d k"]], Float[Tensor, "d k"]]:
-    """Return a function that applies a random rotation to columns inside the span of a matrix.
-
-    With B and B' orthonormal bases of the span and of a random subspace of the same dimension, it is C -> B' B^T C; no
-    (d, d) matrix is formed.
-    """
-    basis = torch.linalg.qr(span.double().cpu())[0]
-    gaussian = torch.randn(basis.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    target = torch.linalg.qr(gaussian)[0]
-
-    def rotate(columns: Tensor) -> Tensor:
-        rotated: Tensor = target @ (basis.T @ columns.double().cpu())
-        return rotated.to(columns.device, columns.dtype).contiguous()
-
-    return rotate
+    y = edit(x, 1.0)
+    return torch.lerp(x, y * norm_ratio(x, y, -2), strength)

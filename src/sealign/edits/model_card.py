@@ -2,44 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sealign.edits.record import EditRecord
 
-
-def model_card(record: EditRecord) -> str:
-    """Return the Markdown card of an edit: what it does, how to load it, how it was made.
-
-    Args:
-        record: Record of the edit.
-    """
-    model = record.model
-    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
-    base = (
-        f"base_model: {model.id}\n"
-        if model.id.count("/") == 1 and not model.id.startswith(".") and not Path(model.id).exists()
-        else ""
-    )
-    return f"""---
-library_name: sealign
-{base}tags:
-- sealign
-- activation-editing
-- {record.method.replace("_", "-")}
+_CARD = """---
+{metadata}
 ---
 
-# {record.method} edit of {model.id}
+# {method} edit of {model}
 
-{_summary(record)} The base model is not part of it.
+{summary} The base model is not part of it.
 
 ## Use
 
 ```python
 import sealign
 
-model, tokenizer = sealign.load_model("{model.id}")
+model, tokenizer = sealign.load_model({quoted_model})
 edit = sealign.load_edit("PATH OR REPOSITORY OF THIS FOLDER")
 with sealign.apply_edit(model, edit):
     ...  # model.generate(...)
@@ -47,18 +30,49 @@ with sealign.apply_edit(model, edit):
 
 ## Settings
 
-{_table(("setting", "value"), _settings(record))}
-{_layers(record)}
+{settings}
+{layers}
 ## Provenance
 
-| what | value |
-| --- | --- |
-| base model | {model.id} |
-| revision | {model.revision or "not known"} |
-| demonstrations | {record.demonstrations_count}, SHA-256 {record.demonstrations_hash or "none"} |
-| tensors | SHA-256 {record.tensors_hash} |
-| versions | {versions} |
+{provenance}
 """
+
+
+def model_card(record: EditRecord) -> str:
+    """Return the Markdown card of an edit: what it does, how to load it, and how it was made.
+
+    Args:
+        record: Record of the edit.
+    """
+    from huggingface_hub import ModelCardData
+
+    metadata = ModelCardData(
+        library_name="sealign",
+        base_model=record.model.id if _is_repository(record.model.id) else None,
+        tags=["sealign", "activation-editing", record.method.replace("_", "-")],
+    )
+    return _CARD.format(
+        metadata=metadata.to_yaml(),
+        method=record.method,
+        model=record.model.id,
+        quoted_model=json.dumps(record.model.id),
+        summary=_summary(record),
+        settings=_table(("setting", "value"), _settings(record).items()),
+        layers=_layers(record),
+        provenance=_table(("what", "value"), _provenance(record).items()),
+    )
+
+
+def _is_repository(name: str) -> bool:
+    """Return whether a model's name is that of a repository of the Hub; it may also be a path or an alias."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return "/" in name and not Path(name).exists()
 
 
 def _summary(record: EditRecord) -> str:
@@ -69,34 +83,46 @@ def _summary(record: EditRecord) -> str:
     return f"A {kind} edit of the {record.site} outputs of {len(record.layers)} layers, {source}."
 
 
-def _settings(record: EditRecord) -> Mapping[str, Any]:
-    shown = {"method": record.method}
+def _settings(record: EditRecord) -> dict[str, Any]:
+    shown: dict[str, Any] = {"method": record.method}
     if record.site is not None:
         shown |= {"site": record.site, "normalization": record.normalization, "feature_map": record.feature_map}
     if record.strength is not None:
         shown["strength"] = f"{record.strength:g}"
-    return {**shown, **{name: value for name, value in record.settings.items() if name not in shown}}
+    return shown | {name: value for name, value in record.settings.items() if name not in shown}
+
+
+def _provenance(record: EditRecord) -> Mapping[str, Any]:
+    demonstrations = f"{record.demonstrations_count}, SHA-256 {record.demonstrations_hash}"
+    return {
+        "base model": record.model.id,
+        "revision": record.model.revision or "not known",
+        "demonstrations": demonstrations if record.demonstrations_hash else "none",
+        "tensors": f"SHA-256 {record.tensors_hash}",
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }
 
 
 def _layers(record: EditRecord) -> str:
     if not record.layers:
         return ""
     names = list(dict.fromkeys(name for entry in record.layers.values() for name in entry.statistics))
-    header = ("layer", "module", "rank", "relative change", *(name.replace("_", " ") for name in names))
-    rows = [
-        "| " + " | ".join([
-            layer, f"`{entry.module}`", str(entry.rank), f"{entry.relative_change:.4f}",
-            *(f"{entry.statistics[name]:.4g}" if name in entry.statistics else "" for name in names),
-        ]) + " |"
-        for layer, entry in record.layers.items()
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header), *rows]
-    return "\n## Layers\n\n" + "\n".join(lines) + "\n"
+    rows = []
+    for layer, entry in record.layers.items():
+        figures = [f"{entry.statistics[name]:.4g}" if name in entry.statistics else "" for name in names]
+        rows.append((layer, f"`{entry.module}`", entry.rank, f"{entry.relative_change:.4f}", *figures))
+    return f"\n## Layers\n\n{_table(('layer', 'module', 'rank', 'relative change', *names), rows)}\n"
 
 
-def _table(header: tuple[str, str], values: Mapping[str, Any]) -> str:
-    lines = [f"| {header[0]} | {header[1]} |", "| --- | --- |"]
-    for name, value in values.items():
-        text = str(value).replace("\n", " ").replace("|", "\\|")
-        lines.append(f"| {name.replace('_', ' ')} | {text if len(text) <= 200 else text[:197] + '...'} |")
-    return "\n".join(lines) + "\n"
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; underscores of names in the header and the first column become spaces."""
+    lines = ["| " + " | ".join(name.replace("_", " ") for name in header) + " |", "|" + " --- |" * len(header)]
+    for name, *values in rows:
+        lines.append("| " + " | ".join((str(name).replace("_", " "), *map(_cell, values))) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    """Return a value as the text of a cell, on one line of at most 200 characters."""
+    text = " ".join(str(value).split()).replace("|", "\\|")
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,18 +45,35 @@ def edit_tokens(
         strength: s, any finite number.
         rescale: Whether y is rescaled to the norm of x, token by token.
     """
-    if torch.is_autocast_enabled(tokens.device.type):
-        with torch.autocast(tokens.device.type, enabled=False):
+    if autocast_enabled(tokens.device.type):
+        with without_autocast(tokens.device.type):
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
-    # Inlined rather than shared with the gradient: this runs once per layer and token, and each call costs time.
-    x = tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
+    x = _rows(tokens, inner)
     y = _affine(x, inner, outer, shift, scale)
     if rescale:
-        norm = torch.linalg.vector_norm
-        y.mul_(norm(x, dim=-1, keepdim=True).div_(norm(y, dim=-1, keepdim=True)).nan_to_num_(1.0, 1.0))
+        y.mul_(_norm(x).div_(_norm(y)).nan_to_num_(1.0, 1.0))
     if strength != 1:
-        y.lerp_(x, 1 - strength)
+        torch.lerp(x, y, strength, out=y)
     return y.to(tokens.dtype).reshape(tokens.shape)
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Return whether autocast is on for a type of device; False for one that has no autocast, such as ``meta``."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@contextmanager
+def without_autocast(device_type: str) -> Iterator[None]:
+    """Switch autocast off inside a ``with`` block, so that products are computed in the type of their factors.
+
+    Args:
+        device_type: Such as ``cuda`` or ``cpu``.
+    """
+    if not autocast_enabled(device_type):
+        yield
+        return
+    with torch.autocast(device_type, enabled=False):
+        yield
 
 
 def _rows(tokens: Tensor, inner: Tensor) -> Tensor:
@@ -84,20 +103,26 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); that of |x| follows.
     """
     tokens, inner, outer, shift = ctx.saved_tensors
-    x, g = _rows(tokens, inner), _rows(gradient, inner)
-    of_y, of_norm = g, torch.zeros_like(g)
-    if ctx.rescale:
-        y = _affine(x, inner, outer, shift, ctx.scale)
-        size, length = _norm(x), _norm(y)
-        along = (g * y).sum(-1, keepdim=True)
-        # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
-        of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
-        of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
-    through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
-    of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
-    return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
+    with without_autocast(tokens.device.type):
+        x, g = _rows(tokens, inner), _rows(gradient, inner)
+        of_y, of_norm = g, torch.zeros_like(g)
+        if ctx.rescale:
+            y = _affine(x, inner, outer, shift, ctx.scale)
+            size, length = _norm(x), _norm(y)
+            along = (g * y).sum(-1, keepdim=True)
+            # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
+            of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
+            of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
+        through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
+        of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
+        return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
+
+
+def _shape(tokens: Tensor, *_: Any) -> Tensor:
+    """Return an empty tensor with the shape, type and strides of the result, for tracing."""
+    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
 
 
 LIBRARY.impl("edit_tokens", edit_tokens, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
-torch.library.register_fake("sealign::edit_tokens", lambda tokens, *_: torch.empty_like(tokens), lib=LIBRARY)
+torch.library.register_fake("sealign::edit_tokens", _shape, lib=LIBRARY)
 torch.library.register_autograd("sealign::edit_tokens", _gradient, setup_context=_save_for_gradient, lib=LIBRARY)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from sealign.files import RECORD_CONFIG
 from sealign.models.fingerprint import model_fingerprint, template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
 
@@ -26,22 +27,20 @@ TENSORS_NAME = "edit.safetensors"
 CARD_NAME = "README.md"
 """File name of the model card."""
 
-_STRICT: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerRecord:
     """What was fitted at one layer.
 
     Attributes:
         module: Dotted path of the module whose output is edited.
         rank: Number of directions of the edit; 0 for a pure shift.
-        scale: Multiple of the activation that the edit adds; 0 for an edit of low rank.
-        relative_change: Mean of |x' - x| / |x| over the neutral activations, at the edit's strength.
-        statistics: Further figures that the method reports of the layer, by name.
+        scale: Multiple of the activation that an affine edit adds; 0 for a change of low rank.
+        relative_change: Mean of |x' - x| / |x| over the neutral activations, at the strength of the fit.
+        statistics: Further figures that the method reports for the layer, by name.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     module: str
     rank: int
     scale: float
@@ -61,7 +60,7 @@ class ModelRecord:
         template_hash: SHA-256 of the chat template.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     id: str
     revision: str | None
     fingerprint: dict[str, str | int | float | bool | None]
@@ -69,31 +68,40 @@ class ModelRecord:
     template_hash: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EditRecord:
     """Everything in ``edit.json``.
 
     Attributes:
+        format: Always ``sealign.edit``.
+        format_version: Version of the format.
         method: Name of the method, such as ``sea``.
-        config: Settings of the method.
-        learned: Results of the fit that are not tensors, such as the heads that ITI selected.
         strength: How far the edit moves an activation: 0 is no edit, 1 the whole; None for a method without strength.
         site: ``mlp``, ``attention`` or ``residual``; None for a method that does not edit activations.
-        normalization: ``token``, ``feature`` or ``none``.
+        normalization: How edited activations are rescaled: ``token``, ``feature`` or ``none``.
         feature_map: Name of the feature map; ``identity`` for an affine edit.
         combine: Combination of the projected parts; None unless the edit has a feature map.
-        layers: By layer index, what was fitted there.
+        layers: What was fitted at each edited layer, by the layer's index.
+        config: Settings of the method.
+        learned: Results of the fit that are not tensors, such as the heads that ITI selected.
         model: The base model.
         demonstrations_hash: SHA-256 of the demonstrations; None if there were none.
         demonstrations_count: Number of demonstrations.
-        fit_seconds: Duration of the fit in seconds, activations included.
+        fit_seconds: Duration of the fit in seconds, including the collection of activations.
         versions: Versions of sealign, torch, transformers and Python.
-        tensors_hash: SHA-256 of the tensors.
-        format, format_version: Of the file.
+        tensors_hash: SHA-256 of the saved tensors.
     """
 
-    __pydantic_config__: ClassVar[Any] = _STRICT
+    __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
     method: str
+    strength: float | None = None
+    site: str | None = None
+    normalization: str = "none"
+    feature_map: str = "identity"
+    combine: str | None = None
+    layers: dict[str, LayerRecord] = field(default_factory=dict)
     config: dict[str, Any]
     learned: dict[str, Any]
     model: ModelRecord
@@ -102,14 +110,6 @@ class EditRecord:
     fit_seconds: float
     versions: dict[str, str]
     tensors_hash: str
-    strength: float | None = None
-    site: str | None = None
-    normalization: str = "none"
-    feature_map: str = "identity"
-    combine: str | None = None
-    layers: dict[str, LayerRecord] = field(default_factory=dict)
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
 
     @property
     def settings(self) -> Mapping[str, Any]:

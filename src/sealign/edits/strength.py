@@ -8,7 +8,7 @@ from sealign.errors import SettingError
 
 
 def check_strength(strength: float | str) -> float:
-    """Return a strength as a float, or raise if it is not a finite number.
+    """Return a strength as a float, or raise an error if it is not a finite number.
 
     0 is no edit, 1 the whole edit. Negative values edit in the opposite direction, values above 1 go beyond the
     fitted edit; both are allowed.
@@ -25,6 +25,8 @@ def check_strength(strength: float | str) -> float:
     """
     try:
         value = float(strength)
+    except OverflowError:
+        value = math.inf
     except (TypeError, ValueError):
         raise SettingError(f"strength is {strength!r}, but it must be a number; try 0.5") from None
     if not math.isfinite(value):

@@ -1,0 +1,76 @@
+"""The edit of one layer in the feature space of an elementwise map."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sealign.edits.layer_edit import EditFunction, LayerEdit, move_factor
+from sealign.edits.operator import without_autocast
+from sealign.edits.random_rotation import random_rotation
+from sealign.errors import check_choice
+from sealign.spectral.projection import COMBINES, Combine, Projection
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMapEdit(LayerEdit):
+    """An edit in the feature space of an invertible elementwise map (Phi-SEA).
+
+    y = Phi^-1(P+ Phi(x)) + Phi^-1(P- Phi(x)), or another combination; see ``Projection``.
+
+    Attributes:
+        projection: U+ and U- in feature space, with the name of Phi.
+        combine: Which projected parts make y.
+    """
+
+    projection: Projection
+    combine: Combine = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("combination", self.combine, COMBINES)
+
+    @property
+    def width(self) -> int:
+        """Number of features d."""
+        return self.projection.width
+
+    @property
+    def rank(self) -> int:
+        """Number of directions kept and dropped, k+ + k-."""
+        return self.projection.rank_positive + self.projection.rank_negative
+
+    @property
+    def feature_map(self) -> str:
+        """Name of Phi."""
+        return self.projection.feature_map
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return ``positive`` and ``negative``, and ``mean`` if the edit is centred."""
+        found = self.projection
+        named = {"positive": found.positive, "negative": found.negative, "mean": found.mean}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def randomized(self, seed: int) -> FeatureMapEdit:
+        """Return the edit with U+ and U- rotated together at random; the mean stays."""
+        found = self.projection
+        rotate = random_rotation(torch.cat([found.positive, found.negative], dim=1), seed)
+        rotated = dataclasses.replace(found, positive=rotate(found.positive), negative=rotate(found.negative))
+        return dataclasses.replace(self, projection=rotated)
+
+    def reversed(self) -> FeatureMapEdit:
+        """Return the edit with the roles of positives and negatives exchanged."""
+        return dataclasses.replace(self, projection=self.projection.reversed())
+
+    def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
+        moved = {name: move_factor(tensor, device, dtype) for name, tensor in self.tensors().items()}
+        projection = Projection(moved["positive"], moved["negative"], moved.get("mean"), self.feature_map)
+
+        def edit(tokens: Tensor, strength: float) -> Tensor:
+            with without_autocast(tokens.device.type):
+                return projection(tokens, combine=self.combine, normalization=self.normalization, strength=strength)
+
+        return edit
