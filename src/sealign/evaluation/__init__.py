@@ -1,1 +1,1 @@
-"""Effects of an edit: scores, statistics, damage."""
+"""Evaluation of edits: tasks, scores, controls, damage, statistics, verdicts and tuning."""

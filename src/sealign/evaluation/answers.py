@@ -1,4 +1,4 @@
-"""Answers of the base and the edited model to the same prompts."""
+"""Answers of the base model and of the edited model to the same prompts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sealign.edits.edit import Edit
+from sealign.edits.attach import apply_edit
+from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
-from sealign.methods.registry import Change, apply_change, prefix_of
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids, room_for_answer
 from sealign.models.prompt_format import PromptFormat
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """A prompt with two answers.
+    """A prompt and its two answers.
 
     Attributes:
-        prompt: what was asked.
-        base: the answer of the unedited model.
-        edited: the answer of the edited model.
+        prompt: The prompt.
+        base: Answer of the base model.
+        edited: Answer of the edited model.
     """
 
     prompt: str
@@ -38,7 +38,7 @@ class Answers:
 def compare_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edit: Change,
+    edit: Intervention,
     prompts: Sequence[str],
     *,
     prompt_format: PromptFormat = PromptFormat(),
@@ -46,47 +46,40 @@ def compare_answers(
     max_new_tokens: int = 64,
     ignore_mismatch: bool = False,
 ) -> list[Answers]:
-    """Answer prompts greedily with and without an edit, or another method.
+    """Answer prompts greedily with and without an edit.
 
-    An edit that is rescaled per feature is run one prompt at a time and without a cache, the only way
-    in which it is defined.
+    An edit that is not causal runs one prompt at a time and without a cache, the only way in which it is defined.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        edit: the edit or the method. One that puts demonstrations in the context writes its prompts in a few-shot
-            style, inside the chat template where the tokenizer has one.
-        prompts: at least 1.
-        prompt_format: how prompts are written.
-        strength: in place of a spectral edit's own.
-        max_new_tokens: length of an answer, at most.
-        ignore_mismatch: as for ``attach``.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        edit: The edit, or another intervention. If it puts text before prompts, they are written in a few-shot style,
+            inside the chat template if the tokenizer has one.
+        prompts: Prompts to answer; none may be empty.
+        prompt_format: How prompts are written.
+        strength: Strength to use instead of the edit's own.
+        max_new_tokens: Maximum number of tokens of an answer.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Raises:
-        FingerprintError: the model is not the edit's.
-        SettingError: the strength is not finite or not a spectral edit's, or a prompt is empty or longer than the
-            model's context.
+        FingerprintError: The model is not the one that the edit was fitted on.
+        SettingError: The strength is not finite, the method has no strength, or a prompt is empty or longer than the
+            context of the model.
     """
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
-            raise SettingError(f"prompt {number} of {len(prompts)} is empty; write something to be answered")
-    per_feature = isinstance(edit, Edit) and edit.settings.normalization == "feature"
-    if strength is not None:
-        if not isinstance(edit, Edit):
-            raise SettingError(f"strength is {strength}, but only spectral edits have one; leave it out")
-        edit = edit.with_settings(strength=strength)
-    plain, prefixed = _encoded(model, tokenizer, prompts, prompt_format, ""), None
-    if prefix_of(edit):
-        prefixed = _encoded(model, tokenizer, prompts, prompt_format, prefix_of(edit))
-    longest = max(len(ids) for ids in [*plain, *(prefixed or [])])
+            raise SettingError(f"prompt {number} of {len(prompts)} is empty; write a question")
+    plain = _encoded(model, tokenizer, prompts, prompt_format, "")
+    prefixed = _encoded(model, tokenizer, prompts, prompt_format, edit.prefix) if edit.prefix else plain
+    longest = max(len(ids) for ids in [*plain, *prefixed])
     max_new_tokens = min(max_new_tokens, room_for_answer(model, longest, "the longest prompt", "shorten it"))
-    with eval_mode(model), apply_change(model, edit, ignore_mismatch=ignore_mismatch) as handle:
+    with eval_mode(model), apply_edit(model, edit, strength=strength, ignore_mismatch=ignore_mismatch) as handle:
         with handle.switched(False):
             base = _answer(model, tokenizer, plain, max_new_tokens)
-        if per_feature:
-            edited = [_answer(model, tokenizer, [ids], max_new_tokens, use_cache=False)[0] for ids in plain]
+        if edit.is_causal:
+            edited = _answer(model, tokenizer, prefixed, max_new_tokens)
         else:
-            edited = _answer(model, tokenizer, prefixed or plain, max_new_tokens)
+            edited = [_answer(model, tokenizer, [ids], max_new_tokens, use_cache=False)[0] for ids in prefixed]
     return [Answers(*row) for row in zip(prompts, base, edited, strict=True)]
 
 

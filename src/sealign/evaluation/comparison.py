@@ -1,4 +1,4 @@
-"""The statistics of an evaluation: every metric of every edit against the base model and against its controls."""
+"""Statistics of an evaluation: every metric of every edit, against the base model and against the controls."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from sealign.evaluation.statistics import Aim, Difference, holm, paired_differen
 from sealign.evaluation.verdict import MAX_DAMAGE, Effect, Verdict, judge_effects
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One metric of one edit.
 
     Attributes:
-        task: its name.
-        metric: its name; subgroups are ``metric/subgroup``.
-        headline: whether it stands for the task in the verdict.
-        aim: which way is good.
-        base: value of the base model; NaN where a ratio has no denominator.
-        edited: value of the edited model, likewise.
-        difference: between them; None where there are too few items for an interval.
-        adjusted_p: p-value after Holm's correction over the headline metrics of the run; for a subgroup, over
-            the subgroups of its metric; None otherwise and without a difference.
-        random: from the base model to the mean of the random controls; None where there are none.
-        over_random: from that mean to the edited model, likewise.
-        reversed: from the base model to the reversed edit, likewise.
+        task: Name of the task.
+        metric: Name of the metric; that of a subgroup is ``metric/subgroup``.
+        headline: Whether the verdict depends on the metric.
+        aim: Which values are good.
+        base: Value of the base model; NaN if the denominators of a ratio sum to 0.
+        edited: Value of the edited model, likewise.
+        difference: From the base model to the edited model; None if there are too few items for an interval.
+        adjusted_p: P-value after Holm's correction over the headline metrics of the run; for a subgroup, over the
+            subgroups of its metric. None for other metrics, and without a difference.
+        random: Difference from the base model to the mean of the random controls; None if there are none.
+        over_random: Difference from that mean to the edited model, likewise.
+        reversed: Difference from the base model to the reversed edit, likewise.
     """
 
     task: str
@@ -48,19 +48,19 @@ class Row:
 
     @property
     def name(self) -> str:
-        """Task and metric."""
+        """Names of task and metric."""
         return f"{self.task} {self.metric}"
 
 
 @dataclass(frozen=True)
 class EditReport:
-    """All that was found about one edit.
+    """Statistics and verdict of one edit.
 
     Attributes:
-        edit: its name.
-        rows: every metric, headline metrics first within a task.
-        damage: by arm: the edit and its controls.
-        verdict: in words.
+        edit: Name of the edit.
+        rows: All metrics; within a task, headline metrics come first.
+        damage: By arm, for the edit and its controls.
+        verdict: The verdict.
     """
 
     edit: str
@@ -70,7 +70,7 @@ class EditReport:
 
     @property
     def headlines(self) -> list[Row]:
-        """The rows that the verdict stands on."""
+        """The rows that the verdict depends on."""
         return [row for row in self.rows if row.headline]
 
 
@@ -78,9 +78,9 @@ def report_edits(results: Results, *, max_damage: float = MAX_DAMAGE, seed: int 
     """Return the statistics and the verdict of each edit of an evaluation.
 
     Args:
-        results: of ``sealign evaluate``.
-        max_damage: budget of the verdict, in nats a token on neutral text.
-        seed: of the resampling.
+        results: Results of the evaluation.
+        max_damage: Budget of the damage, in nats per token on neutral text.
+        seed: Seed of the resampling.
     """
     return [_report(results, edit, max_damage, seed) for edit in results.edits]
 
@@ -108,7 +108,15 @@ def _row(results: Results, edit: str, task_name: str, task: Task, name: str, met
         return difference_of(first, second, groups=item_groups(task, first), seed=seed)
 
     base, edited = metric.item_scores(BASE), metric.item_scores(edit)
-    row = Row(task_name, name, metric.headline, metric.aim, base.value, edited.value, compare(base, edited))
+    row = Row(
+        task=task_name,
+        metric=name,
+        headline=metric.headline,
+        aim=metric.aim,
+        base=base.value,
+        edited=edited.value,
+        difference=compare(base, edited),
+    )
     random = results.controls(edit, "random")
     if random:
         mean = mean_scores([metric.item_scores(arm) for arm in random])
@@ -119,12 +127,12 @@ def _row(results: Results, edit: str, task_name: str, task: Task, name: str, met
 
 
 def item_groups(task: Task, scores: ItemScores) -> list[str] | None:
-    """Return the label of each item of a metric, or None where every item stands alone."""
+    """Return the group label of each item of a metric, or None if all items of the task are independent."""
     return None if task.groups is None else [task.groups[item] for item in scores.items]
 
 
 def mean_scores(arms: Sequence[ItemScores]) -> ItemScores:
-    """Return the mean over arms of each item's scores; of a ratio, of its numerators and denominators."""
+    """Return the scores of each item averaged over arms; for a ratio, its numerators and denominators are averaged."""
     below = [arm.denominators for arm in arms if arm.denominators is not None]
     return replace(
         arms[0],
@@ -136,7 +144,13 @@ def mean_scores(arms: Sequence[ItemScores]) -> ItemScores:
 def difference_of(
     first: ItemScores, second: ItemScores, *, groups: Sequence[str] | None = None, seed: int = 0
 ) -> Difference | None:
-    """Return the paired difference of two arms of a metric, or None where there are too few items for one."""
+    """Return the paired difference of two arms of a metric, or None if there are too few items for an interval.
+
+    Args:
+        first, second: Scores of the two arms over the same items.
+        groups: Label of each item; items of one label are resampled together.
+        seed: Seed of the resampling.
+    """
     try:
         if first.denominators is None or second.denominators is None:
             return paired_difference(first.numerators, second.numerators, groups=groups, seed=seed)
@@ -147,10 +161,10 @@ def difference_of(
 
 
 def adjust(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows with p-values after Holm's correction, family by family.
+    """Return the rows with p-values after Holm's correction within each family of metrics.
 
-    The headline metrics of a run are one family, so that its verdict holds its level; the subgroups of a metric are
-    another one each. Metrics that are neither, details, are not corrected and have none.
+    The headline metrics of a run are one family, so that the verdict keeps its significance level. The subgroups of
+    each metric are a family. Other metrics get no adjusted p-value.
     """
     families: dict[tuple[str, str], list[int]] = {}
     for index, row in enumerate(rows):
@@ -168,12 +182,12 @@ def adjust(rows: Sequence[Row]) -> list[Row]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm of one evaluation against an arm of another, over the items that both have.
+    """An arm of one evaluation compared with an arm of another, over the items that both have.
 
     Attributes:
-        first: name of the arm in the first evaluation.
-        second: name of the arm in the second.
-        rows: every metric that both have; ``base`` is the first arm, ``edited`` the second.
+        first: Name of the arm in the first evaluation.
+        second: Name of the arm in the second evaluation.
+        rows: The metrics that both have; ``base`` is the first arm and ``edited`` the second.
     """
 
     first: str
@@ -184,21 +198,22 @@ class Comparison:
 def compare_results(first: Results, second: Results, *, seed: int = 0) -> list[Comparison]:
     """Return the paired statistics of two evaluations: base against base, and edit against edit.
 
-    Edits are paired by name, or with each other where each evaluation has one. Holm's correction is over
-    the headline metrics of each pair.
+    Edits are paired by name, or with each other if each evaluation has exactly one. Holm's correction covers the
+    headline metrics of each pair.
 
     Args:
-        first: an evaluation.
-        second: another, of the same tasks on the same data.
-        seed: of the resampling.
+        first: Results of an evaluation.
+        second: Results of another evaluation of the same tasks on the same data.
+        seed: Seed of the resampling.
 
     Raises:
-        ResultsFileError: they share no task, or the items of a task differ.
+        ResultsFileError: The evaluations have no task in common, or the items of a task differ.
     """
     shared = [task for task in first.tasks if task in second.tasks]
     if not shared:
         raise ResultsFileError(
-            f"the evaluations share no task: one has {', '.join(first.tasks)}, the other {', '.join(second.tasks)}; "
+            f"the evaluations have no task in common: one has {', '.join(first.tasks)}, the other has "
+            f"{', '.join(second.tasks)}; "
             "evaluate both on the same tasks"
         )
     for task in shared:
@@ -216,7 +231,7 @@ def _check_items(task: str, ours: Sequence[str], theirs: Sequence[str]) -> None:
     for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
         if one != other:
             raise ResultsFileError(
-                f"item {number} of task '{task}' is not the same in both evaluations ('{one[:60]}' and "
+                f"item {number} of task '{task}' differs between the evaluations ('{one[:60]}' and "
                 f"'{other[:60]}'); evaluate both on the same data"
             )
 
@@ -231,5 +246,15 @@ def _rows(first: Results, second: Results, task: str, ours: str, theirs: str, se
         before, after = metric.item_scores(ours), other.metrics[name].item_scores(theirs)
         before, after = before.select(before.items < count), after.select(after.items < count)
         difference = difference_of(before, after, groups=item_groups(mine, before), seed=seed)
-        rows.append(Row(task, name, metric.headline, metric.aim, before.value, after.value, difference))
+        rows.append(
+            Row(
+                task=task,
+                metric=name,
+                headline=metric.headline,
+                aim=metric.aim,
+                base=before.value,
+                edited=after.value,
+                difference=difference,
+            )
+        )
     return rows

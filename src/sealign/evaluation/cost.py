@@ -1,4 +1,4 @@
-"""What an edit or a method costs at inference, against the base model in the same run."""
+"""Cost of an edit at inference: times of the edited model over those of the base model in the same run."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from sealign.methods.method import check_at_least
-from sealign.methods.registry import Change, apply_change, prefix_of
+from sealign.edits.attach import apply_edit
+from sealign.edits.intervention import Intervention
+from sealign.errors import SettingError
 from sealign.models.eval_mode import eval_mode
 from sealign.models.structure import input_device, text_config, unwrap_model
 
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Times of a changed model over those of the base model, as ratios within rounds.
+    """Times of the edited model divided by those of the base model, round by round.
 
     Attributes:
-        prefill: reading a prompt: median, lowest and highest ratio; 1 is no cost.
-        decode: writing an answer, token by token: likewise.
-        base_milliseconds: median time a token of the base model, in prefill and in decode.
+        prefill: Median, lowest and highest ratio of the times to read a prompt; 1 is no cost.
+        decode: The same for generating the tokens after the first.
+        base_milliseconds: Median time per token of the base model in milliseconds, in prefill and in decoding.
     """
 
     prefill: tuple[float, float, float]
@@ -37,37 +38,36 @@ class Cost:
 def measure_cost(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    change: Change,
+    edit: Intervention,
     *,
     prompt_tokens: int = 128,
     new_tokens: int = 16,
     rounds: int = 5,
 ) -> Cost:
-    """Time the base model and the changed one in turns, and return the ratios.
+    """Time the base model and the edited model alternately, and return the ratios.
 
     Args:
-        model: the base model.
-        tokenizer: its own; text that a method puts before prompts is read too.
-        change: an edit or a method.
-        prompt_tokens: random tokens in the prompt, at least 1.
-        new_tokens: that are generated, at least 2.
-        rounds: base and change in turns, at least 1, after one round to warm up.
+        model: The base model.
+        tokenizer: Tokenizer of the model; encodes the text that an intervention puts before prompts.
+        edit: The edit, or another intervention.
+        prompt_tokens: Number of random tokens in the prompt. Must be at least 1.
+        new_tokens: Number of tokens to generate. Must be at least 2.
+        rounds: Number of measured rounds, each of the base model and the edited model, after one round to warm up.
+            Must be at least 1.
 
     Raises:
-        SettingError: a number is below its bound.
+        SettingError: A number is below its bound.
     """
-    for name, value, bound in (
-        ("prompt_tokens", prompt_tokens, 1),
-        ("new_tokens", new_tokens, 2),
-        ("rounds", rounds, 1),
-    ):
-        check_at_least(name, value, bound)
+    bounds = {"prompt_tokens": (prompt_tokens, 1), "new_tokens": (new_tokens, 2), "rounds": (rounds, 1)}
+    for name, (value, bound) in bounds.items():
+        if value < bound:
+            raise SettingError(f"{name} is {value}, but it must be at least {bound}")
     vocabulary = text_config(unwrap_model(model)).vocab_size
     drawn = torch.randint(vocabulary, (1, prompt_tokens), generator=torch.Generator().manual_seed(0))
-    before = torch.tensor([tokenizer.encode(prefix_of(change))], dtype=torch.long).reshape(1, -1)
+    before = torch.tensor([tokenizer.encode(edit.prefix)], dtype=torch.long).reshape(1, -1)
     plain, prefixed = (ids.to(input_device(model)) for ids in (drawn, torch.cat([before, drawn], dim=1)))
     times: list[list[float]] = []
-    with eval_mode(model), apply_change(model, change) as handle:
+    with eval_mode(model), apply_edit(model, edit) as handle:
         for number in range(rounds + 1):
             with handle.switched(False):
                 base = _times(model, plain, new_tokens)
@@ -85,7 +85,7 @@ def measure_cost(
 
 
 def _times(model: Any, ids: torch.Tensor, new_tokens: int) -> tuple[float, float]:
-    """Seconds to the first token, and for the others."""
+    """Return the time to the first token and the time of all others, in seconds."""
 
     def generate(count: int) -> float:
         started = time.perf_counter()

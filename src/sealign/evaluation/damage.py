@@ -1,4 +1,4 @@
-"""Damage: what an edit costs a model on plain text that has nothing to do with it."""
+"""Damage: how much an edit raises the loss of a model on neutral text, which has nothing to do with the edit."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from scipy import special
 
-from sealign.edits.edit import Edit
+from sealign.edits.attach import apply_edit
+from sealign.edits.intervention import Intervention
 from sealign.evaluation.journal import Journal
-from sealign.methods.registry import Change, apply_change
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.structure import input_device
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Damage:
-    """Losses of the base and the edited model on texts; means over all texts weigh by tokens.
+    """Losses of the base model and the edited model on texts; means over all texts are weighted by tokens.
 
     Attributes:
-        tokens: predicted tokens of each text.
-        base: mean loss of each text without the edit, in nats a token.
-        edited: the same with the edit.
-        divergence: mean KL(base || edited) of each text, in nats a token.
+        tokens: Number of predicted tokens of each text, (n,).
+        base: Mean loss of the base model on each text, in nats per token, (n,).
+        edited: Mean loss of the edited model on each text, in nats per token, (n,).
+        divergence: Mean KL(base || edited) on each text, in nats per token, (n,).
     """
 
     tokens: NDArray[np.float64]
@@ -42,27 +42,27 @@ class Damage:
 
     @property
     def base_loss(self) -> float:
-        """Mean loss of the base model over all tokens, in nats."""
+        """Mean loss of the base model over all tokens, in nats per token."""
         return float(np.average(self.base, weights=self.tokens))
 
     @property
     def edited_loss(self) -> float:
-        """Mean loss of the edited model over all tokens, in nats."""
+        """Mean loss of the edited model over all tokens, in nats per token."""
         return float(np.average(self.edited, weights=self.tokens))
 
     @property
     def loss_increase(self) -> float:
-        """Edited less base mean loss, in nats a token; the log of the ratio of perplexities."""
+        """Edited loss minus base loss, in nats per token; the logarithm of the ratio of perplexities."""
         return self.edited_loss - self.base_loss
 
     @property
     def perplexity_ratio(self) -> float:
-        """Edited over base perplexity, exp(loss increase); 1 is no damage."""
+        """Edited perplexity over base perplexity, exp(loss increase); 1 is no damage."""
         return float(np.exp(self.loss_increase))
 
     @property
     def mean_divergence(self) -> float:
-        """Mean KL(base || edited) over all tokens, in nats."""
+        """Mean KL(base || edited) over all tokens, in nats per token."""
         return float(np.average(self.divergence, weights=self.tokens))
 
 
@@ -81,13 +81,13 @@ def bundled_texts() -> list[str]:
 def text_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the predicted tokens and the mean loss in nats of each text, with whatever edit is on the model.
+    """Return the number of predicted tokens and the mean loss in nats per token of each text.
 
     Args:
-        model: the model.
-        tokenizer: its own.
-        texts: each of at least 2 tokens.
-        batch_size: texts run together; 1 for an edit that is rescaled per feature.
+        model: The model, with any edits that are attached to it.
+        tokenizer: Tokenizer of the model.
+        texts: Texts of at least 2 tokens each.
+        batch_size: Number of texts to run together. Must be 1 for an edit that is not causal.
     """
     encoded = [list(tokenizer.encode(text)) for text in texts]
     losses: list[float] = []
@@ -102,52 +102,56 @@ def text_losses(
     return np.array([len(ids) - 1.0 for ids in encoded]), np.array(losses)
 
 
-def rise_with_bound(
+def increase_with_bound(
     tokens: NDArray[np.float64], base: NDArray[np.float64], edited: NDArray[np.float64]
 ) -> tuple[float, float]:
-    """Return the mean rise of the loss over all tokens, and the upper end of its one-sided 95 % interval.
+    """Return the mean increase of the loss over all tokens, and the upper end of its one-sided 95 % interval.
 
-    With weights w_i, tokens of text i over all tokens, and rises d_i, the mean is m = sum w_i d_i, its standard error
-    SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2) and the bound m + t_{n-1}(0.95) SE: texts that were not measured may
-    suffer more than those that were.
+    With weights w_i, tokens of text i over all tokens, and increases d_i, the mean is m = sum w_i d_i, its standard
+    error SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2), and the bound m + t_{n-1}(0.95) SE. The bound allows for texts
+    that were not measured and may suffer more.
 
     Args:
-        tokens: predicted tokens of each text, (n,), n at least 2.
-        base: mean loss of each without the edit, (n,).
-        edited: mean loss of each with it, (n,).
+        tokens: Number of predicted tokens of each text, (n,), n at least 2.
+        base: Mean loss of the base model on each text, (n,).
+        edited: Mean loss of the edited model on each text, (n,).
 
     Example:
-        >>> rise_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
+        >>> increase_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
         (0.5, 0.5)
     """
-    shares, rises = tokens / tokens.sum(), edited - base
-    mean = float(shares @ rises)
-    count = len(rises)
-    error = np.sqrt(count / (count - 1) * float(np.square(shares) @ np.square(rises - mean)))
+    shares, increases = tokens / tokens.sum(), edited - base
+    mean = float(shares @ increases)
+    count = len(increases)
+    error = np.sqrt(count / (count - 1) * float(np.square(shares) @ np.square(increases - mean)))
     return mean, float(mean + special.stdtrit(count - 1, 0.95) * error)
 
 
-@torch.no_grad()
 def measure_damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edit: Change,
+    edit: Intervention,
     *,
     texts: Sequence[str] | None = None,
     batch_size: int = 4,
+    ignore_mismatch: bool = False,
     track: Track = no_progress,
 ) -> Damage:
-    """Return the losses of a model with and without an edit on texts, token by token in the same run.
+    """Return the losses of a model on texts with and without an edit, both from the same run.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        edit: what is to be measured, at its own strength.
-        texts: neutral texts; the bundled ones if None.
-        batch_size: texts run together.
-        track: shows progress.
+        model, tokenizer, texts, batch_size, ignore_mismatch, track: As for ``measure_damages``.
+        edit: The edit, or another intervention, measured at its own strength.
     """
-    (damage,) = measure_damages(model, tokenizer, [edit], texts=texts, batch_size=batch_size, track=track)
+    (damage,) = measure_damages(
+        model,
+        tokenizer,
+        [edit],
+        texts=texts,
+        batch_size=batch_size,
+        ignore_mismatch=ignore_mismatch,
+        track=track,
+    )
     return damage
 
 
@@ -155,29 +159,31 @@ def measure_damage(
 def measure_damages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edits: Sequence[Change],
+    edits: Sequence[Intervention],
     *,
     texts: Sequence[str] | None = None,
     batch_size: int = 4,
     journal: Journal | None = None,
+    ignore_mismatch: bool = False,
     track: Track = no_progress,
 ) -> list[Damage]:
-    """Return the damage of each of several edits, running the base model once for all.
+    """Return the damage of each of several edits; the base model runs once for all of them.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        edits: what is to be measured, each alone, at its own strength.
-        texts: neutral texts; the bundled ones if None.
-        batch_size: texts run together.
-        journal: where finished batches are kept; of one model only.
-        track: shows progress.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        edits: Edits or other interventions, each measured by itself and at its own strength.
+        texts: Neutral texts; the bundled ones if None.
+        batch_size: Number of texts to run together; 1 is used if an edit is not causal.
+        journal: Journal of finished batches; it may serve one model only.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+        track: Shows progress.
     """
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]
     given = list(bundled_texts() if texts is None else texts)
-    if any(isinstance(edit, Edit) and edit.settings.normalization == "feature" for edit in edits):
-        batch_size = 1  # not defined for batches
+    if not all(edit.is_causal for edit in edits):
+        batch_size = 1  # padding would change the edit
     encoded = [list(tokenizer.encode(text)) for text in given]
     batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
     rows: list[list[Sequence[float]]] = [[] for _ in edits]
@@ -185,7 +191,7 @@ def measure_damages(
         for batch in track(batches, "Measuring damage", len(batches)):
             key = Journal.key("damage", hashes, batch)
             if key not in journal:
-                journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer)))})
+                journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer), ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
                 rows[index] += measured
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
@@ -193,7 +199,7 @@ def measure_damages(
 
 
 def _measure_batch(
-    model: Any, edits: Sequence[Change], batch: Sequence[Sequence[int]], pad: int
+    model: Any, edits: Sequence[Intervention], batch: Sequence[Sequence[int]], pad: int, ignore_mismatch: bool
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each text of a batch."""
     ids, mask = pad_right(batch, pad, input_device(model))
@@ -205,7 +211,7 @@ def _measure_batch(
 
     base = log_probabilities()
     for edit in edits:
-        with apply_change(model, edit):
+        with apply_edit(model, edit, ignore_mismatch=ignore_mismatch):
             edited = log_probabilities()
         divergence = (base.exp() * (base - edited)).sum(-1)
         values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,20 @@ import numpy as np
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
-from sealign.edits.edit import Edit
+from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
-from sealign.errors import ResultsFileError, SettingError
+from sealign.errors import ResultsFileError
+from sealign.evaluation.arms import PlannedArm, plan_arms
 from sealign.evaluation.damage import measure_damages
+from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
-from sealign.evaluation.results import BASE, RESULTS_NAME, Arm, DamageRecord, Metric, Results, Scores, Task
+from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
-from sealign.methods.registry import Change, describe_change, fit_seconds, randomized, reversed_roles
 from sealign.models.fingerprint import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
@@ -33,67 +33,14 @@ from sealign.versions import library_versions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-
 FEW_SHOT_SEED = 1234
-"""Of the few-shot examples; the harness's own."""
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """What is evaluated.
-
-    Attributes:
-        tasks: names of lm-evaluation-harness, or ``halueval_qa``; at least 1.
-        data_dir: a folder with the tasks' data in the Hub's schemas; the Hub if None.
-        limit: the first so many items of each task; all if None.
-        items: by task, the numbers of the items to score, in place of ``limit``.
-        neutral_texts: on which damage is measured; the bundled ones if None.
-        control_seeds: of the random directions, one control each; empty for none.
-        reversed_control: whether the edit with its roles swapped is run too.
-        preamble: text before every prompt, in every arm.
-        max_new_tokens: by task, the length of an answer at most, in place of the task's own.
-        batch_size: sequences run together where scoring is not packed, and in generation.
-        judge: judges the answers of ``truthfulqa_gen``; None leaves Truth and Info out and says so.
-
-    Raises:
-        SettingError: no task, one twice, or a number below its bound.
-    """
-
-    tasks: Sequence[str]
-    data_dir: Path | None = None
-    limit: int | None = None
-    items: Mapping[str, Sequence[int]] | None = None
-    neutral_texts: Sequence[str] | None = None
-    control_seeds: Sequence[int] = (0, 1, 2)
-    reversed_control: bool = True
-    preamble: str = ""
-    max_new_tokens: Mapping[str, int] | None = None
-    batch_size: int = 8
-    judge: Judge | None = None
-
-    def __post_init__(self) -> None:
-        if not self.tasks:
-            raise SettingError("no tasks are named, but an evaluation needs at least 1, such as truthfulqa_mc2")
-        for kind, values in (("task", self.tasks), ("control seed", self.control_seeds)):
-            twice = [value for value in values if list(values).count(value) > 1]
-            if twice:
-                raise SettingError(f"{kind} '{twice[0]}' is named {list(values).count(twice[0])} times; name it once")
-        for name in ("limit", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} is {value}, but it must be at least 1")
-
-
-@dataclass(frozen=True)
-class _Arm:
-    record: Arm
-    edit: Change | None
+"""Seed of the few-shot examples; the default of lm-evaluation-harness."""
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edits: Mapping[str, Change],
+    edits: Mapping[str, Intervention],
     *,
     config: EvaluationConfig,
     output: str | Path,
@@ -103,28 +50,34 @@ def evaluate(
     journal: str | Path | None = None,
     track: Track = no_progress,
 ) -> Results:
-    """Score the base model, each edit and each edit's controls on tasks, and write ``results.json``.
+    """Score the base model, each edit and the controls of each edit on tasks, and write ``results.json``.
 
-    What is scored is kept in the folder ``journal`` of the output as it comes: the same call continues where a killed
-    one stopped, and loses at most one batch.
+    Scores are saved batch by batch in the folder ``journal`` of the output: after an interruption the same call
+    continues and repeats at most one batch.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        edits: by name, edits and the methods that they are compared with.
-        config: what is evaluated.
-        output: the folder to write to.
-        sources: by name, where each edit came from, for the record.
-        command: that makes the results again, for the record.
-        ignore_mismatch: as for ``attach``.
-        journal: a folder in place of the output's own, so that several evaluations score once what they share.
-        track: shows progress.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        edits: By name, edits and other interventions.
+        config: Settings of the evaluation.
+        output: Folder to write to.
+        sources: By name, the folder or repository of each edit, for the record.
+        command: Command line that computes the results again, for the record.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+        journal: Folder to use instead of the journal of the output; evaluations that share one score each sequence
+            once.
+        track: Shows progress.
 
     Raises:
-        SettingError: an unknown task or a missing file; or an edit is called as an arm that is not it.
-        ResultsFileError: the folder has results with other settings.
+        SettingError: A task is unknown, a file is missing, or an edit has the name of another arm.
+        ResultsFileError: The folder has the results of an evaluation with other edits or settings.
     """
-    arms = _arms(edits, sources or {}, config)
+    arms = plan_arms(
+        edits,
+        control_seeds=config.control_seeds,
+        reversed_control=config.reversed_control,
+        sources=sources or {},
+    )
     settings = _settings(config)
     record = model_record(model, tokenizer)
     folder = Path(output)
@@ -132,8 +85,42 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "journal" if journal is None else Path(journal)
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
+    tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
+    damage = _damage(
+        model,
+        tokenizer,
+        arms,
+        texts=config.neutral_texts,
+        journal=Journal(kept / f"{digest}-damage.jsonl"),
+        ignore_mismatch=ignore_mismatch,
+        track=track,
+    )
+    results = Results(
+        command=command,
+        settings=settings,
+        model=record,
+        versions=library_versions("lm_eval", "datasets", "scipy", "numpy"),
+        arms={name: arm.record for name, arm in arms.items()},
+        tasks=tasks,
+        damage=damage,
+    )
+    results.save(folder)
+    return results
+
+
+def _score_arms(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    arms: Mapping[str, PlannedArm],
+    config: EvaluationConfig,
+    kept: Path,
+    digest: str,
+    ignore_mismatch: bool,
+    track: Track,
+) -> dict[str, Task]:
+    """Return the scores of all arms, and note in the record of each arm how long each task took."""
     tasks: dict[str, Task] = {}
-    docs: dict[str, list[Any]] = {}
+    docs: list[Any] = []
     with task_manager(config.tasks, config.data_dir) as manager:
         for name, arm in arms.items():
             lm = SealignLM(
@@ -152,26 +139,15 @@ def evaluate(
                     chosen = None if config.items is None else config.items[task]
                     longest = (config.max_new_tokens or {}).get(task)
                     samples = run_task(lm, task, manager, limit=config.limit, items=chosen, max_new_tokens=longest)
-                    _add(tasks, task, name, samples)
-                    docs[task] = samples.docs if task == JUDGED_TASK else []
+                    _add_samples(tasks, task, name, samples)
+                    if task == JUDGED_TASK:
+                        docs = samples.docs
                     arm.record.seconds[task] = round(time.perf_counter() - started, 3)
             finally:
                 lm.close()
     if JUDGED_TASK in tasks:
-        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs[JUDGED_TASK], config.judge, kept, track)
-    measured = Journal(kept / f"{digest}-damage.jsonl")
-    damage = _damage(model, tokenizer, arms, config.neutral_texts, measured, track)
-    results = Results(
-        command=command,
-        settings=settings,
-        model=record,
-        versions=library_versions("lm_eval", "datasets", "scipy", "numpy"),
-        arms={name: arm.record for name, arm in arms.items()},
-        tasks=tasks,
-        damage=damage,
-    )
-    results.save(folder)
-    return results
+        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, kept, track)
+    return tasks
 
 
 def _naming(track: Track, arm: str) -> Track:
@@ -179,48 +155,21 @@ def _naming(track: Track, arm: str) -> Track:
 
 
 def _settings(config: EvaluationConfig) -> dict[str, Any]:
-    settings = dataclasses.asdict(dataclasses.replace(config, judge=None))
-    settings["judge"] = None if config.judge is None else config.judge.name
+    """Return the settings as JSON values; the neutral texts by their hash, the judge by its name."""
+    settings = config.model_dump(mode="json", exclude={"judge"})
     if config.neutral_texts is not None:
         settings["neutral_texts"] = Journal.key(list(config.neutral_texts))
-    settings["data_dir"] = None if config.data_dir is None else str(config.data_dir)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-
-
-def _arms(edits: Mapping[str, Change], sources: Mapping[str, str], config: EvaluationConfig) -> dict[str, _Arm]:
-    """The base model, then each edit with its controls."""
-    arms = {BASE: _Arm(Arm("base", None, None, None, None, None, [], {}), None)}
-
-    def add(name: str, kind: Any, of: str, edit: Change, source: str | None = None, seed: Any = None) -> None:
-        if name in arms:
-            raise SettingError(f"an edit is called '{name}', which is the name of another arm; choose another name")
-        arms[name] = _Arm(_record(kind, of, edit, source, seed), edit)
-
-    for name, edit in edits.items():
-        add(name, "edit", name, edit, sources.get(name))
-        for seed in config.control_seeds:
-            if (control := randomized(edit, seed)) is not None:
-                add(f"{name} random {seed}", "random", name, control, seed=seed)
-        if config.reversed_control and (control := reversed_roles(edit)) is not None:
-            add(f"{name} reversed", "reversed", name, control)
-    return arms
-
-
-def _record(kind: Any, of: str, edit: Change, source: str | None, seed: int | None) -> Arm:
-    if isinstance(edit, Edit):
-        return Arm(kind, of, source, edit.hash, seed, edit.settings, edit.layers, {})
-    seconds = fit_seconds(edit) if kind == "edit" else None
-    return Arm(kind, of, source, edit.hash, seed, None, [], {}, describe_change(edit), seconds)
+    return settings | {"judge": None if config.judge is None else config.judge.name}
 
 
 def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str | None]) -> None:
-    """Raise where a folder has results that are not those to be made."""
+    """Raise an error if a folder has the results of another evaluation."""
     if not (folder / RESULTS_NAME).is_file():
         return
     found = Results.load(folder)
     if found.settings != settings or [arm.hash for arm in found.arms.values()] != list(hashes):
         raise ResultsFileError(
-            f"'{folder}' has the results of another evaluation, with other edits or settings; choose another --output"
+            f"'{folder}' has the results of an evaluation with other edits or settings; choose another --output"
         )
 
 
@@ -233,8 +182,17 @@ def run_task(
     items: Sequence[int] | None = None,
     max_new_tokens: int | None = None,
 ) -> TaskSamples:
-    """Return what a model made of a task: of its first ``limit`` items, of those numbered, or of all."""
-    # What ``simple_evaluate`` does, without its search for a git repository and for the machine's details.
+    """Run a model on a task and return the samples that the harness recorded.
+
+    Args:
+        lm: The model.
+        task: Name of the task.
+        manager: Task manager that knows the task.
+        limit: Number of items, from the first on; None uses all.
+        items: Numbers of the items to run, instead of ``limit``.
+        max_new_tokens: Maximum number of tokens of an answer, instead of the limit of the task.
+    """
+    # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
     loaded = manager.load([task])
     for loaded_task in loaded["tasks"].values():
         if loaded_task.get_config("num_fewshot") is None:
@@ -242,7 +200,7 @@ def run_task(
         loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
         if max_new_tokens is not None:
             loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
-    # The harness divides by probabilities that underflow where a model is broken; ``item_scores`` does not.
+    # The harness divides by probabilities that underflow if a model is broken; ``item_scores`` does not.
     with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
         found = evaluator.evaluate(
             lm=lm,
@@ -255,10 +213,10 @@ def run_task(
     return TaskSamples.of(task, found)
 
 
-def _add(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples) -> None:
-    """Put what one arm made of a task into the tasks."""
+def _add_samples(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples) -> None:
+    """Add the scores and answers of one arm on one task."""
     if name not in tasks:
-        tasks[name] = Task(found.version, found.questions, found.groups, {}, {}, [])
+        tasks[name] = Task(version=found.version, questions=found.questions, groups=found.groups)
     tasks[name].answers[arm] = found.answers
     scores = found.scores()
     headlines = headline_metrics(name, scores)
@@ -267,14 +225,21 @@ def _add(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples) -> Non
 
 
 def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headline: bool) -> None:
-    """Put one metric of one arm into a task."""
+    """Add one metric of one arm to a task."""
     if metric not in task.metrics:
-        task.metrics[metric] = Metric(values.items.tolist(), values.aim, values.scale, values.offset, headline, {})
+        task.metrics[metric] = Metric(
+            items=values.items.tolist(),
+            aim=values.aim,
+            scale=values.scale,
+            offset=values.offset,
+            headline=headline,
+        )
     below = None if values.denominators is None else values.denominators.tolist()
     task.metrics[metric].arms[arm] = Scores(values.numerators.tolist(), below)
 
 
 def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, kept: Path, track: Track) -> Task:
+    """Return the task with the judgements of its answers as headline metrics, or with a note that there are none."""
     if judge is None:
         return dataclasses.replace(task, notes=[*task.notes, NOT_JUDGED])
     for metric in task.metrics:
@@ -291,11 +256,22 @@ def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, kept: Path, tra
 def _damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    arms: Mapping[str, _Arm],
+    arms: Mapping[str, PlannedArm],
+    *,
     texts: Sequence[str] | None,
     journal: Journal,
+    ignore_mismatch: bool,
     track: Track,
 ) -> dict[str, DamageRecord]:
+    """Return the damage of all arms but the base model."""
     edits = {name: arm.edit for name, arm in arms.items() if arm.edit is not None}
-    damages = measure_damages(model, tokenizer, list(edits.values()), texts=texts, journal=journal, track=track)
+    damages = measure_damages(
+        model,
+        tokenizer,
+        list(edits.values()),
+        texts=texts,
+        journal=journal,
+        ignore_mismatch=ignore_mismatch,
+        track=track,
+    )
     return {name: DamageRecord.of(damage) for name, damage in zip(edits, damages, strict=True)}

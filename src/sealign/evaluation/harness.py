@@ -1,7 +1,7 @@
 """An edited model as a model of lm-evaluation-harness, with packed scoring and results that survive a crash.
 
-Usable from the harness's own entry points: ``simple_evaluate(model=SealignLM(...))`` from Python, and on its command
-line as
+It works with the harness's own entry points: from Python as ``simple_evaluate(model=SealignLM(...))``, and on the
+command line as
 
     python -m sealign.evaluation.harness --model sealign --model_args pretrained=smollm2,edit=FOLDER --tasks ...
 """
@@ -19,49 +19,51 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from sealign.edits.attach import EditHandle
-from sealign.edits.edit import Edit
-from sealign.errors import SettingError
+from sealign.edits.attach import attach
+from sealign.edits.handle import EditHandle
+from sealign.edits.intervention import Intervention
+from sealign.edits.strength import check_strength
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, layer_kinds, score_choices, supports_packing
-from sealign.methods.method import Attached, Method
-from sealign.methods.registry import Change, attach_change, load_change, parts_of, prefix_of
+from sealign.methods.registry import load_edit
 from sealign.models.loading import load_model
-from sealign.models.shared_prefix import share_beginning
+from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
-"""What the harness asks for: the texts, and the token ids of context and continuation."""
+"""A request of the harness: the texts of context and continuation, and the token ids of each."""
 
 
 @register_model("sealign")
 class SealignLM(HFLM):  # type: ignore[misc]
-    """The harness's Hugging Face model with an edit, or a method that edits are compared with, on it.
+    """The harness's Hugging Face model with an edit, or another intervention, attached to it.
 
-    Log-likelihoods are scored packed (see ``score_choices``) wherever edit and model allow it, and by the harness's own
-    code elsewhere: an edit that is rescaled per feature is not causal, so that sequences can share nothing.
+    Log-likelihoods are scored packed (see ``score_choices``) if edit and model allow it, else by the harness's own
+    code: sequences cannot share anything under an edit that is not causal.
 
     Args:
-        pretrained: a loaded model, or a name that ``load_model`` knows.
-        edit: an edit or a method, its folder or repository; None is the base model.
-        preamble: text before every prompt; a method's own prefix follows it.
-        strength: in place of the edit's own.
-        tokenizer: the model's own; needed with a loaded model.
-        journal: a file in which results are kept; a second run reads them.
-        track: shows progress.
-        ignore_mismatch: as for ``attach``.
-        dtype, device, batch_size: as for the harness's model; the first two only where a name is given.
-        **kwargs: everything else that the harness's model takes.
+        pretrained: A loaded model, or a name that ``load_model`` accepts.
+        edit: An edit or another intervention, or its folder or repository; None for the base model.
+        preamble: Text before every prompt; the prefix of an intervention follows it.
+        strength: Strength to use instead of the edit's own.
+        tokenizer: Tokenizer of the model; required with a loaded model.
+        journal: File in which results are saved, and from which a second run reads them.
+        track: Shows progress.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+        dtype, device: As for ``load_model``; used only if ``pretrained`` is a name.
+        batch_size: Number of sequences to run together in generation, and in scoring that is not packed.
+        **kwargs: Further arguments of the harness's model.
 
     Raises:
-        FingerprintError, EditFileError, ModelError: as ``attach``, ``Edit.from_pretrained`` and ``load_model``.
+        FingerprintError, ModelError, SettingError: As for ``attach``.
+        EditFileError, ModelError: As for ``load_edit`` and ``load_model``.
     """
 
     def __init__(
         self,
         pretrained: Any,
         *,
-        edit: Change | str | None = None,
+        edit: Intervention | str | Path | None = None,
         preamble: str = "",
         strength: float | None = None,
         tokenizer: Any = None,
@@ -75,46 +77,41 @@ class SealignLM(HFLM):  # type: ignore[misc]
     ) -> None:
         if isinstance(pretrained, str):
             pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device or "auto")
-        loaded = load_change(edit) if isinstance(edit, str | Path) else edit
-        spectral = loaded if isinstance(loaded, Edit) else None
-        self._per_feature = spectral is not None and spectral.settings.normalization == "feature"
-        self._shares = _shares_beginnings(pretrained, loaded)
-        self._before = preamble + prefix_of(loaded)
-        super().__init__(pretrained, tokenizer=tokenizer, batch_size=1 if self._per_feature else batch_size, **kwargs)
+        loaded = load_edit(edit) if isinstance(edit, str | Path) else edit
+        self._causal = loaded is None or loaded.is_causal
+        self._shares_prefix = _can_share_prefix(pretrained, loaded)
+        self._before = preamble + (loaded.prefix if loaded is not None else "")
+        super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size if self._causal else 1, **kwargs)
         self._journal = Journal(journal)
         self._track = track
-        self._handle: EditHandle | Attached | None = None
+        self._handle: EditHandle | None = None
         if loaded is not None:
-            if strength is not None:
-                if spectral is None:
-                    raise SettingError(
-                        "strength is given, but what is on the model is not a spectral edit; leave it out"
-                    )
-                loaded = spectral.with_settings(strength=float(strength))
-            self._handle = attach_change(pretrained, loaded, ignore_mismatch=ignore_mismatch)
+            # The harness's command line gives the strength as it was typed.
+            chosen = None if strength is None else check_strength(strength)
+            self._handle = attach(pretrained, loaded, strength=chosen, ignore_mismatch=ignore_mismatch)
 
     def close(self) -> None:
-        """Take the edit off the model."""
+        """Detach the edit from the model."""
         if self._handle is not None:
             self._handle.detach()
 
     def get_model_info(self) -> dict[str, Any]:
-        """Return what the harness records of a model, with the edit's hash and strength."""
+        """Return what the harness records of a model, with hash, strength and modules of the edit."""
         info: dict[str, Any] = super().get_model_info()
-        if isinstance(self._handle, EditHandle):
+        if self._handle is not None:
             info["sealign_edit_hash"] = self._handle.edit.hash
             info["sealign_edit_strength"] = self._handle.strength
             info["sealign_edited_modules"] = self._handle.modules
         return info
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Return log-likelihoods; progress is shown by ``track`` alone."""
+        """Return log-likelihoods; only ``track`` shows progress."""
         asked = [self._prefixed(request) for request in requests]
         scores: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm=True)
         return scores
 
     def _prefixed(self, request: Instance) -> Instance:
-        """The request with what stands before every prompt."""
+        """Return the request with preamble and prefix before its context."""
         if not self._before:
             return request
         context, *rest = request.args
@@ -125,13 +122,13 @@ class SealignLM(HFLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         keys = [Journal.key("loglikelihood", context, target) for _, context, target in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
-        if self._per_feature or not supports_packing(self.model):
-            self._score_apart(missing, override_bs)
+        if not self._causal or not supports_packing(self.model):
+            self._score_unpacked(missing, override_bs)
         else:
             self._score_packed(missing)
         return [(float(value), bool(greedy)) for value, greedy in map(self._journal.get, keys)]
 
-    def _score_apart(self, missing: dict[str, Tokens], override_bs: int | None) -> None:
+    def _score_unpacked(self, missing: dict[str, Tokens], override_bs: int | None) -> None:
         items, size = list(missing.items()), int(self.batch_size)
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         for batch in self._track(batches, "Scoring", len(batches)):
@@ -141,7 +138,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
     def _score_packed(self, missing: dict[str, Tokens]) -> None:
         by_context: dict[tuple[int, ...], list[tuple[str, tuple[int, ...]]]] = {}
         for key, (_, context, target) in missing.items():
-            # As the harness does, what is too long for the context loses its beginning.
+            # As in the harness, a text that is too long for the context loses its beginning.
             kept = (context + target)[-(self.max_length + 1) :][: -len(target)]
             by_context.setdefault(tuple(kept), []).append((key, tuple(target)))
         groups = list(by_context.items())
@@ -160,7 +157,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
 
     @torch.no_grad()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return greedy or sampled completions, batch by batch, longest first."""
+        """Return greedy or sampled completions; the longest prompts run first."""
         requests = [self._prefixed(request) for request in requests]
         keys = [Journal.key("generate", *request.args) for request in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
@@ -173,12 +170,12 @@ class SealignLM(HFLM):  # type: ignore[misc]
         return [str(self._journal.get(key)) for key in keys]
 
     def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._per_feature:
-            shared = share_beginning(self.model, context, kwargs["attention_mask"]) if self._shares else None
+        if self._causal:
+            shared = share_prefix(self.model, context, kwargs["attention_mask"]) if self._shares_prefix else None
             if shared is not None:
                 context, kwargs["attention_mask"], kwargs["past_key_values"] = shared
             return super()._model_generate(context, *args, **kwargs)
-        # The harness always asks for a cache, with which per-feature rescaling is not defined.
+        # The harness always requests a cache, with which an edit that is not causal is not defined.
         generate = self.model.generate
         self.model.generate = lambda **given: generate(**(given | {"use_cache": False}))
         try:
@@ -187,12 +184,12 @@ class SealignLM(HFLM):  # type: ignore[misc]
             del self.model.generate
 
 
-def _shares_beginnings(model: Any, change: Change | None) -> bool:
-    """Whether what prompts begin with can be run once, with padding behind it.
+def _can_share_prefix(model: Any, edit: Intervention | None) -> bool:
+    """Return whether the common prefix of prompts can be run once, with padding after it.
 
-    A sliding window would count the padding, and what has a cache beside the model's would miss what was run before.
+    A sliding window would count the padding, and an intervention with a cache of its own would miss the prefix.
     """
-    if change is not None and any(part.own_cache for part in parts_of(change) if isinstance(part, Method)):
+    if edit is not None and edit.has_own_cache:
         return False
     return supports_packing(model) and layer_kinds(model) == {"full_attention"}
 

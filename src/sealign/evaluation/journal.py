@@ -1,4 +1,4 @@
-"""Scores kept as they come, so that a killed evaluation loses at most one batch."""
+"""The journal of an evaluation: scores saved batch by batch, so that an interruption costs at most one batch."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class Journal:
-    """A file of results by key, one JSON line each, appended and synchronised batch by batch.
+    """A file of results by key, one per line as JSON; each batch is appended and synchronised to disk.
 
-    A line that was cut off by a crash is ignored when the file is opened again, and its key computed anew.
+    A line that was cut off by a crash is ignored when the file is opened again.
 
     Args:
-        path: the file, made with its folder when the first result comes; None keeps results in memory only.
+        path: The file; it and its folder are created with the first result. None keeps results in memory only.
 
     Example:
         >>> journal = Journal(None)
@@ -38,7 +38,7 @@ class Journal:
 
     @staticmethod
     def key(*parts: Any) -> str:
-        """Return the key of what a result depends on, any JSON values."""
+        """Return the key of a result from everything that it depends on, as JSON values."""
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     def __contains__(self, key: str) -> bool:
@@ -51,17 +51,17 @@ class Journal:
         """Return the result of a key.
 
         Raises:
-            KeyError: there is none.
+            KeyError: The journal has no result of this key.
         """
         return self._results[key]
 
     def put(self, results: Mapping[str, Any]) -> None:
-        """Keep results, on disk before this returns."""
+        """Save results by key; they are on disk when this returns."""
         self._results |= results
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # A torn last line of an earlier run must not swallow the first of this one.
+        # A last line that an earlier run left unfinished must not merge with the first line of this one.
         torn = self._path.is_file() and self._path.stat().st_size > 0 and not self._ends_with_newline()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(("\n" if torn else "") + "".join(f"{json.dumps(item)}\n" for item in results.items()))

@@ -1,4 +1,4 @@
-"""Harness tasks by name, on the Hub's data or on local files in the Hub's schemas."""
+"""Tasks of lm-evaluation-harness by name, with data from the Hub or from local files in the schemas of the Hub."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CHOICE = {"validation": "truthful_qa/multiple_choice/validation.jsonl"}
 
 @dataclass(frozen=True)
 class LocalTask:
-    """A task that reads local data.
+    """A task that can read local data.
 
     Attributes:
-        config: its configuration, below the harness's folder of tasks, or below ours.
-        files: by split, the file below a data folder.
+        config: Path of its configuration, relative to the harness's folder of tasks or to Sealign's.
+        files: By split, the path of the file, relative to the data folder.
     """
 
     config: str
@@ -42,34 +42,34 @@ LOCAL_TASKS: Mapping[str, LocalTask] = {
     "halueval_qa": LocalTask("halueval_qa.yaml", {"data": "halueval_qa/train.jsonl"}),
     "bbq": LocalTask("bbq/bbq_multiple_choice.yaml", {"test": "bbq/test.jsonl"}),
     "crows_pairs_english": LocalTask("crows_pairs/crows_pairs_english.yaml", {"test": "crows_pairs/test.jsonl"}),
-    # A group of the harness, which is one task on local data: the template of its members.
+    # In the harness a group of tasks; on local data one task, from the template of the members.
     "mmlu": LocalTask("mmlu/default/_default_template_yaml", {"dev": "mmlu/dev.jsonl", "test": "mmlu/test.jsonl"}),
     "commonsense_qa": LocalTask("commonsense_qa/default.yaml", {"validation": "commonsense_qa/validation.jsonl"}),
     "hellaswag": LocalTask("hellaswag/hellaswag.yaml", {"validation": "hellaswag/validation.jsonl"}),
     "gsm8k": LocalTask("gsm8k/gsm8k.yaml", {"train": "gsm8k/train.jsonl", "test": "gsm8k/test.jsonl"}),
-    # The eight worked examples of the chain-of-thought paper, the same for every question.
+    # Every question has the eight worked examples of the chain-of-thought paper.
     "gsm8k_cot": LocalTask("gsm8k/gsm8k-cot.yaml", {"test": "gsm8k/test.jsonl"}),
     "mathqa": LocalTask("mathqa/mathqa.yaml", {"test": "mathqa/test.jsonl"}),
     "nq_open": LocalTask("nq_open/nq_open.yaml", {"validation": "nq_open/validation.jsonl"}),
     "toxigen": LocalTask("toxigen/toxigen.yaml", {"test": "toxigen/test.jsonl"}),
 }
-"""By name, the tasks that read local data."""
+"""Tasks that can read local data, by name."""
 
 
 @contextmanager
 def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> Iterator[TaskManager]:
-    """Yield a task manager of the harness that knows the tasks, with local data where a folder is given.
+    """Yield a task manager of the harness that knows the given tasks.
 
-    Prompts, choices and metrics are the harness's own; only where the rows come from is changed.
+    Prompts, choices and metrics are those of the harness; a data folder changes only where the rows come from.
 
     Args:
-        tasks: names of the harness, or ``halueval_qa``, which the harness lacks.
-        data_dir: a folder with the files of ``LOCAL_TASKS`` in the Hub's schemas; the Hub if None.
+        tasks: Names of tasks of the harness, or ``halueval_qa``, which the harness does not have.
+        data_dir: Folder with the files of ``LOCAL_TASKS`` in the schemas of the Hub; None loads data from the Hub.
 
     Raises:
-        SettingError: a task is unknown (the nearest name is suggested), has no local schema, or its file is missing.
+        SettingError: A task is unknown (the nearest name is suggested), cannot read local data, or its file is missing.
     """
-    # The index of all tasks takes seconds to read, and local tasks do not need it.
+    # Reading the index of all tasks takes seconds, and local tasks do not need it.
     known = None if data_dir is not None and set(tasks) <= set(LOCAL_TASKS) else _known_tasks()
     for name in tasks:
         if known is not None and name not in known.all_tasks:
@@ -87,12 +87,12 @@ def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> It
 
 @functools.cache
 def _known_tasks() -> TaskManager:
-    """All tasks of the harness and ours; reading their files takes seconds."""
+    """Return a manager of all tasks of the harness and of Sealign; reading their files takes seconds."""
     return TaskManager(include_path=str(files("sealign") / "evaluation" / "tasks"))
 
 
 def _local_config(name: str, data_dir: Path) -> dict[str, Any]:
-    """The harness's configuration of a task, reading its splits from files."""
+    """Return the configuration of a task that reads its splits from files."""
     if name not in LOCAL_TASKS:
         raise SettingError(
             f"task '{name}' cannot read local data; leave out --data-dir, or use one of: {', '.join(LOCAL_TASKS)}"
@@ -101,7 +101,7 @@ def _local_config(name: str, data_dir: Path) -> dict[str, Any]:
     paths = {split: (data_dir / file).resolve() for split, file in task.files.items()}
     for path in paths.values():
         if not path.is_file():
-            raise SettingError(f"task '{name}' needs the file '{path}', which is not there; check --data-dir")
+            raise SettingError(f"task '{name}' needs the file '{path}', which does not exist; check --data-dir")
     ours = Path(str(files("sealign") / "evaluation" / "tasks" / task.config))
     source = ours if ours.is_file() else Path(lm_eval.tasks.__file__).parent / task.config
     config = {
@@ -111,7 +111,7 @@ def _local_config(name: str, data_dir: Path) -> dict[str, Any]:
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {split: str(path) for split, path in paths.items()}},
     }
-    # A split that a task names is loaded even where nothing is taken from it.
+    # The harness loads every split that a configuration names, even if nothing is taken from it.
     for split, key in (("train", "training_split"), ("validation", "validation_split")):
         if split not in paths:
             config[key] = None

@@ -1,4 +1,4 @@
-"""TruthfulQA-style multiple choice: MC1 and MC2 of a model on questions with true and false answers."""
+"""Multiple choice as in TruthfulQA: MC1 and MC2 of a model on questions with true and false answers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class MultipleChoiceQuestion:
     """A question with true and false answers.
 
     Attributes:
-        question: the text.
-        correct: true answers, the best one first.
-        incorrect: false answers, at least 1.
+        question: Text of the question.
+        correct: True answers, the best one first.
+        incorrect: False answers, at least 1.
     """
 
     question: str
@@ -39,8 +39,8 @@ class MultipleChoiceScores:
     """Scores of each question.
 
     Attributes:
-        mc1: 1 where the best answer is more probable than every false one, else 0.
-        mc2: the share of probability that the true answers hold among all answers, in [0, 1].
+        mc1: 1 if the best answer is more probable than every false one, else 0, (questions,).
+        mc2: Share of the true answers in the probability of all answers, in [0, 1], (questions,).
     """
 
     mc1: NDArray[np.float64]
@@ -72,15 +72,15 @@ def score_questions(
 ) -> MultipleChoiceScores:
     """Return MC1 and MC2 of each question (Lin et al. 2022, TruthfulQA, arXiv 2109.07958, section 3.2).
 
-    With p(a) the probability of an answer given the question, unnormalised by length,
+    With p(a) the probability of an answer given the question, not normalised by length,
     MC1 = 1[p(best) > max p(false)] and MC2 = sum p(true) / (sum p(true) + sum p(false)).
 
     Args:
-        model: the model, with or without an edit on it.
-        tokenizer: its own.
-        questions: what to ask.
-        prompt_format: how questions are written.
-        track: shows progress.
+        model: The model, with any edits that are attached to it.
+        tokenizer: Tokenizer of the model.
+        questions: The questions.
+        prompt_format: How questions are written.
+        track: Shows progress.
     """
     resolved = prompt_format.resolve(tokenizer)
     requests = []

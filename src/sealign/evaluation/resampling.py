@@ -1,4 +1,4 @@
-"""The arithmetic of paired statistics: sums by unit, bootstrap intervals, permutation of the arms."""
+"""Arithmetic of paired statistics: sums by unit, bootstrap intervals and permutation tests."""
 
 from __future__ import annotations
 
@@ -14,21 +14,30 @@ from sealign.errors import SettingError
 FloatArray = npt.NDArray[np.float64]
 
 MIN_RESAMPLES = 100
-"""Below this the 95 % quantiles of the resamples are little more than their extremes."""
+"""Smallest number of resamples; with fewer, the quantiles of a 95 % interval are close to the extremes."""
 
 MIN_DENOMINATORS = 5
-"""Units of an arm that need a denominator above 0; then fewer than exp(-5) = 0.7 % of resamples have none."""
+"""Smallest number of units with a denominator above 0; then less than exp(-5) = 0.7 % of resamples have none."""
 
 BLOCK_CELLS = 200_000
-"""Resamples times units that are held at once; small enough to stay in the processor's cache."""
+"""Number of resamples times units in one block, which is small enough for the cache of the processor."""
 
 ROUNDING = 1e-10
-"""Differences below this share of the size of the scores are taken for rounding."""
+"""Differences below this share of the size of the scores are treated as rounding errors."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The shared settings, checked."""
+    """Settings of the resampling.
+
+    Attributes:
+        confidence: Confidence level of the interval, in (0, 1).
+        resamples: Number of resamples and of random swaps. Must be at least 100.
+        seed: Seed of both. Must be at least 0.
+
+    Raises:
+        SettingError: A value is out of range.
+    """
 
     confidence: float
     resamples: int
@@ -44,7 +53,14 @@ class Plan:
 
 
 def score_columns(**named: npt.ArrayLike) -> list[FloatArray]:
-    """Return the arrays as float64, all (items,), of one length and finite."""
+    """Return arrays as float64, after checking that all have the shape (items,) and are finite.
+
+    Args:
+        **named: Scores by name; the name is used in messages.
+
+    Raises:
+        SettingError: An array has another shape, or a score is NaN or infinite.
+    """
     columns = {name: np.asarray(values, dtype=np.float64) for name, values in named.items()}
     first, *_ = columns
     for name, column in columns.items():
@@ -52,7 +68,7 @@ def score_columns(**named: npt.ArrayLike) -> list[FloatArray]:
             raise SettingError(f"{name} has {column.ndim} dimensions, but it must have 1; pass one score for each item")
         if len(column) != len(columns[first]):
             raise SettingError(
-                f"{name} has {len(column)} items, but it must have {len(columns[first])} as {first} has; "
+                f"{name} has {len(column)} items, but it must have {len(columns[first])} like {first}; "
                 "score both models on the same items"
             )
         bad = np.flatnonzero(~np.isfinite(column))
@@ -65,33 +81,45 @@ def score_columns(**named: npt.ArrayLike) -> list[FloatArray]:
 
 
 def sum_by_unit(columns: list[FloatArray], groups: npt.ArrayLike | None) -> FloatArray:
-    """Return the sums of the columns over each unit, (units, columns)."""
+    """Return the sums of columns over each unit, (units, columns).
+
+    Args:
+        columns: Arrays of shape (items,).
+        groups: Label of each item; None makes each item a unit.
+
+    Raises:
+        SettingError: There are fewer than 2 units, or not one label per item.
+    """
     rows = np.stack(columns, axis=1)
     if groups is not None:
         labels = np.asarray(groups)
         if labels.shape != (len(rows),):
             raise SettingError(
-                f"groups has shape {labels.shape}, but it must be ({len(rows)},); give a label for each item"
+                f"groups has shape {labels.shape}, but it must be ({len(rows)},); give one label for each item"
             )
         distinct, codes = np.unique(labels, return_inverse=True)
         rows = np.stack([np.bincount(codes, column, minlength=len(distinct)) for column in columns], axis=1)
     if len(rows) < 2:
         unit = "items" if groups is None else "groups"
-        raise SettingError(f"{len(rows)} {unit} given, but an interval needs at least 2; evaluate more {unit}")
+        raise SettingError(f"there are {len(rows)} {unit}, but an interval needs at least 2; evaluate more {unit}")
     return rows
 
 
 def check_denominators(columns: list[FloatArray], rows: FloatArray) -> None:
-    """Raise where a ratio's denominators are below 0, or above 0 in too few units.
+    """Raise an error if the denominators of a ratio are below 0, or above 0 in too few units.
+
+    Args:
+        columns: Numerators and denominators of the base arm, then of the edited arm, (items,) each.
+        rows: The same summed over units, (units, 4).
 
     Raises:
-        SettingError: names the arm.
+        SettingError: The message names the arm.
     """
     for arm, index in (("base", 1), ("edited", 3)):
         lowest = columns[index].min()
         if lowest < 0:
             raise SettingError(
-                f"a denominator of the {arm} arm is {lowest}, but it must be at least 0; negate the numerator"
+                f"a denominator of the {arm} arm is {lowest}, but it must be at least 0; negate both numbers"
             )
         used = int((rows[:, index] > 0).sum())
         if used < MIN_DENOMINATORS:
@@ -107,22 +135,25 @@ def is_binary(scores: FloatArray) -> bool:
 
 
 def ratio_gap(sums: FloatArray) -> FloatArray:
-    """Return the difference of the two ratios of (..., 4) sums, NaN where a denominator is 0."""
+    """Return the difference of the two ratios of (..., 4) sums; NaN where a denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = np.where(sums[..., 1::2] > 0, sums[..., 0::2] / sums[..., 1::2], np.nan)
     return np.asarray(ratios[..., 1] - ratios[..., 0])
 
 
 def _size(rows: FloatArray) -> float:
-    """Return the size of the scores, to which rounding is relative."""
+    """Return the size of the scores, relative to which rounding is judged."""
     total = np.abs(rows).sum(axis=0)
     return float(total[0] / total[1] + total[2] / total[3])
 
 
 def standard_error(rows: FloatArray) -> float:
-    """Return sqrt(G / (G - 1) sum_g v_g^2), v_g the influence of unit g on the linearised metric.
+    """Return SE = sqrt(G / (G - 1) sum_g v_g^2), with v_g the influence of unit g on the linearised metric.
 
-    For means of single items this is the standard deviation of the differences over sqrt(items).
+    For means of single items it is the standard deviation of the differences over sqrt(items).
+
+    Args:
+        rows: Sums over units, (units, 4).
     """
     base_sum, base_weight, edited_sum, edited_weight = rows.sum(axis=0)
     influence = (rows[:, 2] - rows[:, 3] * (edited_sum / edited_weight)) / edited_weight
@@ -133,7 +164,13 @@ def standard_error(rows: FloatArray) -> float:
 
 
 def bootstrap_interval(rows: FloatArray, plan: Plan, reach: tuple[float, float] | None = None) -> tuple[float, float]:
-    """Return the expanded percentile interval; ``reach`` is the range of a 0/1 metric, None if unknown."""
+    """Return the expanded percentile interval of the difference; see ``sealign.evaluation.statistics``.
+
+    Args:
+        rows: Sums over units, (units, 4).
+        plan: Settings of the resampling.
+        reach: Range of the difference of a 0/1 metric; None if it is unknown.
+    """
     tail = (1 - plan.confidence) / 2
     if standard_error(rows) == 0:
         middle = float(ratio_gap(rows.sum(axis=0)))
@@ -149,7 +186,7 @@ def bootstrap_interval(rows: FloatArray, plan: Plan, reach: tuple[float, float] 
 
 
 def _resampled_sums(rows: FloatArray, plan: Plan) -> Iterator[FloatArray]:
-    """Yield blocks (block, columns) of sums over units drawn with replacement."""
+    """Yield blocks of sums over units that are drawn with replacement, (block, columns)."""
     rng = np.random.default_rng([plan.seed, 0])
     units = len(rows)
     block = max(1, BLOCK_CELLS // units)
@@ -161,7 +198,14 @@ def _resampled_sums(rows: FloatArray, plan: Plan) -> Iterator[FloatArray]:
 
 
 def swap_p_value(rows: FloatArray, plan: Plan) -> float:
-    """Return the two-sided p-value of swapping the arms within units, exact where all swaps are few."""
+    """Return the two-sided p-value of the permutation test that swaps the arms within units.
+
+    It is exact if there are no more possible swaps than resamples.
+
+    Args:
+        rows: Sums over units, (units, 4).
+        plan: Settings of the resampling.
+    """
     total, gap = rows.sum(axis=0), rows[:, 2:] - rows[:, :2]
     gap = gap[(gap != 0).any(axis=1)]  # swapping equal arms changes nothing
     moves = np.concatenate([gap, -gap], axis=1)
@@ -193,6 +237,10 @@ def _random_swaps(units: int, plan: Plan) -> Iterator[FloatArray]:
 
 
 def mcnemar_p_value(change: FloatArray) -> float:
-    """Return the exact two-sided p-value of gains against losses, 1 where nothing changed."""
+    """Return the exact two-sided p-value of McNemar's test; 1 if nothing changed.
+
+    Args:
+        change: Change of each item, (items,).
+    """
     gained, lost = int((change > 0).sum()), int((change < 0).sum())
     return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0

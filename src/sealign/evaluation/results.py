@@ -1,76 +1,89 @@
-"""What an evaluation found, item by item: the contents of ``results.json``, written whole and read strictly."""
+"""Results of an evaluation, item by item: the contents of ``results.json``, written atomically and read strictly."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from sealign.edits.record import EditSettings, ModelRecord
+from sealign.edits.record import ModelRecord
 from sealign.errors import ResultsFileError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
 from sealign.files import RECORD_CONFIG, read_record, write_bytes, write_record
 
 FORMAT = "sealign.results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
 RESULTS_NAME = "results.json"
+"""File name of the results."""
+
 BASE = "base"
+"""Name of the arm of the base model."""
 
 ArmKind = Literal["base", "edit", "random", "reversed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One model that was evaluated.
+    """A model that was evaluated: the base model, an edited model, or a control of an edit.
 
     Attributes:
-        kind: ``base``, ``edit``, or a control of an edit: ``random`` directions or ``reversed`` roles.
-        of: the edit that it is or controls; None for the base model.
-        source: folder or repository of the edit; None for all others.
-        hash: of the edit that was on the model.
-        seed: of the random directions.
-        settings: that the edit was applied with; None for the base model and for other methods.
-        layers: that were edited; empty likewise.
-        method: the names of its parts, joined by a plus, where it is not a spectral edit.
-        fit_seconds: that a method took to fit; None where that was not measured.
-        seconds: by task, the time it took in the run that finished it.
+        kind: ``base``, ``edit``, ``random`` (the edit in random directions) or ``reversed`` (the edit in
+            the opposite direction).
+        edit: Name of the edit that the arm is or controls; None for the base model.
+        source: Folder or repository of the edit; None for controls and for edits that were not loaded from one.
+        method: Method of the edit; the names of several methods are joined by a plus.
+        config: Settings that the edit was fitted with; of several methods together, by the name of the method.
+        strength: Strength at which the edit was applied; None if the method has no strength.
+        layers: Indices of the edited layers, in ascending order.
+        hash: SHA-256 of the edit as it was applied.
+        seed: Seed of the random directions.
+        fit_seconds: Duration of the fit in seconds; None for controls.
+        seconds: Duration of each task in seconds, in the run that finished it.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     kind: ArmKind
-    of: str | None
-    source: str | None
-    hash: str | None
-    seed: int | None
-    settings: EditSettings | None
-    layers: list[int]
-    seconds: dict[str, float]
+    edit: str | None = None
+    source: str | None = None
     method: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    strength: float | None = None
+    layers: list[int] = field(default_factory=list)
+    hash: str | None = None
+    seed: int | None = None
     fit_seconds: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One metric of one arm: a numerator an item, and a denominator where it is a ratio."""
+    """Scores of one metric in one arm.
+
+    Attributes:
+        numerators: Score of each item, or numerator of a ratio.
+        denominators: Denominator of each item if the metric is a ratio, else None.
+    """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     numerators: list[float]
     denominators: list[float] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric over the items of a task, in every arm; see ``ItemScores``.
 
     Attributes:
-        items: positions in the task's items.
-        aim: which way is good.
-        scale, offset: of a ratio.
-        headline: whether it stands for the task in verdicts.
-        arms: by name.
+        items: Positions among the items of the task.
+        aim: Which values are good: ``higher``, ``lower``, a target value, or None.
+        scale: Factor of a ratio.
+        offset: Constant that is added to a scaled ratio.
+        headline: Whether verdicts depend on the metric.
+        arms: Scores by name of the arm.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
@@ -79,10 +92,10 @@ class Metric:
     scale: float
     offset: float
     headline: bool
-    arms: dict[str, Scores]
+    arms: dict[str, Scores] = field(default_factory=dict)
 
     def value(self, arm: str) -> float:
-        """Return the metric of one arm; NaN where a ratio has no denominator."""
+        """Return the metric of one arm; NaN if the denominators of a ratio sum to 0."""
         return self.item_scores(arm).value
 
     def item_scores(self, arm: str) -> ItemScores:
@@ -92,31 +105,31 @@ class Metric:
         return ItemScores(np.array(self.items), np.array(scores.numerators), below, self.aim, self.scale, self.offset)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task: its items, and what every arm made of them.
+    """One task: its items, with the scores and answers of every arm.
 
     Attributes:
-        version: of the task, in the harness.
-        questions: of each item, for people.
-        groups: of each item, a label for what is resampled together; None if every item stands alone.
-        metrics: by name; subgroups are ``metric/subgroup``.
-        answers: by arm, the answer to each item: the most probable choice, or what was generated.
-        notes: what a reader must know, such as a metric that was not computed.
+        version: Version of the task in lm-evaluation-harness.
+        questions: Text of each item, for readers.
+        groups: Label of each item; items of one label are resampled together. None if all items are independent.
+        metrics: By name; the name of a subgroup is ``metric/subgroup``.
+        answers: By arm, the answer to each item: the most probable choice, or the generated text.
+        notes: Remarks for the reader, such as a metric that was not computed.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     version: str
     questions: list[str]
     groups: list[str] | None
-    metrics: dict[str, Metric]
-    answers: dict[str, list[str]]
-    notes: list[str]
+    metrics: dict[str, Metric] = field(default_factory=dict)
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class DamageRecord:
-    """The damage of one arm, text by text; see ``Damage``."""
+    """Damage of one arm, text by text; see ``Damage``."""
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     tokens: list[float]
@@ -131,23 +144,23 @@ class DamageRecord:
 
     @property
     def damage(self) -> Damage:
-        """The damage."""
+        """The damage as arrays."""
         return Damage(*(np.array(column) for column in (self.tokens, self.base, self.edited, self.divergence)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """Everything in ``results.json``.
 
     Attributes:
-        command: that makes it again.
-        settings: of the evaluation.
-        model: the base model.
-        versions: of what it was made with.
-        arms: by name; ``base`` is the unedited model.
-        tasks: by name.
-        damage: by arm, of all but the base.
-        format, format_version: of the file.
+        command: Command line that computes the results again.
+        settings: Settings of the evaluation.
+        model: The base model.
+        versions: Versions of the libraries.
+        arms: By name; ``base`` is the base model.
+        tasks: By name.
+        damage: By arm, for all arms but the base model.
+        format, format_version: Format of the file.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
@@ -167,18 +180,30 @@ class Results:
         return [name for name, arm in self.arms.items() if arm.kind == "edit"]
 
     def controls(self, edit: str, kind: ArmKind) -> list[str]:
-        """Return the names of an edit's controls of one kind."""
-        return [name for name, arm in self.arms.items() if arm.of == edit and arm.kind == kind]
+        """Return the names of the controls of an edit.
+
+        Args:
+            edit: Name of the edit.
+            kind: ``random`` or ``reversed``.
+        """
+        return [name for name, arm in self.arms.items() if arm.edit == edit and arm.kind == kind]
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``results.json`` to a folder, whole or not at all, and return its path."""
+        """Write ``results.json`` to a folder atomically, and return its path.
+
+        Args:
+            folder: An existing folder.
+        """
         path = Path(folder) / RESULTS_NAME
         write_bytes(path, write_record(self, indent=None).encode())
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Results:
-        """Read ``results.json``, or the one in a folder.
+        """Read ``results.json``.
+
+        Args:
+            path: The file, or its folder.
 
         Raises:
             ResultsFileError: The file is missing, is not JSON, has another format or version, or a key is missing,

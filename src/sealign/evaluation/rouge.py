@@ -1,4 +1,4 @@
-"""ROUGE of one answer as it is, without the resampling that the harness does of it."""
+"""ROUGE of single answers without the resampling of lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import numpy as np
 
 @contextmanager
 def without_resampling() -> Iterator[None]:
-    """Give the interval of a single ROUGE score as the score itself, which is what resampling one score gives.
+    """Return a single ROUGE score as its own interval inside a ``with`` block, instead of resampling it.
 
-    ``truthfulqa_gen`` scores an answer against each of its references, and has ``rouge-score`` draw 1000 samples of
-    that one number each time: half a second an item. Intervals of more scores are drawn as ever.
+    ``truthfulqa_gen`` scores an answer against each of its references, and each time lets ``rouge-score`` draw 1000
+    samples of that one number, all equal to it, which takes half a second per item. Intervals of several scores are
+    resampled as usual.
 
     Example:
         >>> from rouge_score import rouge_scorer, scoring

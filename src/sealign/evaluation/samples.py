@@ -1,4 +1,4 @@
-"""One task's items as the harness recorded them: what was asked, answered and scored."""
+"""Samples of a task as lm-evaluation-harness records them: questions, answers and scores of its items."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sealign.evaluation.item_scores import ItemScores, Sample, item_scores
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """The items of a task, of one filter, numbered through; several where the task is a group of the harness.
+    """The samples of a task, or of all tasks of a group, from one filter.
 
     Attributes:
-        task: its name.
-        version: in the harness.
-        parts: by member of a group, or the task itself, the records of its items.
-        higher_is_better: by metric, as the harness says.
+        task: Name of the task or group.
+        version: Version in the harness.
+        parts: Samples by name of the task; several for a group.
+        higher_is_better: By metric, whether higher values are better.
     """
 
     task: str
@@ -30,7 +30,12 @@ class TaskSamples:
 
     @classmethod
     def of(cls, task: str, found: Any) -> TaskSamples:
-        """Return the items of a task from what ``simple_evaluate`` returned."""
+        """Return the samples of a task.
+
+        Args:
+            task: Name of the task or group.
+            found: Result of the harness's ``evaluate`` or ``simple_evaluate``.
+        """
         return cls(
             task,
             str(next(iter(found["versions"].values()))),
@@ -40,37 +45,37 @@ class TaskSamples:
 
     @functools.cached_property
     def samples(self) -> list[Sample]:
-        """All items, with ``doc_id`` numbered through."""
+        """Samples of all parts, with ``doc_id`` counted over all of them."""
         joined = (sample for part in self.parts.values() for sample in part)
         return [{**sample, "doc_id": index} for index, sample in enumerate(joined)]
 
     @property
     def docs(self) -> list[Any]:
-        """The data of each item."""
+        """Data of each item."""
         return [sample["doc"] for sample in self.samples]
 
     @property
     def questions(self) -> list[str]:
-        """What was asked, for people: without the few-shot examples."""
+        """Text of each question, without few-shot examples."""
         return [_question(sample) for sample in self.samples]
 
     @property
     def answers(self) -> list[str]:
-        """What was answered: the most probable choice, or what was generated."""
+        """Answer to each item: the most probable choice, or the generated text."""
         return [_answer(sample) for sample in self.samples]
 
     @property
     def groups(self) -> list[str] | None:
-        """A label of each item for what is resampled together; None where every item stands alone.
+        """Label of each item; items of one label are resampled together. None if all items are independent.
 
-        Items of one BBQ template are variants of one question.
+        The items of one BBQ template are variants of one question.
         """
         if self.task != "bbq":
             return None
         return [f"{doc['category']} {doc['question_index']}" for doc in self.docs]
 
     def scores(self) -> dict[str, ItemScores]:
-        """Return every metric by name, for a group of tasks also by member."""
+        """Return the scores of all metrics by name; for a group, also by task."""
         found = item_scores(self.task, self.samples, self.higher_is_better)
         return found | (self._by_part(found) if len(self.parts) > 1 else {})
 
@@ -86,7 +91,7 @@ class TaskSamples:
 
 
 def _one_filter(samples: Sequence[Sample]) -> list[Sample]:
-    """The samples of the last filter, the most lenient where a task has several, such as gsm8k's flexible one."""
+    """Return the samples of the last filter, which is the most lenient if a task has several, as gsm8k has."""
     last = samples[-1]["filter"]
     return sorted((s for s in samples if s["filter"] == last), key=lambda sample: int(sample["doc_id"]))
 

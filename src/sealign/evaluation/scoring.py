@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, computing once what they share."""
+"""Log-likelihoods of continuations; what several of them share is computed once."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PACK_TOKENS = 512
-"""Tokens in one packed row: more cost attention to what is masked, fewer leave the cores idle."""
+"""Number of tokens in a packed row: longer rows waste attention on masked tokens, shorter ones leave cores idle."""
 
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """A context, and the continuations of it whose log-likelihoods are wanted.
+    """A context and its continuations to be scored.
 
     Attributes:
-        context: token ids, at least 1.
-        continuations: token ids of each continuation, each at least 1.
+        context: Token ids of the context, at least 1.
+        continuations: Token ids of each continuation, at least 1 each.
 
     Example:
         >>> ChoiceRequest((1, 2), ((3,), (4, 5))).length
@@ -41,16 +41,16 @@ class ChoiceRequest:
 
     @property
     def length(self) -> int:
-        """Tokens that must be run: the last of each continuation is only predicted."""
+        """Number of tokens to run; the last one of each continuation is only predicted."""
         return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
 
 
 class ChoiceScore(NamedTuple):
-    """What a model makes of one continuation.
+    """Score of one continuation.
 
     Attributes:
-        log_probability: log p(continuation | context) in nats, summed over its tokens.
-        greedy: whether each token is the most probable one, so that greedy decoding would give it.
+        log_probability: log p(continuation | context) in nats, summed over tokens.
+        greedy: Whether greedy decoding would give the continuation.
     """
 
     log_probability: float
@@ -58,17 +58,20 @@ class ChoiceScore(NamedTuple):
 
 
 def layer_kinds(model: Any) -> set[str]:
-    """Return the kinds of a model's layers, as its configuration names them, or by its window where it does not."""
+    """Return the kinds of attention in a model, such as ``full_attention``.
+
+    A configuration that does not name them has one kind, which depends on whether there is a sliding window.
+    """
     config = text_config(unwrap_model(model))
     window = getattr(config, "sliding_window", None)
     return set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
 
 
 def supports_packing(model: Any) -> bool:
-    """Return whether a model's tokens can be packed: attention alone, told apart by mask and position ids.
+    """Return whether several sequences can be packed into one row of a model.
 
-    Models with linear attention or recurrent state mix what the mask keeps apart, and ALiBi takes distances from the
-    row rather than from position ids.
+    That needs attention layers only: linear attention and recurrent state ignore the mask, and ALiBi takes distances
+    from the row, not from position ids.
     """
     base = unwrap_model(model)
     parameters = inspect.signature(base.forward).parameters
@@ -90,20 +93,19 @@ def score_choices(
 ) -> list[list[ChoiceScore]]:
     """Return log p(continuation | context) of every continuation.
 
-    What contexts share at their beginning is run once for all requests; a context is run once for all its
-    continuations; and several requests are packed into one row, where a token sees the shared
-    beginning, its own context and its own continuation, at the positions that these have on their own. Logits
-    are computed only where a continuation is predicted.
+    The common prefix of all contexts runs once, and each context runs once for all its continuations. Several requests
+    are packed into one row, in which a token attends to the common prefix, its own context and its own continuation,
+    at the positions that it has in a sequence of its own. Logits are computed only where a continuation is predicted.
 
     Args:
-        model: a decoder that ``supports_packing``; edits on it must be causal.
-        requests: what to score.
-        pack_tokens: length of a packed row; a longer request has a row of its own.
-        track: shows progress.
-        on_scored: called after each row with (index of the request, its scores), for example to keep them.
+        model: A decoder for which ``supports_packing`` is true; edits that are attached to it must be causal.
+        requests: Contexts and continuations.
+        pack_tokens: Maximum number of tokens in a packed row; a longer request has a row of its own.
+        track: Shows progress.
+        on_scored: Called after each row with (index of the request, its scores) of the requests in the row.
 
     Returns:
-        One list a request, one score a continuation.
+        For each request, the score of each continuation.
     """
     from transformers import DynamicCache
 
@@ -112,7 +114,7 @@ def score_choices(
     order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
     scores: list[list[ChoiceScore]] = [[] for _ in requests]
     with eval_mode(model):
-        # A cache without the model's configuration keeps the whole prefix in layers with a sliding window too.
+        # A cache without the configuration of the model keeps the whole prefix also in layers with a sliding window.
         prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1, past_key_values=DynamicCache())
         start = len(prefix.ids)
         rows = list(_pack([(index, requests[index]) for index in order], start, pack_tokens))
@@ -128,7 +130,7 @@ def score_choices(
 def _pack(
     requests: Sequence[tuple[int, ChoiceRequest]], start: int, capacity: int
 ) -> Iterator[list[tuple[int, ChoiceRequest]]]:
-    """Group requests into rows: the longest first, each filled up with the longest that still fit."""
+    """Yield groups of requests that share a row: the longest first, with the longest ones that still fit."""
     waiting = list(requests)
     while waiting:
         row: list[tuple[int, ChoiceRequest]] = []
@@ -147,7 +149,7 @@ def _pack(
 
 @dataclass
 class _Row:
-    """One packed row under construction; ``request`` and ``branch`` tell which tokens see each other."""
+    """A packed row under construction; ``request`` and ``branch`` decide which tokens attend to each other."""
 
     tokens: list[int]
     positions: list[int]
@@ -163,7 +165,7 @@ class _Row:
         return len(self.tokens) - 1
 
     def mask(self, start: int, dtype: torch.dtype, window: int | None) -> Tensor:
-        """Return what each token sees, (1, 1, t, start + t): 0 where it does, the lowest number elsewhere."""
+        """Return the attention mask, (1, 1, t, start + t): 0 for attended tokens, the lowest number for others."""
         request, branch = torch.tensor(self.request), torch.tensor(self.branch)
         length = len(self.tokens)
         sees = torch.ones(length, length, dtype=torch.bool).tril()
@@ -176,7 +178,7 @@ class _Row:
         return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
 
     def masks(self, start: int, model: Any, device: torch.device) -> Tensor | dict[str, Tensor]:
-        """Return the mask of a model's layers, by their kind where some see a sliding window only."""
+        """Return the attention mask of the layers of a model, by their kind if there are several."""
         window = getattr(text_config(model), "sliding_window", None)
         found = {
             kind: self.mask(start, model.dtype, window if kind == "sliding_attention" else None).to(device)
@@ -190,7 +192,7 @@ def _score_row(
 ) -> list[tuple[int, list[ChoiceScore]]]:
     start = len(prefix.ids)
     row = _Row([], [], [], [])
-    predicted: list[int] = []  # indices of tokens whose logits are wanted
+    predicted: list[int] = []  # indices of the tokens whose logits are needed
     targets: list[int] = []
     for number, (_, request) in enumerate(requests):
         context = request.context[start:]

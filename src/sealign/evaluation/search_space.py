@@ -1,18 +1,18 @@
-"""What tuning searches: the settings of an edit, drawn by an Optuna trial."""
+"""The settings of an edit that tuning searches, drawn by an Optuna trial."""
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from sealign.methods.sea_config import FitConfig
-from sealign.models.sites import SITES
+from sealign.evaluation.tuning_config import TunedConfig
 from sealign.models.structure import text_config, unwrap_model
 
 if TYPE_CHECKING:
     import optuna
     from torch import nn
+
+FEATURE_MAPS = ("identity", "squared_exponential", "tanh", "elu")
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class SearchSpace:
     """The settings that a trial may draw.
 
     Attributes:
-        depth: number of layers of the model.
-        sites: where the edit may act.
-        normalizations: how it may be rescaled.
-        feature_maps: which maps it may use.
-        centerable: sites at which it may be centred.
+        depth: Number of layers of the model.
+        sites: Sites at which the edit may act.
+        normalizations: Ways to rescale the edited activation.
+        feature_maps: Feature maps.
+        centerable: Sites at which the edit may be centred.
     """
 
     depth: int
@@ -34,49 +34,58 @@ class SearchSpace:
     centerable: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module, *, deployable: bool = False) -> SearchSpace:
-        """Return the space for a model.
+    def of(cls, model: nn.Module, base: TunedConfig, *, deployable: bool = False) -> SearchSpace:
+        """Return the search space of a model.
 
         Args:
-            model: any decoder.
-            deployable: keep to edits that weights carry exactly: linear, un-rescaled, at the output of a matrix;
-                centred only where the architecture has a bias for it that is switched in its configuration.
+            model: Any decoder.
+            base: Configuration of the method; only settings that it has are searched.
+            deployable: Whether to search only edits that weights carry exactly: linear, not rescaled, at the output of
+                a matrix, and centred only if the architecture has a bias there that its configuration switches on.
         """
         config = text_config(unwrap_model(model))
         depth = config.num_hidden_layers
+        allowed: tuple[str, ...] = get_args(type(base).model_fields["site"].annotation)
         if not deployable:
-            maps = ("identity", "squared_exponential", "tanh", "elu")
-            return cls(depth, SITES, ("token", "none"), maps, centerable=SITES)
+            return cls(depth, allowed, ("token", "none"), FEATURE_MAPS, centerable=allowed)
         switches = {"mlp": "mlp_bias", "attention": "attention_bias"}
         biased = tuple(site for site, switch in switches.items() if hasattr(config, switch))
-        return cls(depth, ("mlp", "attention"), ("none",), ("identity",), centerable=biased)
+        sites = tuple(site for site in switches if site in allowed)
+        return cls(depth, sites, ("none",), ("identity",), centerable=biased)
 
-    def draw(self, trial: optuna.Trial, base: FitConfig) -> tuple[FitConfig, float]:
-        """Return the settings of a trial, at full strength, and the share of the damage budget that it aims at.
+    def draw(self, trial: optuna.Trial, base: TunedConfig) -> tuple[TunedConfig, float]:
+        """Return the settings of a trial at strength 1, and the share of the damage budget that it aims at.
 
-        Layers are a window, or those of highest signature. The explained variance is drawn by the logarithm of what it
-        leaves out, for positives and negatives apart. Every trial draws every parameter, also where another makes it
-        idle, since the sampler learns from a space that stays the same.
+        Layers are a window, or those of highest signature. The explained variance is drawn by the logarithm of the
+        share that it leaves out, separately for positives and negatives. All trials draw the same parameters, even
+        those that another one makes irrelevant, since the sampler learns from a fixed space.
+
+        Args:
+            trial: Trial of the study.
+            base: Configuration of the method, with the settings that are not searched.
         """
         site = self._choose(trial, "site", self.sites)
         count = trial.suggest_int("layer_count", 1, self.depth, log=True)
         last = trial.suggest_int("last_layer", 0, self.depth - 1)
         windowed = trial.suggest_categorical("layers", ["window", "signature"]) == "window"
         layers: Any = tuple(range(max(0, last - count + 1), last + 1)) if windowed else f"signature:{count}"
-        centered = trial.suggest_categorical("centered", [True, False])
-        shares = [1 - trial.suggest_float(f"left_out_{side}", 1e-3, 0.5, log=True) for side in ("positive", "negative")]
-        config = dataclasses.replace(
-            base,
-            site=site,
-            layers=layers,
-            explained_variance=(shares[0], shares[1]),
-            centered=centered and site in self.centerable,
-            feature_map=self._choose(trial, "feature_map", self.feature_maps),
-            normalization=self._choose(trial, "normalization", self.normalizations),
-            combine=self._choose(trial, "combine", ("both", "positive", "negative")),
-            strength=1.0,
-        )
-        return config, trial.suggest_float("damage_share", 0.5, 1.0)
+        drawn: dict[str, Any] = {"site": site, "layers": layers, "strength": 1.0}
+        searched = type(base).model_fields
+        if "centered" in searched:
+            drawn["centered"] = trial.suggest_categorical("centered", [True, False]) and site in self.centerable
+        if "explained_variance" in searched:
+            drawn["rank"] = None
+            drawn["explained_variance"] = tuple(
+                1 - trial.suggest_float(f"left_out_{side}", 1e-3, 0.5, log=True) for side in ("positive", "negative")
+            )
+        for name, choices in (
+            ("feature_map", self.feature_maps),
+            ("normalization", self.normalizations),
+            ("combine", ("both", "positive", "negative")),
+        ):
+            if name in searched:
+                drawn[name] = self._choose(trial, name, choices)
+        return base.replace(**drawn), trial.suggest_float("damage_share", 0.5, 1.0)
 
     @staticmethod
     def _choose(trial: optuna.Trial, name: str, choices: tuple[Any, ...]) -> Any:

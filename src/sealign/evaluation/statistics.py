@@ -1,23 +1,23 @@
-"""Paired statistics of base against edited: differences, intervals, p-values, Holm's correction.
+"""Paired statistics of the edited model against the base model: differences, intervals, p-values, Holm's correction.
 
-Scores are arrays of shape (items,): one number an item, the same items in both arms. The *units* are what is
-resampled: the items, or, when ``groups`` gives one label an item (its question, say), whole groups, because
-items of one group are not independent. All functions share these settings:
+Scores are arrays of shape (items,): one number per item, for the same items in both arms. The *units* of resampling
+are the items, or the groups if ``groups`` gives a label per item, such as its question: items of one group are not
+independent. All functions share these settings:
 
-- groups: labels of any kind, (items,), at least 2 distinct ones; None makes every item a unit.
-- confidence: of the interval, in (0, 1).
-- resamples: of the bootstrap and of the permutation test, at least 100.
-- seed: at least 0; the same seed and inputs give the same result.
+- groups: Labels of any type, (items,), with at least 2 distinct values; None makes each item a unit.
+- confidence: Confidence level of the interval, in (0, 1).
+- resamples: Number of resamples of the bootstrap and of the permutation test. Must be at least 100.
+- seed: Seed of the resampling. Must be at least 0; the same seed and inputs give the same result.
 
-The interval is the *expanded percentile* bootstrap (Hesterberg 2015, The American Statistician 69(4)): of G
-units, G are drawn with replacement, and the interval is the quantiles a and 1 - a of the metric so resampled,
-with a = Phi(-sqrt(G / (G - 1)) t_{G-1}((1 + confidence) / 2)), which undoes the narrowness of the plain
-percentiles in small samples. For ratios G counts the units with a denominator above 0, in the arm with fewer.
+The interval is the *expanded percentile* bootstrap (Hesterberg 2015, The American Statistician 69(4)): G of G units
+are drawn with replacement, and the interval has the quantiles a and 1 - a of the resampled metric as its ends, with
+a = Phi(-sqrt(G / (G - 1)) t_{G-1}((1 + confidence) / 2)). This corrects the plain percentiles, which are too narrow in
+small samples. For ratios G is the number of units with a denominator above 0, in the arm that has fewer.
 
-Coverage of 95 % intervals, measured over 4,000 simulated sets of each kind (standard error at most 0.005); made
-by benchmarks/interval_coverage.py:
+Coverage of 95 % intervals over 4,000 simulated sets of each kind (standard error at most 0.005), measured by
+benchmarks/interval_coverage.py:
 
-| data | this one | percentile | BCa | bootstrap-t |
+| data | expanded percentile | percentile | BCa | bootstrap-t |
 | --- | --- | --- | --- | --- |
 | 60 pairs of 0/1, 5 % gained, 5 % lost | 0.951 | 0.950 | 0.917 | 0.885 |
 | 60 pairs of 0/1, 8 % gained, 2 % lost | 0.931 | 0.929 | 0.918 | 0.918 |
@@ -26,10 +26,10 @@ by benchmarks/interval_coverage.py:
 | 60 log-normal | 0.918 | 0.911 | 0.912 | 0.934 |
 | 25 groups of 1 to 8 normal items | 0.941 | 0.924 | 0.920 | 0.944 |
 
-Bootstrap-t is better on skewed scores, but on 0/1 scores, the main use, it covers least, with BCa in the second row,
-and 11 to 12 % of its intervals are unbounded. Ignoring the groups of the last row, this one covers 0.70. The
-permutation test is exact where, without an effect, base and edited are exchangeable; on skewed differences it
-rejects somewhat too often.
+Bootstrap-t is better on skewed scores. On 0/1 scores, the main use, it has the lowest coverage (in the second row
+together with BCa), and 11 to 12 % of its intervals are unbounded. If the groups of the last row are ignored, the
+expanded percentile interval covers 0.70. The permutation test is exact if base and edited are exchangeable without an
+effect; on skewed differences it rejects slightly too often.
 """
 
 from __future__ import annotations
@@ -57,11 +57,16 @@ from sealign.evaluation.resampling import (
 )
 
 Aim = Literal["higher", "lower"] | float | None
-"""Which way of a metric is good: up, down, towards a value, or none."""
+"""Which values of a metric are good: higher ones, lower ones, those near a target, or None for no preference."""
 
 
 def gain(base: float, edited: float, aim: Aim) -> float:
-    """Return how far a metric has come towards what is good of it; 0 where nothing is.
+    """Return how much a metric improves from the base model to the edited model; 0 if it has no aim.
+
+    Args:
+        base: Value of the base model.
+        edited: Value of the edited model.
+        aim: Which values are good.
 
     Example:
         >>> gain(0.25, 0.5, "lower"), gain(0.25, 0.5, 0.5)
@@ -76,21 +81,21 @@ def gain(base: float, edited: float, aim: Aim) -> float:
 
 @dataclass(frozen=True)
 class Difference:
-    """How a metric changed from the base to the edited model, over the same items.
+    """The difference of a metric between the base model and the edited model, over the same items.
 
     Attributes:
-        base: the metric of the base model.
-        edited: the metric of the edited model.
+        base: Metric of the base model.
+        edited: Metric of the edited model.
         difference: edited - base.
-        low: lower end of the bootstrap interval of ``difference``.
-        high: upper end of it.
-        items: number of items.
-        groups: number of groups, or None where the items were the units.
-        p_value: two-sided, of no difference between the arms, in (0, 1].
+        low: Lower end of the bootstrap interval of ``difference``.
+        high: Upper end of the bootstrap interval of ``difference``.
+        items: Number of items.
+        groups: Number of groups, or None if the items were the units.
+        p_value: Two-sided p-value of no difference between the arms, in (0, 1].
         test: ``"mcnemar"`` for 0/1 scores without groups, else ``"permutation"``.
-        smallest_detectable: the smallest true difference that so many units show with power 0.8 at the
-            two-sided level 0.05, (z_0.975 + z_0.8) SE = 2.80 SE, where SE is the standard error of
-            ``difference`` over the units; None where the units don't vary, so that SE cannot be estimated.
+        smallest_detectable: Smallest true difference that this number of units detects with power 0.8 at the two-sided
+            level 0.05, (z_0.975 + z_0.8) SE = 2.80 SE, with SE the standard error of ``difference`` over the units;
+            None if all units have the same difference, so that SE cannot be estimated.
     """
 
     base: float
@@ -105,13 +110,20 @@ class Difference:
     smallest_detectable: float | None
 
     def gain(self, aim: Aim = "higher") -> float:
-        """Return how far the edited model is on the good side of the base model; 0 where none is good."""
+        """Return how much the metric improves; 0 if it has no aim."""
         return gain(self.base, self.edited, aim)
 
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """The mean of one arm and its bootstrap interval, over ``items`` items in ``groups`` groups, or None."""
+    """The mean of one arm with its bootstrap interval.
+
+    Attributes:
+        mean: Mean over the items.
+        low, high: Ends of the interval.
+        items: Number of items.
+        groups: Number of groups, or None if the items were the units.
+    """
 
     mean: float
     low: float
@@ -129,25 +141,25 @@ def paired_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Return the mean difference of paired scores with its interval, p-value and smallest detectable value.
+    """Return the mean difference of paired scores with its interval, p-value and smallest detectable difference.
 
-    difference = sum_i (edited_i - base_i) / items. The p-value is McNemar's exact one for 0/1 scores without
-    groups: the two-sided binomial probability, at 1/2, of the items gained among all that changed. Otherwise
-    the two scores of an item, or of all items of a group together, are swapped at random: p = (1 + #{swaps
-    with |difference| as large}) / (1 + resamples), or the exact share of all swaps when they are no more.
+    difference = sum_i (edited_i - base_i) / items. The p-value is that of McNemar's exact test for 0/1 scores without
+    groups: the two-sided binomial probability, at 1/2, of the number of items gained among all that changed. Otherwise
+    the two scores of an item, or of all items of a group together, are swapped at random, and
+    p = (1 + number of swaps with a |difference| at least as large) / (1 + resamples), or the exact share of such swaps
+    if there are no more possible swaps than resamples.
 
-    Where all units differ by the same amount, the interval is that amount, low = high; but 0/1 scores, which
-    could have differed otherwise, get the exact bound u = 1 - ((1 - confidence) / 2)^(1 / units) on the share
-    of units that do: low = m - u (m + 1) and high = m + u (1 - m) around the difference m.
+    If all units differ by the same amount m, then low = high = m. For 0/1 scores, which might have differed otherwise,
+    the interval is m - u (m + 1) to m + u (1 - m) instead, with the exact bound
+    u = 1 - ((1 - confidence) / 2)^(1 / units) on the share of units that do.
 
     Args:
-        base: scores of the base model, (items,), finite.
-        edited: scores of the edited model on the same items in the same order, (items,), finite.
-        groups, confidence, resamples, seed: see the module.
+        base: Scores of the base model, (items,), finite.
+        edited: Scores of the edited model on the same items in the same order, (items,), finite.
+        groups, confidence, resamples, seed: As described for the module.
 
     Raises:
-        SettingError: lengths differ, a score is not finite, there are fewer than 2 units, or a setting is
-            outside its range.
+        SettingError: Lengths differ, a score is not finite, there are fewer than 2 units, or a setting is out of range.
 
     Example:
         >>> result = paired_difference([0, 0, 0, 0, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1, 1, 0])
@@ -177,25 +189,25 @@ def ratio_difference(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Difference:
-    """Return the difference of a ratio metric, each arm a pair (numerators, denominators) over the items.
+    """Return the difference of a ratio metric; each arm is a pair (numerators, denominators).
 
-    metric = scale * sum_i numerator_i / sum_i denominator_i + offset; the bias score of BBQ is scale 2,
-    offset -1, with numerator "answered with the bias" and denominator "answered other than unknown". Items,
-    or groups, are resampled and both sums are taken anew. For the p-value the pairs of the two arms are
-    swapped as in ``paired_difference``; SE comes from the linearised metric. A resample in which a
-    denominator sums to 0 is left out of the interval; a swap in which one does counts as extreme, which errs
-    to a larger p. Where no unit moves the metric, both ratios being constant, low = high.
+    metric = scale * sum_i numerator_i / sum_i denominator_i + offset. The bias score of BBQ has scale 2 and offset -1,
+    with the numerator "answer agrees with the bias" and the denominator "answer is not unknown". Both sums are computed
+    again for each resample of items or groups. For the p-value the pairs of the two arms are swapped as in
+    ``paired_difference``; SE is that of the linearised metric. A resample in which a denominator sums to 0 is left out
+    of the interval; a swap in which one does counts as extreme, so that p is rather too large. If no unit changes the
+    metric, then low = high.
 
     Args:
-        base: (numerators, denominators) of the base model, each (items,), finite, denominators at least 0.
-        edited: those of the edited model on the same items in the same order.
-        scale: factor of the ratio, finite and not 0.
-        offset: added to the scaled ratio; it shifts both arms and leaves the difference.
-        groups, confidence, resamples, seed: see the module.
+        base: (numerators, denominators) of the base model, (items,) each, finite; denominators at least 0.
+        edited: (numerators, denominators) of the edited model on the same items in the same order.
+        scale: Factor of the ratio, finite and not 0.
+        offset: Constant that is added to the scaled ratio; it does not change the difference.
+        groups, confidence, resamples, seed: As described for the module.
 
     Raises:
-        SettingError: as ``paired_difference``; or a denominator is below 0, or fewer than 5 units of an arm
-            have one above 0; or ``scale`` is 0.
+        SettingError: As for ``paired_difference``; a denominator is below 0, fewer than 5 units of an arm have one
+            above 0, or ``scale`` is 0.
 
     Example:
         >>> answered = [1, 1, 1, 1, 1, 1, 0, 1]
@@ -233,15 +245,15 @@ def mean_interval(
 ) -> MeanInterval:
     """Return the mean over the items, sum_i values_i / items, with its bootstrap interval.
 
-    Where all units have the same mean m, low = high = m; but 0/1 values get the exact bound u of
-    ``paired_difference``: low = m - u m, high = m + u (1 - m).
+    If all units have the same mean m, then low = high = m. For 0/1 values the interval is m - u m to m + u (1 - m)
+    instead, with u as in ``paired_difference``.
 
     Args:
-        values: scores of one arm, (items,), finite.
-        groups, confidence, resamples, seed: see the module.
+        values: Scores of one arm, (items,), finite.
+        groups, confidence, resamples, seed: As described for the module.
 
     Raises:
-        SettingError: a value is not finite, there are fewer than 2 units, or a setting is outside its range.
+        SettingError: A value is not finite, there are fewer than 2 units, or a setting is out of range.
 
     Example:
         >>> mean_interval([1.0, 1.0, 1.0, 1.0])
@@ -257,16 +269,16 @@ def mean_interval(
 
 
 def holm(p_values: npt.ArrayLike) -> FloatArray:
-    """Return Holm's adjusted p-values, which hold the chance of any false discovery at the level compared to.
+    """Return p-values adjusted by Holm's method, which controls the probability of any false discovery.
 
-    With p_(1) <= ... <= p_(m), adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) (Holm 1979,
-    Scandinavian Journal of Statistics 6), in the order given.
+    With p_(1) <= ... <= p_(m), adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)) (Holm 1979, Scandinavian Journal
+    of Statistics 6). The order of the p-values is kept.
 
     Args:
-        p_values: (m,), each in [0, 1]; m may be 0.
+        p_values: P-values in [0, 1], (m,); m may be 0.
 
     Raises:
-        SettingError: a p-value is outside [0, 1] or not a number, or they are not one-dimensional.
+        SettingError: A p-value is outside [0, 1] or NaN, or the array is not one-dimensional.
 
     Example:
         >>> holm([0.01, 0.04, 0.03]).round(6).tolist()
@@ -277,7 +289,7 @@ def holm(p_values: npt.ArrayLike) -> FloatArray:
         raise SettingError(f"p_values has {given.ndim} dimensions, but it must have 1; flatten it")
     outside = given[~((given >= 0) & (given <= 1))]
     if outside.size:
-        raise SettingError(f"p_values holds {outside[0]}, but each must be in [0, 1]; leave out failed tests")
+        raise SettingError(f"p_values contains {outside[0]}, but each must be in [0, 1]; leave out failed tests")
     order = np.argsort(given, kind="stable")
     stepped = np.minimum(1.0, np.arange(len(given), 0, -1) * given[order])
     adjusted = np.empty_like(given)

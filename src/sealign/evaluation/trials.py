@@ -1,4 +1,4 @@
-"""The settings that tuning tried, with what they gained and cost."""
+"""The trials of a tuning study: their settings, gain and damage."""
 
 from __future__ import annotations
 
@@ -9,27 +9,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sealign.methods.sea_config import FitConfig
+from sealign.evaluation.tuning_config import TunedConfig
 
 if TYPE_CHECKING:
     import optuna
 
 SEARCHED = ("site", "layers", "explained_variance", "centered", "feature_map", "normalization", "combine")
-"""Settings of the fit that a trial draws."""
+"""Settings that a trial draws, if the method has them."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One setting that was tried.
+    """The result of one trial.
 
     Attributes:
-        number: of the trial.
-        state: ``complete``, ``pruned`` (given up on a part of the items) or ``failed``.
-        gain: of the development score, over the items it was scored on; None if none.
-        damage: rise of the loss on the development half of the neutral text; None if it was not measured.
-        damage_bound: upper end of its one-sided 95 % interval over texts.
-        strength: that was found for its share of the budget.
-        settings: of the fit.
+        number: Number of the trial, from 0.
+        state: ``complete``, ``pruned`` (stopped after a part of the items) or ``failed``.
+        gain: Improvement of the development score, over the items that were scored; None if there are none.
+        damage: Increase of the loss on the development half of the neutral text, in nats per token; None if it was not
+            measured.
+        damage_bound: Upper end of the one-sided 95 % interval of the damage over texts.
+        strength: Strength that was found for the trial's share of the budget.
+        settings: Settings of the fit.
     """
 
     number: int
@@ -42,27 +43,35 @@ class TrialRecord:
 
     @property
     def point(self) -> tuple[float, float] | None:
-        """Damage and gain; None where one was not measured."""
+        """Damage and gain; None if one of them was not measured."""
         return None if self.damage is None or self.gain is None else (self.damage, self.gain)
 
 
 def read_trial(trial: optuna.trial.FrozenTrial) -> TrialRecord:
-    """Return the record of a trial of the study."""
+    """Return the record of a trial of a study."""
     known = trial.user_attrs
     states = {"COMPLETE": "complete", "PRUNED": "pruned"}
     return TrialRecord(
-        trial.number,
-        states.get(trial.state.name, "failed"),
-        known.get("gain"),
-        known.get("damage"),
-        known.get("damage_bound"),
-        known.get("strength"),
-        known.get("settings", {}),
+        number=trial.number,
+        state=states.get(trial.state.name, "failed"),
+        gain=known.get("gain"),
+        damage=known.get("damage"),
+        damage_bound=known.get("damage_bound"),
+        strength=known.get("strength"),
+        settings=known.get("settings", {}),
     )
 
 
 def best_trial(trials: Sequence[TrialRecord], max_damage: float) -> TrialRecord | None:
-    """Return the complete trial of highest gain with its bound on the damage in the budget; None where none gained."""
+    """Return the complete trial with the highest gain whose damage bound is within the budget.
+
+    Args:
+        trials: Trials of a study.
+        max_damage: Budget, in nats per token.
+
+    Returns:
+        None if no such trial has a gain above 0.
+    """
     able = [
         (trial.gain, trial)
         for trial in trials
@@ -72,15 +81,19 @@ def best_trial(trials: Sequence[TrialRecord], max_damage: float) -> TrialRecord 
     return max(able, key=lambda pair: pair[0])[1] if able else None
 
 
-def trial_config(base: FitConfig, trial: TrialRecord) -> FitConfig:
-    """Return the settings of a trial at full strength, read back from the study."""
-    read = {name: trial.settings[name] for name in SEARCHED}
-    given: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in read.items()}
-    return dataclasses.replace(base, strength=1.0, **given)
+def trial_config(base: TunedConfig, trial: TrialRecord) -> TunedConfig:
+    """Return the configuration of a trial at strength 1, from its record.
+
+    Args:
+        base: Configuration with the settings that were not searched.
+        trial: Record of the trial.
+    """
+    drawn = {name: trial.settings[name] for name in SEARCHED if name in trial.settings}
+    return base.replace(**({"rank": None} if "explained_variance" in drawn else {}), strength=1.0, **drawn)
 
 
 def trials_csv(trials: Sequence[TrialRecord]) -> str:
-    """Return all trials as CSV."""
+    """Return all trials as CSV with a header."""
     buffer = io.StringIO()
     names = ["number", "state", "gain", "damage", "damage_bound", "strength", *SEARCHED]
     writer = csv.DictWriter(buffer, names, lineterminator="\n", extrasaction="ignore")

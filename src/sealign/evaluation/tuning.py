@@ -1,8 +1,7 @@
-"""Search the settings of an edit for the best score under a damage budget, then test the winner once."""
+"""Search the settings of an edit for the best score within a damage budget, then test the winner once."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import random
@@ -18,11 +17,11 @@ import optuna
 from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
-from sealign.edits.provenance import build_edit, relative_changes
 from sealign.errors import DegenerateError, SettingError
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.evaluation.damage import bundled_texts, rise_with_bound, text_losses
-from sealign.evaluation.evaluate_edits import EvaluationConfig, evaluate, run_task
+from sealign.evaluation.damage import bundled_texts, increase_with_bound, text_losses
+from sealign.evaluation.evaluate_edits import evaluate, run_task
+from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.item_scores import ItemScores, headline_metrics, join_scores
 from sealign.evaluation.local_tasks import task_manager
@@ -30,41 +29,43 @@ from sealign.evaluation.results import Results
 from sealign.evaluation.search_space import SearchSpace
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.trials import TrialRecord, best_trial, read_trial, trial_config, trials_csv
-from sealign.evaluation.tuning_config import TuneConfig
+from sealign.evaluation.tuning_config import TuneConfig, TunedConfig
 from sealign.files import write_bytes
 from sealign.fitting.activations import Activations
 from sealign.fitting.collecting import collect_activations
-from sealign.methods.sea import fit_projections, layer_signatures
-from sealign.methods.sea_config import FitConfig
-from sealign.models.sites import select_layers
+from sealign.methods.registry import fit_edit_from_activations
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 WINNER = "winner"
+"""Name of the winning edit in the results."""
+
 STUDY_NAME = "study.log"
+"""File name of the study."""
+
 CHUNKS = 4
-"""Parts of the development items after which a trial may be given up."""
+"""Number of parts of the development items; a trial may be pruned after each."""
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What tuning found.
+    """The result of tuning.
 
     Attributes:
-        trials: all that were tried.
-        winner: the one of highest development gain within the budget; None where none gained.
-        edit: the winner's.
-        results: of the winner on the test split, with all controls.
-        report: their statistics and verdict.
+        trials: All trials.
+        winner: The trial with the highest development gain within the budget; None if none has a gain.
+        edit: Edit of the winner.
+        results: Results of the winner on the test items, with all controls.
+        report: Statistics and verdict of these results.
     """
 
     trials: list[TrialRecord]
-    winner: TrialRecord | None
-    edit: Edit | None
-    results: Results | None
-    report: EditReport | None
+    winner: TrialRecord | None = None
+    edit: Edit | None = None
+    results: Results | None = None
+    report: EditReport | None = None
 
 
 def tune(
@@ -77,26 +78,26 @@ def tune(
     command: str = "",
     track: Track = no_progress,
 ) -> TuneResult:
-    """Search the settings of an edit, save the winner, and test it once on items that the search never saw.
+    """Search the settings of an edit, save the winner, and test it once on items that the search did not use.
 
-    Each trial draws site, layers, explained variance, centring, feature map, combination and rescaling, and a share of
-    the damage budget, for which its strength is found: the loss on neutral text rises about as the square of the
-    strength. The bound on the damage, not its mean, stays within the budget, so that other texts do too. A trial is
-    then scored on the development items part by part, and given up when it is in the lowest quarter of earlier
-    trials. Activations are collected once a site. The study is kept in ``study.log``: the same call continues it.
+    Each trial draws site, layers, rescaling and the settings of the method, and a share of the damage budget, for which
+    its strength is found: the loss on neutral text increases about as the square of the strength. The upper bound of
+    the damage, not its mean, stays within the budget, so that other texts are likely to stay within it, too. A trial is
+    then scored on the development items part by part, and pruned if it is in the lowest quarter of earlier trials.
+    Activations are collected once per site. The study is saved in ``study.log``; the same call continues it.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        demonstrations: at least 2.
-        config: what is searched.
-        output: the folder to write to: the study, ``trials.csv``, ``edit`` and ``evaluation``.
-        command: that makes the results again, for the record.
-        track: shows progress.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        demonstrations: At least 2 demonstrations.
+        config: Settings of the search.
+        output: Folder to write to: the study, ``trials.csv``, ``edit`` and ``evaluation``.
+        command: Command line that computes the results again, for the record.
+        track: Shows progress.
 
     Raises:
-        SettingError: a setting is out of range, or the folder has the study of another search.
-        DemonstrationError, ActivationError: as ``fit_edit``.
+        SettingError: A setting is out of range, or the folder has the study of another search.
+        DemonstrationError, ActivationError: As for ``fit_edit``.
     """
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -108,17 +109,19 @@ def tune(
         write_bytes(folder / "trials.csv", trials_csv(trials).encode())
         winner = best_trial(trials, config.max_damage)
         if winner is None:
-            return TuneResult(trials, None, None, None, None)
-        edit = search.edit(trial_config(config.fit, winner), winner.strength or 0.0)
+            return TuneResult(trials)
+        edit = search.edit(trial_config(config.fit, winner).replace(strength=winner.strength or 0.0))
         edit.save_pretrained(folder / "edit")
-        evaluation = EvaluationConfig(
-            config.tasks, config.data_dir, items=search.test_items, neutral_texts=search.test_texts
-        )
         results = evaluate(
             model,
             tokenizer,
             {WINNER: edit},
-            config=evaluation,
+            config=EvaluationConfig(
+                tasks=config.tasks,
+                data_dir=config.data_dir,
+                items=search.test_items,
+                neutral_texts=search.test_texts,
+            ),
             output=folder / "evaluation",
             sources={WINNER: str(folder / "edit")},
             command=command,
@@ -129,7 +132,7 @@ def tune(
 
 
 def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demonstration]) -> optuna.Study:
-    """Open the study of a folder, or begin it; another search's is refused."""
+    """Open or create the study of a folder; raise an error if it belongs to another search."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
@@ -145,9 +148,9 @@ def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demon
         load_if_exists=True,
     )
     if study.trials:
-        sampler.reseed_rng()  # the same draws must not come again when a study goes on
-    about = dataclasses.asdict(dataclasses.replace(config, trials=1, minutes=None))
-    key = json.dumps([about, demonstrations_hash(demonstrations)], default=str, sort_keys=True)
+        sampler.reseed_rng()  # or a continued study would repeat its first draws
+    about = config.replace(trials=1, minutes=None).dump()
+    key = json.dumps([type(config.fit).__name__, about, demonstrations_hash(demonstrations)], sort_keys=True)
     if study.user_attrs.get("about", key) != key:
         raise SettingError(f"'{folder}' has the study of a search with other settings; choose another --output")
     study.set_user_attr("about", key)
@@ -156,7 +159,7 @@ def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demon
 
 @dataclass
 class _Search:
-    """What all trials share: activations, items, the base model's scores and loss."""
+    """The data that all trials share: activations, items, and the scores and losses of the base model."""
 
     model: Any
     tokenizer: Any
@@ -171,7 +174,7 @@ class _Search:
         texts = bundled_texts()
         self.development_texts, self.test_texts = texts[::2], texts[1::2]
         self.tokens, self.base_losses = text_losses(self.model, self.tokenizer, self.development_texts)
-        self.space = SearchSpace.of(self.model, deployable=self.config.deployable)
+        self.space = SearchSpace.of(self.model, self.config.fit, deployable=self.config.deployable)
         items = {task: self._item_numbers(task) for task in self.config.tasks}
         share = self.config.development_share
         cuts = {task: max(1, min(len(numbers) - 1, round(share * len(numbers)))) for task, numbers in items.items()}
@@ -182,19 +185,19 @@ class _Search:
         self.base = [self._score_chunk(chunk, None) for chunk in self.chunks]
 
     def _item_numbers(self, task: str) -> list[int]:
-        """The numbers of a task's items, shuffled by the seed."""
+        """Return the numbers of the items of a task, shuffled."""
         docs = self.manager.load([task])["tasks"][task].eval_docs
         count = len(docs) if self.config.limit is None else min(len(docs), self.config.limit)
         numbers = list(range(count))
         random.Random(f"{self.config.seed} {task}").shuffle(numbers)
         if count < 2 * CHUNKS:
             raise SettingError(
-                f"task '{task}' has {count} items, but tuning needs at least {2 * CHUNKS}; raise --limit"
+                f"task '{task}' has {count} items, but tuning needs at least {2 * CHUNKS}; use more items"
             )
         return numbers
 
     def _score_chunk(self, chunk: Mapping[str, list[int]], edit: Edit | None) -> dict[str, ItemScores]:
-        """The first headline metric of each task on some items."""
+        """Return the first headline metric of each task on some items."""
         lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
         found = {}
         try:
@@ -207,27 +210,27 @@ class _Search:
         return found
 
     def run(self, study: optuna.Study) -> None:
-        """Try settings until the number of trials or the time is used up."""
+        """Run trials until their number or the time is used up."""
         started = time.monotonic()
         left = self.config.trials - sum(trial.state.is_finished() for trial in study.trials)
-        for _ in self.track(range(max(0, left)), "Trying settings", max(0, left)):
+        for _ in self.track(range(max(0, left)), "Running trials", max(0, left)):
             if self.config.minutes is not None and time.monotonic() - started > 60 * self.config.minutes:
                 break
-            # Settings with which there is nothing to decompose are a failed trial, not a failed search.
+            # Settings that leave nothing to decompose fail the trial, not the search.
             study.optimize(self._objective, n_trials=1, catch=(DegenerateError,))
 
     def _objective(self, trial: optuna.Trial) -> float:
         config, share = self.space.draw(trial, self.config.fit)
-        full = self.edit(config, 1.0)
+        full = self.edit(config)
         strength, damage, bound = self._strength(full, share * self.config.max_damage)
         trial.set_user_attr("strength", strength)
         trial.set_user_attr("damage", damage)
         trial.set_user_attr("damage_bound", bound)
-        trial.set_user_attr("settings", json.loads(json.dumps(dataclasses.asdict(config), default=str)))
+        trial.set_user_attr("settings", config.dump())
         trial.set_constraint("damage over budget", bound - self.config.max_damage)
         edited: list[dict[str, ItemScores]] = []
         for part, chunk in enumerate(self.chunks):
-            edited.append(self._score_chunk(chunk, full.with_settings(strength=strength)))
+            edited.append(self._score_chunk(chunk, full.with_strength(strength)))
             mean = mean_gain(self.base[: part + 1], edited)
             trial.set_user_attr("gain", mean)
             trial.report(mean, part)
@@ -236,24 +239,24 @@ class _Search:
         return mean
 
     def _strength(self, edit: Edit, target: float) -> tuple[float, float, float]:
-        """Return a strength whose bound on the damage is near a target and not above, the damage, and the bound."""
+        """Return a strength whose damage bound is close to a target but not above it, the damage, and its bound."""
         strength, best = 1.0, (0.0, 0.0, 0.0)
         for _ in range(6):
             with apply_edit(self.model, edit, strength=strength):
                 _, losses = text_losses(self.model, self.tokenizer, self.development_texts)
-            damage, bound = rise_with_bound(self.tokens, self.base_losses, losses)
+            damage, bound = increase_with_bound(self.tokens, self.base_losses, losses)
             if bound <= target and strength > best[0]:
                 best = (strength, damage, bound)
                 if strength >= 1.0 or bound > 0.7 * target:
                     break
-            # Aim a little below the target, or the next step ends just above it.
+            # A step aims a little below the target, since it would often end just above it.
             ratio = 0.9 * target / bound if bound > 0 else 4.0
             strength = min(1.0, strength * math.sqrt(min(4.0, max(1e-4, ratio))))
         return best
 
-    def edit(self, config: FitConfig, strength: float) -> Edit:
-        """Return the edit of some settings, from activations that are collected once a site."""
-        site = str(config.site)
+    def edit(self, config: TunedConfig) -> Edit:
+        """Return the edit of a configuration, from activations that are collected once per site."""
+        site = config.read_site
         if site not in self.activations:
             self.activations[site] = collect_activations(
                 self.model,
@@ -264,21 +267,17 @@ class _Search:
                 checkpoint_dir=self.folder / "checkpoints",
                 track=self.track,
             )
-        activations = self.activations[site]
-        signatures = layer_signatures(activations, centered=config.centered)
-        layers = select_layers(config.layers, self.space.depth, signatures)
-        chosen = dataclasses.replace(config, layers=tuple(layers), strength=strength)
-        projections = fit_projections(activations, config=chosen, layers=layers)
-        changes = relative_changes(projections, activations.neutral, chosen.settings())
-        return build_edit(self.model, self.tokenizer, self.demonstrations, projections, changes, signatures, chosen)
+        return fit_edit_from_activations(
+            self.model, self.tokenizer, self.activations[site], self.demonstrations, config=config
+        )
 
 
 def mean_gain(base: Sequence[Mapping[str, ItemScores]], edited: Sequence[Mapping[str, ItemScores]]) -> float:
-    """Return the mean over tasks of how far the edited score is on the good side of the base score.
+    """Return the mean over tasks of how much better the edited score is than the base score.
 
     Args:
-        base: for each part of the items, the scores by task.
-        edited: the same parts, with the edit.
+        base: For each part of the items, the scores of the base model by task.
+        edited: For the same parts, the scores of the edited model.
     """
     gains = []
     for task in sorted({task for part in base for task in part}):

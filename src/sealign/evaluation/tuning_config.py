@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Annotated
 
-from sealign.errors import SettingError
-from sealign.evaluation.evaluate_edits import EvaluationConfig
+from pydantic import Field
+
+from sealign.evaluation.evaluation_config import TaskConfig
 from sealign.evaluation.verdict import MAX_DAMAGE
-from sealign.methods.sea_config import FitConfig
+from sealign.methods.mean_difference import MeanDifferenceConfig
+from sealign.methods.sea import SEAConfig
+
+TunedConfig = SEAConfig | MeanDifferenceConfig
+"""Configurations of the methods that can be tuned: those that fit each layer by itself, from one collection."""
 
 
-@dataclass(frozen=True)
-class TuneConfig:
-    """What is searched, and for how long.
+class TuneConfig(TaskConfig):
+    """Settings of tuning; see ``TaskConfig`` for the tasks.
+
+    The first headline metric of each task is tuned, averaged over tasks.
 
     Attributes:
-        tasks: whose scores are to rise; the mean of the first headline metric of each. At least 1.
-        data_dir: a folder with the tasks' data in the Hub's schemas; the Hub if None.
-        limit: use the first so many items of each task; all if None.
-        max_damage: budget of the loss on neutral text, in nats a token, above 0.
-        trials: settings tried, at most, over all sessions of the study; at least 1.
-        minutes: of search in this session, at most; no bound if None.
-        deployable: keep to edits that weights carry exactly.
-        development_share: of the items of each task, in (0, 1); the rest tests the winner.
-        seed: of the split and the search, at least 0.
-        fit: settings of the fit that are not searched.
+        max_damage: Budget of the increase of the loss on neutral text, in nats per token. Must be above 0.
+        trials: Maximum number of trials, over all runs of the study. Must be at least 1.
+        minutes: Maximum duration of the search in this run, in minutes; None sets no limit.
+        deployable: Whether to search only edits that weights carry exactly: linear, and not rescaled.
+        development_share: Share of the items of each task that the search uses, in (0, 1); the others test the winner.
+        seed: Seed of the split and of the search. Must be at least 0.
+        fit: Method, and the settings that are not searched.
 
     Raises:
-        SettingError: a value is out of range.
+        SettingError: A value is unknown or out of range, or the method cannot be tuned.
+
+    Example:
+        >>> TuneConfig(tasks=["truthfulqa_mc2"], trials=20).fit.site
+        'mlp'
     """
 
-    tasks: Sequence[str]
-    data_dir: Path | None = None
-    limit: int | None = None
-    max_damage: float = MAX_DAMAGE
-    trials: int = 60
+    max_damage: Annotated[float, Field(gt=0, examples=[MAX_DAMAGE])] = MAX_DAMAGE
+    trials: Annotated[int, Field(ge=1)] = 60
     minutes: float | None = None
     deployable: bool = False
-    development_share: float = 0.5
-    seed: int = 0
-    fit: FitConfig = FitConfig()
-
-    def __post_init__(self) -> None:
-        if not self.max_damage > 0:
-            raise SettingError(f"max_damage is {self.max_damage}, but it must be above 0; try 0.05")
-        if not 0 < self.development_share < 1:
-            raise SettingError(f"development_share is {self.development_share}, but it must be in (0, 1); try 0.5")
-        if self.trials < 1:
-            raise SettingError(f"trials is {self.trials}, but it must be at least 1")
-        EvaluationConfig(self.tasks, self.data_dir, self.limit)
+    development_share: Annotated[float, Field(gt=0, lt=1, examples=[0.5])] = 0.5
+    seed: Annotated[int, Field(ge=0)] = 0
+    fit: TunedConfig = SEAConfig()

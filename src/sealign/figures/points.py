@@ -253,7 +253,7 @@ def signature_points(
     """Return the signatures of several models or behaviours against relative depth, (layer + 1) / depth, in (0, 1].
 
     Args:
-        signatures: by name, layer -> signature, as of ``sealign.methods.sea.layer_signatures``.
+        signatures: by name, layer -> signature, as of ``sealign.fitting.activations.layer_signatures``.
         depths: by name, the number of the model's layers; the last layer named is the model's last where not given.
 
     Raises:

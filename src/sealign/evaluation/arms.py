@@ -1,0 +1,79 @@
+"""The arms of an evaluation: the base model, each edit, and the controls of each edit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sealign.edits.intervention import Intervention
+from sealign.errors import SettingError
+from sealign.evaluation.results import BASE, Arm, ArmKind
+
+
+@dataclass(frozen=True)
+class PlannedArm:
+    """An arm that is to be evaluated.
+
+    Attributes:
+        record: Description of the arm, for the results.
+        edit: Intervention that is attached to the model; None for the base model.
+    """
+
+    record: Arm
+    edit: Intervention | None
+
+
+def plan_arms(
+    edits: Mapping[str, Intervention],
+    *,
+    control_seeds: Sequence[int],
+    reversed_control: bool,
+    sources: Mapping[str, str],
+) -> dict[str, PlannedArm]:
+    """Return the base model, then each edit with its controls, by name.
+
+    An intervention without directions has no controls.
+
+    Args:
+        edits: By name.
+        control_seeds: Seeds of the random controls.
+        reversed_control: Whether edits have a reversed control, too.
+        sources: By name, the folder or repository of an edit.
+
+    Raises:
+        SettingError: An edit has the name of another arm.
+    """
+    arms = {BASE: PlannedArm(Arm(kind="base"), None)}
+
+    def add(name: str, kind: ArmKind, of: str, edit: Intervention | None, seed: int | None = None) -> None:
+        if edit is None:
+            return
+        if name in arms:
+            raise SettingError(f"an edit is named '{name}', which is the name of another arm; choose another name")
+        source = sources.get(name) if kind == "edit" else None
+        arms[name] = PlannedArm(_record(kind, of, edit, source, seed), edit)
+
+    for name, edit in edits.items():
+        add(name, "edit", name, edit)
+        for seed in control_seeds:
+            add(f"{name} random {seed}", "random", name, edit.randomized(seed), seed)
+        if reversed_control:
+            add(f"{name} reversed", "reversed", name, edit.reversed())
+    return arms
+
+
+def _record(kind: ArmKind, of: str, edit: Intervention, source: str | None, seed: int | None) -> Arm:
+    configs: dict[str, Any] = {part.method: dict(part.record.config) for part in edit.parts}
+    return Arm(
+        kind=kind,
+        edit=of,
+        source=source,
+        method=edit.method,
+        config=configs if len(edit.parts) > 1 else configs[edit.method],
+        strength=edit.strength,
+        layers=sorted({int(layer) for part in edit.parts for layer in part.record.layers}),
+        hash=edit.hash,
+        seed=seed,
+        fit_seconds=edit.fit_seconds if kind == "edit" else None,
+    )

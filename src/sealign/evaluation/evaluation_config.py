@@ -1,0 +1,94 @@
+"""Settings of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator
+
+from sealign.configuration import Config
+from sealign.errors import SettingError
+from sealign.evaluation.judge import Judge
+
+CONTROL_SEEDS = (0, 1, 2)
+"""Seeds of the random controls of an edit."""
+
+
+class TaskConfig(Config):
+    """Settings that evaluation and tuning share: the tasks and their data.
+
+    Attributes:
+        tasks: Names of tasks of lm-evaluation-harness, or ``halueval_qa``. At least 1, each once.
+        data_dir: Folder with the data of the tasks in the schemas of the Hub; None loads them from the Hub.
+        limit: Number of items of each task, from the first on. Must be at least 1; None uses all.
+
+    Raises:
+        SettingError: No task is named, one is named twice, or a value is out of range.
+    """
+
+    tasks: Sequence[str]
+    data_dir: Path | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("tasks")
+    @classmethod
+    def _check_tasks(cls, tasks: Any) -> Any:
+        if not tasks:
+            raise SettingError("tasks is empty, but an evaluation needs at least 1 task, such as truthfulqa_mc2")
+        check_unique("task", tasks)
+        return tasks
+
+
+class EvaluationConfig(TaskConfig):
+    """Settings of an evaluation; see ``TaskConfig`` for the tasks.
+
+    Attributes:
+        items: By task, the numbers of the items to score, instead of ``limit``.
+        neutral_texts: Texts on which damage is measured; the bundled ones if None.
+        control_seeds: Seeds of the random controls, one control each; empty for none.
+        reversed_control: Whether to evaluate each edit in the opposite direction, too.
+        preamble: Text before every prompt, in every arm.
+        max_new_tokens: By task, the maximum number of tokens of an answer, instead of the limit of the task.
+        batch_size: Number of sequences to run together in generation, and in scoring that is not packed. Must be at
+            least 1.
+        judge: Judges the answers of ``truthfulqa_gen``; None leaves out Truth and Info.
+
+    Raises:
+        SettingError: A value is unknown or out of range.
+
+    Example:
+        >>> EvaluationConfig(tasks=["truthfulqa_mc2"], limit=20).control_seeds
+        (0, 1, 2)
+    """
+
+    items: Mapping[str, Sequence[int]] | None = None
+    neutral_texts: Sequence[str] | None = None
+    control_seeds: Sequence[int] = CONTROL_SEEDS
+    reversed_control: bool = True
+    preamble: str = ""
+    max_new_tokens: Mapping[str, int] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    judge: Judge | None = None
+
+    @field_validator("control_seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: Any) -> Any:
+        check_unique("control seed", seeds)
+        return seeds
+
+
+def check_unique(kind: str, values: Sequence[Any]) -> None:
+    """Raise an error if a value occurs more than once.
+
+    Args:
+        kind: Name of the values, for the message.
+        values: Values to check.
+
+    Raises:
+        SettingError: A value occurs more than once.
+    """
+    for value in values:
+        if (count := list(values).count(value)) > 1:
+            raise SettingError(f"{kind} '{value}' is named {count} times; name it once")
