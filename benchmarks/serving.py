@@ -1,11 +1,11 @@
-"""Throughput of ``sealign serve`` beside stock vLLM on the same machine, in turns, with one load.
+"""Compare the throughput of ``sealign serve`` with that of stock vLLM on the same machine and load, in turns.
 
     python benchmarks/serving.py [--rounds 5] [--requests 32] [--concurrency 8] [--json FILE]
 
-Two servers stand at a time and only one of them answers. Edits of the plug-in are measured against stock vLLM as it
-starts by default, compiled; LoRAs against stock vLLM with --enforce-eager, since vLLM on a CPU does not compile a model
-that has LoRAs. A round sends the same prompts, of random tokens that no cache holds, to every arm; ratios are formed
-within a round. Needs ``make vllm-env``; the load stays on loopback, and ends with its requests.
+Two servers run at a time, of which one gets requests. Edits that the plug-in serves are compared with stock vLLM as it
+starts by default, compiled; LoRAs with stock vLLM and --enforce-eager, since vLLM on a CPU compiles no model that has
+LoRAs. A round sends the same prompts, of random tokens that no cache holds, to every arm; ratios are formed within a
+round. Needs ``make vllm-env``; all requests stay on loopback.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from rich.console import Console
 from rich.table import Table
 
 import sealign
+from sealign import SEAConfig
 from sealign.models.loading import checkpoint_folder
 
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin"
-EDITS: dict[str, dict[str, Any]] = {
-    "rescaled": {"layers": "all", "explained_variance": 0.9, "centered": True, "strength": 0.25},
-    "reversed": {"layers": "all", "explained_variance": 0.9, "centered": True, "strength": 0.25, "combine": "reversed"},
-    "uncentred": {"layers": "last:21/32"},
-    "positive": {"layers": "last:10", "rank": 16, "combine": "positive", "strength": 0.1},
-    "lora": {"layers": "all", "rank": (8, 8), "normalization": "none", "strength": 0.25},
+EDITS = {
+    "rescaled": SEAConfig(layers="all", explained_variance=0.9, centered=True, strength=0.25),
+    "reversed": SEAConfig(layers="all", explained_variance=0.9, centered=True, strength=0.25, combine="reversed"),
+    "uncentred": SEAConfig(layers="last:21/32"),
+    "positive": SEAConfig(layers="last:10", rank=16, combine="positive", strength=0.1),
+    "lora": SEAConfig(layers="all", rank=(8, 8), normalization="none", strength=0.25),
 }
 
 
@@ -48,14 +49,13 @@ def fit_edits(folder: Path) -> None:
     """Fit the edits on the embedded model and save them."""
     model, tokenizer = sealign.load_model("smollm2")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=40)
-    for name, settings in EDITS.items():
-        edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**settings))
-        edit.save_pretrained(folder / name)
+    for name, config in EDITS.items():
+        sealign.fit_edit(model, tokenizer, demonstrations, config=config).save_pretrained(folder / name)
 
 
 @contextmanager
 def server(command: Sequence[str], options: argparse.Namespace, log: Path) -> Iterator[str]:
-    """Start a server, and give its address when it answers."""
+    """Start a server, and yield its URL when it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -82,7 +82,7 @@ def server(command: Sequence[str], options: argparse.Namespace, log: Path) -> It
 
 
 def run(url: str, edits: Sequence[str | None], prompts: list[list[int]], options: argparse.Namespace) -> float:
-    """Return the output tokens a second of one load; edit i mod n goes with request i."""
+    """Return the throughput of one load in output tokens per second; request i names edit i mod n."""
     model = requests.get(f"{url}/v1/models", timeout=30).json()["data"][0]["id"]
 
     def ask(number: int) -> int:
@@ -104,7 +104,7 @@ def run(url: str, edits: Sequence[str | None], prompts: list[list[int]], options
 def compare(
     stock: Sequence[str], served: Sequence[str], arms: dict[str, Sequence[str]], options: argparse.Namespace, logs: Path
 ) -> dict[str, list[float]]:
-    """Tokens a second by arm and round, two servers in turns."""
+    """Return output tokens per second by arm and round; two servers run, and take turns."""
     source = random.Random(0)
     found: dict[str, list[float]] = {"stock": [], "plain": [], **{arm: [] for arm in arms}}
     with ExitStack() as stack:
@@ -144,11 +144,11 @@ def main() -> None:
         base = [str(ENVIRONMENT / "python"), "-m", "vllm.entrypoints.launchers.api_server.entry"]
         base += ["--model", str(checkpoint_folder("smollm2"))]
         names = [name for name in EDITS if name != "lora"]
-        bank = [str(ENVIRONMENT / "sealign"), "serve", *(f"--edit={name}={folder / name}" for name in names)]
+        slots = [str(ENVIRONMENT / "sealign"), "serve", *(f"--edit={name}={folder / name}" for name in names)]
         lora = [str(ENVIRONMENT / "sealign"), "serve", f"--edit=lora={folder / 'lora'}"]
         if options.only != "lora":
             arms = {"one edit": ["rescaled"], "four edits mixed": names, "half edited": ["rescaled", None]}
-            results["plugin"] = compare(base, bank, arms, options, folder)
+            results["plugin"] = compare(base, slots, arms, options, folder)
             show("plugin", results)
         if options.only != "plugin":
             results["lora"] = compare([*base, "--enforce-eager"], lora, {"one edit": ["lora"]}, options, folder)
@@ -159,7 +159,7 @@ def main() -> None:
 
 def show(route: str, results: dict[str, Any]) -> None:
     """Print medians and ratios."""
-    table = Table("requests", "tokens a second", "of stock vLLM", "lowest to highest", title=route, box=None)
+    table = Table("requests", "tokens/s", "of stock vLLM", "lowest to highest", title=route, box=None)
     for arm, speeds in results[route].items():
         ratios = [speed / stock for speed, stock in zip(speeds, results[route]["stock"], strict=True)]
         spread = f"{min(ratios):.3f} to {max(ratios):.3f}"

@@ -13,7 +13,7 @@ import pytest
 import sealign
 from sealign.errors import FingerprintError, ServingError
 from sealign.serving.endpoint import EditLoader, adapter_key
-from sealign.serving.served_edits import Registry
+from sealign.serving.served_edits import ServedEdits
 from sealign.serving.settings import ServerSettings
 
 
@@ -35,7 +35,7 @@ class Engine:
 
 def loader(engine: Engine) -> EditLoader:
     models = SimpleNamespace(is_base_model=lambda name: name == "base")
-    return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), Registry())
+    return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), ServedEdits())
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def folder(small_edit: sealign.Edit, tmp_path: Path) -> Path:
     return tmp_path / "edit"
 
 
-def test_loaded_and_taken_out(llama: Any, small_edit: sealign.Edit, folder: Path) -> None:
+def test_loaded_and_unloaded(llama: Any, small_edit: sealign.Edit, folder: Path) -> None:
     engine = Engine(llama.config, [small_edit.hash] * 2)
     edits = loader(engine)
 
@@ -80,7 +80,7 @@ def test_another_model_and_the_name_of_the_base_are_refused(tiny_model: Any, lla
         asyncio.run(loader(Engine(llama.config)).load("base", folder))
 
 
-def test_adapters_are_told_apart_by_edit_and_weights(small_edit: sealign.Edit, tmp_path: Path) -> None:
+def test_adapters_have_keys_by_edit_and_weights(small_edit: sealign.Edit, tmp_path: Path) -> None:
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(b"1234")
     first = adapter_key(small_edit, tmp_path)

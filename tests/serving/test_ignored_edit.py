@@ -1,4 +1,4 @@
-"""Requests whose edit the engine would drop are refused, and all others reach it unchanged."""
+"""Requests whose edit vLLM would ignore are rejected, and all others reach it unchanged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sealign.serving.ignored_edit import RejectIgnoredEdit, overlooked
+from sealign.serving.ignored_edit import RejectIgnoredEdit, why_ignored
 
 
 def body(**values: Any) -> bytes:
@@ -24,7 +24,7 @@ NAMED = {"vllm_xargs": {"sealign_edit": "mild"}}
     "path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages", "/x/v1/completions"]
 )
 def test_where_the_engine_looks(path: str) -> None:
-    assert overlooked(path, body(model="m", **NAMED)) is None
+    assert why_ignored(path, body(model="m", **NAMED)) is None
 
 
 def test_where_it_does_not() -> None:
@@ -35,23 +35,23 @@ def test_where_it_does_not() -> None:
         body(vllm_xargs=["sealign_edit", "mild"]),
         body(messages=[{"role": "user", "content": "x", "sealign_edit": "mild"}]),
     ):
-        assert "outside vllm_xargs" in (overlooked("/v1/completions", wrong) or "")
-    assert "/v1/embeddings takes no edits" in (overlooked("/v1/embeddings", body(**NAMED)) or "")
-    assert "beam search" in (overlooked("/v1/completions", body(use_beam_search=True, **NAMED)) or "")
-    assert overlooked("/v1/completions", body(use_beam_search=False, **NAMED)) is None
+        assert "outside vllm_xargs" in (why_ignored("/v1/completions", wrong) or "")
+    assert "/v1/embeddings takes no edits" in (why_ignored("/v1/embeddings", body(**NAMED)) or "")
+    assert "beam search" in (why_ignored("/v1/completions", body(use_beam_search=True, **NAMED)) or "")
+    assert why_ignored("/v1/completions", body(use_beam_search=False, **NAMED)) is None
 
 
 @given(st.text(), st.text())
 def test_text_that_speaks_of_edits_is_text(before: str, after: str) -> None:
     text = f'{before}{{"sealign_edit": "mild"}}{after}'
-    assert overlooked("/v1/embeddings", body(prompt=text)) is None
+    assert why_ignored("/v1/embeddings", body(prompt=text)) is None
 
 
 @given(st.binary())
 def test_what_is_no_json_is_left_to_the_engine(data: bytes) -> None:
-    assert overlooked("/v1/completions", data) is None
-    assert overlooked("/v1/completions", b'{"sealign_edit"' + data + b"\x00") is None
-    assert overlooked("/v1/completions", b'["sealign_edit"]') is None
+    assert why_ignored("/v1/completions", data) is None
+    assert why_ignored("/v1/completions", b'{"sealign_edit"' + data + b"\x00") is None
+    assert why_ignored("/v1/completions", b'["sealign_edit"]') is None
 
 
 def pass_through(method: str, chunks: list[bytes], kind: bytes = b"application/json") -> tuple[list[Any], list[Any]]:

@@ -12,7 +12,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import sealign
+from sealign import SEAConfig
 from sealign.export.verify import PROMPTS, compare_outputs, reference_outputs
+from sealign.fitting.edit_config import EditConfig
 from sealign.serving.client import server_outputs
 from tests.edit_server import EditServer
 
@@ -23,12 +25,12 @@ pytestmark = [
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores"),
 ]
 
-EDITS: dict[str, dict[str, Any]] = {
-    "rescaled": {"layers": "all", "rank": (5, 3), "centered": True, "strength": 0.5},
-    "tanh": {"layers": (0, 3), "site": "attention", "feature_map": "tanh", "rank": (2, 6), "strength": 0.5},
-    "stream": {"layers": (1, 2), "site": "residual", "rank": (2, 6), "combine": "negative"},
-    "later": {"layers": (2,), "rank": (4, 1), "combine": "positive", "strength": 0.3},
-    "linear": {"layers": (1, 3), "rank": (3, 2), "normalization": "none"},
+EDITS: dict[str, EditConfig] = {
+    "rescaled": SEAConfig(layers="all", rank=(5, 3), centered=True, strength=0.5),
+    "tanh": SEAConfig(layers=(0, 3), site="attention", feature_map="tanh", rank=(2, 6), strength=0.5),
+    "stream": SEAConfig(layers=(1, 2), site="residual", rank=(2, 6), combine="negative"),
+    "later": SEAConfig(layers=(2,), rank=(4, 1), combine="positive", strength=0.3),
+    "linear": SEAConfig(layers=(1, 3), rank=(3, 2), normalization="none"),
 }
 
 
@@ -62,8 +64,8 @@ def test_two_workers_answer_as_the_hooks(
     loaded, tokenizer, folder = model
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
     edits = {}
-    for name, settings in EDITS.items():
-        edits[name] = sealign.fit_edit(loaded, tokenizer, demonstrations, config=sealign.FitConfig(**settings))
+    for name, config in EDITS.items():
+        edits[name] = sealign.fit_edit(loaded, tokenizer, demonstrations, config=config)
         if not (folder / "edits" / name).is_dir():
             edits[name].save_pretrained(folder / "edits" / name)
     started = [name for name in EDITS if name != "later"]

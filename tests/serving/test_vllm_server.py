@@ -18,8 +18,10 @@ import requests
 import torch
 
 import sealign
+from sealign import LEACEConfig, MeanDifferenceConfig, SEAConfig
 from sealign.errors import ExportError
 from sealign.export.verify import compare_outputs, reference_outputs
+from sealign.fitting.edit_config import EditConfig
 from sealign.serving.client import server_outputs
 from tests.edit_server import TOKEN, EditServer, completion_body, engine_command
 
@@ -39,15 +41,17 @@ QUESTIONS = (
     "def fibonacci(n):",
     "Is it true that bats are blind?",
 )
-EDITS: dict[str, dict[str, Any]] = {
-    "linear": {"layers": "last:10", "rank": (4, 9), "normalization": "none", "combine": "negative"},
-    "rescaled": {"layers": "last:8", "explained_variance": 0.9, "centered": True, "strength": 0.5},
-    "tanh": {"layers": "last:5", "site": "attention", "feature_map": "tanh", "combine": "positive", "strength": 0.3},
-    "stream": {"layers": "last:6", "site": "residual", "rank": (3, 12), "combine": "negative", "strength": 0.3},
-    "later": {"layers": (20, 24), "rank": (2, 5), "centered": True},
-    "later-lora": {"layers": "last:9", "rank": (2, 7), "normalization": "none", "combine": "negative"},
+EDITS: dict[str, EditConfig] = {
+    "linear": SEAConfig(layers="last:10", rank=(4, 9), normalization="none", combine="negative"),
+    "rescaled": SEAConfig(layers="last:8", explained_variance=0.9, centered=True, strength=0.5),
+    "tanh": SEAConfig(layers="last:5", site="attention", feature_map="tanh", combine="positive", strength=0.3),
+    "stream": SEAConfig(layers="last:6", site="residual", rank=(3, 12), combine="negative", strength=0.3),
+    "shift": MeanDifferenceConfig(layers=(10, 14), strength=2.0),
+    "erased": LEACEConfig(site="mlp", layers=(12, 20), strength=3.0),
+    "later": SEAConfig(layers=(20, 24), rank=(2, 5), centered=True),
+    "later-lora": SEAConfig(layers="last:9", rank=(2, 7), normalization="none", combine="negative"),
 }
-STARTED = ("linear", "rescaled", "tanh", "stream")
+STARTED = ("linear", "rescaled", "tanh", "stream", "shift", "erased")
 ARMS = (None, *STARTED, "model:linear")
 """How requests ask for them; ``model:`` is by the name of a model, which LoRAs have."""
 
@@ -62,8 +66,8 @@ def edits(smollm2: Any, folder: Path) -> dict[str, sealign.Edit]:
     model, tokenizer = smollm2
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=40)
     made = {}
-    for name, settings in EDITS.items():
-        made[name] = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**settings))
+    for name, config in EDITS.items():
+        made[name] = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
         made[name].save_pretrained(folder / "edits" / name)
     return made
 
@@ -290,8 +294,8 @@ def test_no_request_reads_blocks_that_another_edit_stored(
         (404, "no edit", {"vllm_xargs": {"sealign_edit": ["tanh"]}}),
         (404, "no edit", {"vllm_xargs": {"sealign_edit": "../edits/tanh"}}),
         (404, "no edit", {"vllm_xargs": {"sealign_edit": ""}}),
-        (400, "no key of ours", {"vllm_xargs": {"sealign_edits": "tanh"}}),
-        (400, "no key of ours", {"vllm_xargs": {"sealign_edit": "tanh", "sealign_strength": 2}}),
+        (400, "unknown key", {"vllm_xargs": {"sealign_edits": "tanh"}}),
+        (400, "unknown key", {"vllm_xargs": {"sealign_edit": "tanh", "sealign_strength": 2}}),
         (400, "name one of them", {"model": "linear", "vllm_xargs": {"sealign_edit": "tanh"}}),
         (400, "outside vllm_xargs", {"sealign_edit": "tanh"}),
         (400, "outside vllm_xargs", {"extra_body": {"vllm_xargs": {"sealign_edit": "tanh"}}}),
@@ -326,7 +330,7 @@ def test_only_the_administrator_sees_and_changes_edits(server: EditServer) -> No
         for token in (None, "wrong", ""):
             assert server.admin(method, path, token=token, **body).status_code == 401
     listed = {edit["name"]: edit["route"] for edit in server.admin("GET").json()}
-    assert listed == {"linear": "lora", "rescaled": "plugin", "tanh": "plugin", "stream": "plugin"}
+    assert listed == {name: "lora" if name == "linear" else "plugin" for name in STARTED}
 
 
 @pytest.mark.parametrize("name", ["../edits/later", "/etc", "..", "", "absent", "owner/name", "later\n", "x" * 200])

@@ -1,4 +1,4 @@
-"""``sealign serve``: vLLM's own server with edits for each request."""
+"""``sealign serve``: vLLM's own server with an edit for each request."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def serve(
         typer.Option(
             "--edit",
             metavar="NAME=EDIT",
-            help="An edit and the name by which requests ask for it. Give it several times for several.",
+            help="An edit, and its name in requests. Repeat the option for several edits.",
         ),
     ] = None,
     edits_dir: Annotated[
@@ -28,53 +28,69 @@ def serve(
         typer.Option(
             "--edits-dir",
             metavar="DIR",
-            help="Folder of edits that an administrator may load while the server runs, each by its folder's name.",
+            help="Folder of edits that an administrator may load while the server runs, by the name of the subfolder.",
         ),
     ] = None,
     max_edits: Annotated[
         int,
-        typer.Option("--max-edits", min=1, metavar="N", help="Edits of each route that can be loaded at once."),
+        typer.Option(
+            "--max-edits",
+            min=1,
+            metavar="N",
+            help="Number of LoRAs, and number of other edits, that can be loaded at once.",
+        ),
     ] = 4,
     lora: Annotated[
         bool,
         typer.Option(
             "--lora/--no-lora",
-            help="Serve edits that are exactly LoRAs as LoRAs; without, like all others, which is faster on a CPU.",
+            help="Serve edits that are exactly LoRAs by vLLM's own LoRA code, or like all other edits by the plug-in, "
+            "which is faster on a CPU.",
         ),
     ] = True,
 ) -> None:
     """Serve a model with vLLM, and edits that each request chooses for itself.
 
-    Edits that are served as LoRAs are models of their own: "model": NAME. Every edit can be named in a request as
-    "vllm_xargs": {"sealign_edit": NAME}. Options that are not listed here go to vllm serve, such as --port 8000.
+    A request names an edit as "vllm_xargs": {"sealign_edit": NAME}. An edit that is served as a LoRA can also be named
+    as "model": NAME. Options that are not listed here are passed to vllm serve, for example --port 8000.
 
-    To list, load and unload edits while it runs, set SEALIGN_ADMIN_TOKEN in its environment.
+    To list, load and unload edits while the server runs, set the variable SEALIGN_ADMIN_TOKEN in its environment.
     """
-    import os
-    import sys
-
-    from sealign.serving.launch import require_vllm, server_command
+    from sealign.serving.launch import require_vllm, server_command, start_server
 
     require_vllm()
     with messages.status("Reading the edits"):
-        command, environment = server_command(
-            model, named_edits(edit or []), edits_dir, max_edits=max_edits, loras=lora, arguments=context.args
+        command, variables = server_command(
+            model,
+            parse_named_edits(edit or []),
+            edits_dir=edits_dir,
+            max_edits=max_edits,
+            loras=lora,
+            arguments=context.args,
         )
     messages.print("Starting vLLM", style="dim")
-    os.execve(sys.executable, [sys.executable, *command], os.environ | environment)
+    start_server(command, variables)
 
 
-def named_edits(given: list[str]) -> dict[str, str]:
-    """Return places by name."""
+def parse_named_edits(texts: list[str]) -> dict[str, str]:
+    """Return folders or repositories of edits by name.
+
+    Args:
+        texts: Values of ``--edit``, such as ``mild=edits/mild``.
+
+    Raises:
+        SettingError: A text has no name or no edit, or two have one name.
+        ServingError: A name is not valid.
+    """
     from sealign.errors import SettingError
     from sealign.serving.settings import check_name
 
     named: dict[str, str] = {}
-    for text in given:
+    for text in texts:
         name, equals, place = text.partition("=")
         if not equals or not place:
             raise SettingError(f"--edit {text} has no name; write --edit NAME={text}")
         if check_name(name) in named:
-            raise SettingError(f"two edits have the name '{name}'; give each its own")
+            raise SettingError(f"two edits have the name '{name}'; choose a different name for each")
         named[name] = place
     return named

@@ -1,1 +1,1 @@
-"""Edits in a serving engine: vLLM's own server with an edit for each request."""
+"""Serving edits with vLLM: its own server, and an edit for each request."""

@@ -1,4 +1,4 @@
-"""What a server makes of prompts, asked over its OpenAI-compatible interface."""
+"""A client that asks a server for the log-probabilities and completions that ``sealign verify`` compares."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sealign.errors import ExportError
 from sealign.export.verify import PROMPTS, Outputs
@@ -22,21 +23,21 @@ def server_outputs(
     max_new_tokens: int = 16,
     api_key: str | None = None,
 ) -> Outputs:
-    """Return what an edit on a vLLM server makes of prompts.
+    """Return the log-probabilities of prompts and their greedy completions by an edit on a vLLM server.
 
-    A name that the server lists among its models is asked for as one, which is how LoRAs are served; any other is sent
-    as ``vllm_xargs``, which ``sealign serve`` reads and refuses where it does not know the name.
+    A name among the server's models is sent as ``model``, which selects a LoRA; any other name is sent in
+    ``vllm_xargs``, which a server started by ``sealign serve`` reads, and rejects if it does not know the name.
 
     Args:
-        url: of the server, with or without ``/v1``.
-        name: of the edit on the server.
-        tokenizer: of the model; the server is sent token ids.
-        prompts: each of at least 2 tokens.
-        max_new_tokens: length of the completions.
-        api_key: of the server, if it asks for one; default: the variable ``OPENAI_API_KEY``.
+        url: URL of the server, with or without ``/v1``.
+        name: Name of the edit on the server.
+        tokenizer: Tokenizer of the model; prompts are sent as token ids.
+        prompts: Texts of at least 2 tokens each.
+        max_new_tokens: Largest length of the completions, in tokens.
+        api_key: API key of the server. Default: the variable ``OPENAI_API_KEY``.
 
     Raises:
-        ExportError: the server cannot be reached, or refuses.
+        ExportError: The server cannot be reached, or rejects the request.
     """
     from openai import OpenAI, OpenAIError
 
@@ -65,7 +66,7 @@ def server_outputs(
     return Outputs(logs, completions)
 
 
-def _prompt_log_probabilities(entries: Sequence[Any], ids: Sequence[int]) -> Any:
-    """The log-probability of each token of the prompt, from the second on."""
+def _prompt_log_probabilities(entries: Sequence[Any], ids: Sequence[int]) -> NDArray[np.float64]:
+    """Return the log-probability of each token of a prompt from the second on."""
     pairs = zip(entries[1:], ids[1:], strict=True)
     return np.array([entry[str(token)]["logprob"] for entry, token in pairs], dtype=np.float64)

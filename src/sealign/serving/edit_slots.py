@@ -1,132 +1,241 @@
-"""SiteBank: many edits of one module in buffers that stay where they are, and one of them chosen for each token."""
+"""EditSlots: the slots for edits in a served model, and the slot of each token of the current batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sealign.edits.record import EditSettings
-from sealign.spectral.feature_maps import get_feature_map
-from sealign.spectral.projection import COMBINATION_WEIGHTS, Projection
+from sealign.edits.edit import Edit
+from sealign.edits.layer_edit import LayerEdit
+from sealign.errors import ServingError
+from sealign.serving.slot_buffers import SlotBuffers, SlotSizes
 
-_NONLINEAR_WEIGHTS = {
-    "both": (1.0, 1.0, 1.0),
-    "positive": (1.0, 0.0, 0.0),
-    "negative": (0.0, 1.0, 0.0),
-    "average": (0.5, 0.5, 0.0),
-    "reversed": (1.0, 1.0, 1.0),
-}
-"""With a feature map y = a kept + b dropped - c Phi^-1(mu), the last where centred: (a, b, c) by combination."""
+TokenIndex = slice | Tensor
+"""Index of the tokens of one slot in a batch."""
 
 
-@dataclass(frozen=True)
-class BankSize:
-    """How much room an edit bank has.
+class EditSlots:
+    """The slots for edits in a served model, and the slot of each token of the current batch.
 
-    Attributes:
-        edits: how many edits it holds at once, at least 1.
-        rank: the largest k+ + k- of a layer, at least 1.
-        feature_maps: names of the maps, other than the identity, that its edits may use.
-    """
-
-    edits: int
-    rank: int
-    feature_maps: tuple[str, ...] = ()
-
-
-class SiteBank:
-    """The edits of one module: all their factors side by side, and for each slot what picks its own.
-
-    With F the (d, slots r) matrix of all factors and w the row of a token's slot, which is zero outside that slot's own
-    columns, a linear edit is x + a z + F (w * (F^T z)), z = x - mu: the same operations whatever the tokens ask for, so
-    that a graph which was captured once serves every batch. Slot 0 is no edit.
+    On an accelerator, where a graph that was captured once serves every batch, all edits are computed by the same
+    operations on buffers that are allocated here; later only their contents change. On a CPU nothing is captured, and
+    each edit is computed alone, for its own tokens.
 
     Args:
-        width: d.
-        size: how much room it has.
-        device: of the buffers, which are float32.
+        modules: Dotted paths of the modules that can be edited.
+        width: Number of features d.
+        max_tokens: Largest number of tokens in a batch.
+        sizes: Number of slots and size of each.
+        device: Device of the model.
+        captured: Whether graphs are captured. Default: on every device other than a CPU.
+
+    Example:
+        >>> slots = EditSlots(["model.layers.0.mlp"], 8, max_tokens=16, sizes=SlotSizes(edits=2, rank=4))
+        >>> slots.free
+        2
     """
 
-    def __init__(self, width: int, size: BankSize, device: torch.device) -> None:
-        slots, columns = size.edits + 1, (size.edits + 1) * size.rank
-        self._rank = size.rank
-        self._maps = size.feature_maps
+    def __init__(
+        self,
+        modules: Sequence[str],
+        width: int,
+        *,
+        max_tokens: int,
+        sizes: SlotSizes,
+        device: str | torch.device = "cpu",
+        captured: bool | None = None,
+    ) -> None:
+        device = torch.device(device)
+        self.sizes = sizes
+        self._width = width
+        self._modules = list(modules)
+        self._buffers: dict[str, SlotBuffers] = {}
+        if device.type != "cpu" if captured is None else captured:
+            self._buffers = {module: SlotBuffers(width, sizes, device) for module in modules}
+        self._uncaptured: dict[str, dict[int, tuple[LayerEdit, float]]] = {module: {} for module in modules}
+        self._token_slots = torch.zeros(max_tokens, dtype=torch.int64, device=device)
+        self._tokens_by_slot: list[tuple[int, TokenIndex]] = []
+        self._slots: dict[str, int] = {}
 
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=device)
+    @property
+    def hashes(self) -> list[str]:
+        """Hashes of the loaded edits."""
+        return list(self._slots)
 
-        self._factors = zeros(width, columns)
-        self._linear = zeros(slots, columns)
-        self._positive = zeros(slots, columns)
-        self._negative = zeros(slots, columns)
-        self._mean = zeros(slots, width)
-        # For each slot: strength, whether rescaled and a; number of the map, and the weights of its three parts.
-        self._settings = zeros(slots, 3)
-        self._map = zeros(slots, 1)
-        self._parts = zeros(3, slots, 1)
+    @property
+    def free(self) -> int:
+        """Number of further edits that can be loaded."""
+        return self.sizes.edits - len(self._slots)
 
-    def load(self, slot: int, projection: Projection, settings: EditSettings) -> None:
-        """Write one edit's factors into a slot; the buffers keep their addresses."""
-        self.clear(slot)
-        if settings.combine == "reversed" and settings.feature_map != "identity":
-            projection = projection.reversed()
-        start = slot * self._rank
-        middle, end = start + projection.rank_positive, start + projection.rank_positive + projection.rank_negative
-        self._factors[:, start:middle] = projection.positive
-        self._factors[:, middle:end] = projection.negative
-        if projection.mean is not None:
-            self._mean[slot] = projection.mean
-        self._settings[slot, 0] = settings.strength
-        self._settings[slot, 1] = float(settings.normalization == "token")
-        if settings.feature_map == "identity":
-            scale, keep, drop = COMBINATION_WEIGHTS[settings.combine]
-            self._settings[slot, 2] = scale
-            self._linear[slot, start:middle] = keep
-            self._linear[slot, middle:end] = drop
-            return
-        self._map[slot] = 1.0 + self._maps.index(settings.feature_map)
-        self._positive[slot, start:middle] = 1.0
-        self._negative[slot, middle:end] = 1.0
-        kept, dropped, origin = _NONLINEAR_WEIGHTS[settings.combine]
-        weights = (kept, dropped, origin if projection.mean is not None else 0.0)
-        self._parts[:, slot, 0] = torch.tensor(weights, device=self._parts.device)
-
-    def clear(self, slot: int) -> None:
-        """Make a slot edit nothing."""
-        columns = slice(slot * self._rank, (slot + 1) * self._rank)
-        self._factors[:, columns] = 0.0
-        for buffer in (self._linear, self._positive, self._negative, self._mean, self._settings, self._map):
-            buffer[slot] = 0.0
-        self._parts[:, slot] = 0.0
-
-    def __call__(self, tokens: Float[Tensor, "t d"], slots: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
-        """Return each token as its slot edits it, in the type it came in; those of slot 0 bit for bit.
+    def load(self, edit: Edit) -> str:
+        """Load an edit into a free slot, and return its hash; an edit that is loaded already stays where it is.
 
         Args:
-            tokens: activations; computed in float32.
-            slots: of each token.
-        """
-        x = tokens.float()
-        strength, rescaled, scale = torch.split(self._settings[slots], 1, dim=-1)
-        mean = self._mean[slots]
-        z = x - mean
-        y = torch.addmm(x + scale * z, (z @ self._factors).mul_(self._linear[slots]), self._factors.T)
-        for number, name in enumerate(self._maps, start=1):
-            y = torch.where(self._map[slots] == number, self._nonlinear(name, x, mean, slots), y)
-        before, after = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (x, y))
-        # Where y is zero it stays so, at whatever ratio that is finite.
-        ratio = torch.lerp(torch.ones_like(before), before / after.clamp_min(1e-20), rescaled)
-        edited = torch.lerp(x, y * ratio, strength)
-        return torch.where(slots[:, None] > 0, edited.to(tokens.dtype), tokens)
+            edit: The edit.
 
-    def _nonlinear(self, name: str, x: Tensor, mean: Tensor, slots: Tensor) -> Tensor:
-        phi = get_feature_map(name)
-        features = phi.forward(x) - mean
-        along = features @ self._factors
-        kept = phi.inverse(mean + (along * self._positive[slots]) @ self._factors.T, x)
-        dropped = phi.inverse(mean + features - (along * self._negative[slots]) @ self._factors.T, x)
-        weights = self._parts[:, slots]
-        return weights[0] * kept + weights[1] * dropped - weights[2] * phi.inverse(mean, x)
+        Raises:
+            ServingError: No slot is free, or the edit does not fit into a slot.
+        """
+        edit_hash = edit.hash
+        if edit_hash in self._slots:
+            return edit_hash
+        self._check(edit)
+        slot = next(slot for slot in range(1, self.sizes.edits + 1) if slot not in self._slots.values())
+        for layer, module in zip(edit.layers, edit.modules, strict=True):
+            layer_edit = edit.layer_edits[layer]
+            if self._buffers:
+                self._buffers[module].load(slot, layer_edit, edit.strength)
+            elif edit.strength != 0:
+                self._uncaptured[module][slot] = layer_edit, edit.strength
+        self._slots[edit_hash] = slot
+        return edit_hash
+
+    def _check(self, edit: Edit) -> None:
+        if not self.free:
+            raise ServingError(
+                f"all {self.sizes.edits} slots for edits are taken; unload an edit, or restart the server with a "
+                "larger --max-edits"
+            )
+        if not edit.is_causal:
+            raise ServingError(
+                "the edit is rescaled per feature over all tokens of a sequence, which a server with a key-value cache "
+                "never has together; fit an edit with normalization 'token' or 'none'"
+            )
+        restart = "restart the server with the edit in --edit or in the folder of --edits-dir"
+        missing = [module for module in edit.modules if module not in self._uncaptured]
+        if missing:
+            raise ServingError(f"the edit edits '{missing[0]}', for which this server has no slots; {restart}")
+        if edit.feature_map not in ("identity", *self.sizes.feature_maps):
+            known = ", ".join(("identity", *self.sizes.feature_maps))
+            raise ServingError(
+                f"the edit uses the feature map '{edit.feature_map}', but this server was started for {known}; "
+                f"{restart}"
+            )
+        for layer, layer_edit in edit.layer_edits.items():
+            if layer_edit.rank > self.sizes.rank or layer_edit.width != self._width:
+                raise ServingError(
+                    f"layer {layer} of the edit has width {layer_edit.width} and rank {layer_edit.rank}, but the slots "
+                    f"of this server have width {self._width} and rank {self.sizes.rank}; {restart}"
+                )
+
+    def unload(self, edit_hash: str) -> None:
+        """Remove an edit; its slot is free at once.
+
+        Args:
+            edit_hash: Hash of the edit.
+
+        Raises:
+            ServingError: The edit is not loaded.
+        """
+        slot = self._slot(edit_hash)
+        for buffers in self._buffers.values():
+            buffers.clear(slot)
+        for edits in self._uncaptured.values():
+            edits.pop(slot, None)
+        del self._slots[edit_hash]
+
+    def select(self, requests: Sequence[tuple[str | None, int]]) -> None:
+        """Set the slot of each token of the next batch.
+
+        Args:
+            requests: Hash of the edit, or None, and number of tokens of each request, in the order of the batch.
+
+        Raises:
+            ServingError: An edit is not loaded, so the batch must not run.
+        """
+        selected = [(self._slot(edit_hash) if edit_hash else 0, count) for edit_hash, count in requests]
+        if not self._buffers:
+            self._tokens_by_slot = tokens_by_slot(selected)
+            return
+        slots, counts = torch.tensor(selected, dtype=torch.int64).reshape(-1, 2).T
+        per_token = torch.repeat_interleave(slots, counts)
+        self._token_slots[: len(per_token)].copy_(per_token)
+        self._token_slots[len(per_token) :].zero_()
+
+    def select_none(self) -> None:
+        """Select no edit for the tokens of the next batch, such as those of a warm-up."""
+        self._tokens_by_slot = []
+        self._token_slots.zero_()
+
+    def _slot(self, edit_hash: str) -> int:
+        if edit_hash not in self._slots:
+            raise ServingError(f"edit {edit_hash[:12]} is not loaded in this worker; load it before requests name it")
+        return self._slots[edit_hash]
+
+    @torch.no_grad()
+    def edit_output(self, module_index: int, tokens: Float[Tensor, "t d"]) -> None:
+        """Edit the output of a module in place.
+
+        Args:
+            module_index: Index of the module in the constructor's ``modules``.
+            tokens: Output of the module for the selected batch, (t, d).
+        """
+        module = self._modules[module_index]
+        if self._buffers:
+            tokens.copy_(self._buffers[module](tokens, self._token_slots[: tokens.shape[0]]))
+        for index, layer_edit, strength in self._selected(module):
+            tokens[index] = layer_edit(tokens[index], strength)
+
+    @torch.no_grad()
+    def edit_stream(self, module_index: int, hidden: Float[Tensor, "t d"], residual: Float[Tensor, "t d"]) -> None:
+        """Edit the residual stream, the sum of two tensors, by changing the first in place.
+
+        Args:
+            module_index: Index of the decoder layer in the constructor's ``modules``.
+            hidden: Output of the layer's last module, (t, d).
+            residual: The stream that this output is added to, (t, d).
+        """
+        module = self._modules[module_index]
+        if self._buffers:
+            slots = self._token_slots[: hidden.shape[0]]
+            stream = hidden.float() + residual.float()
+            moved = hidden + (self._buffers[module](stream, slots) - stream)
+            hidden.copy_(torch.where(self._buffers[module].edited(slots), moved, hidden))
+        for index, layer_edit, strength in self._selected(module):
+            stream = hidden[index].float() + residual[index].float()
+            hidden[index] = (hidden[index] + (layer_edit(stream, strength) - stream)).to(hidden.dtype)
+
+    def _selected(self, module: str) -> Iterator[tuple[TokenIndex, LayerEdit, float]]:
+        """Yield the tokens, the edit and the strength of each selected slot that edits a module."""
+        edits = self._uncaptured[module]
+        return ((index, *edits[slot]) for slot, index in self._tokens_by_slot if slot in edits)
+
+
+def sizes_for(edits: Mapping[str, Edit], *, at_least: int = 1) -> SlotSizes:
+    """Return the smallest sizes of slots that hold some edits.
+
+    Args:
+        edits: Edits by name.
+        at_least: Smallest number of slots.
+    """
+    maps = sorted({edit.feature_map for edit in edits.values()} - {"identity"})
+    return SlotSizes(max(at_least, len(edits), 1), max([1, *(edit.rank for edit in edits.values())]), tuple(maps))
+
+
+def tokens_by_slot(requests: Sequence[tuple[int, int]]) -> list[tuple[int, TokenIndex]]:
+    """Return the index of the tokens of each slot other than slot 0; a slice if they are adjacent.
+
+    Args:
+        requests: Slot and number of tokens of each request, in the order of the batch.
+
+    Example:
+        >>> tokens_by_slot([(0, 2), (3, 1), (3, 4)])
+        [(3, slice(2, 7, None))]
+    """
+    spans: dict[int, list[tuple[int, int]]] = {}
+    start = 0
+    for slot, count in requests:
+        if slot and count:
+            own = spans.setdefault(slot, [])
+            if own and own[-1][1] == start:
+                own[-1] = (own[-1][0], start + count)
+            else:
+                own.append((start, start + count))
+        start += count
+    return [
+        (slot, slice(*own[0]) if len(own) == 1 else torch.cat([torch.arange(*span) for span in own]))
+        for slot, own in spans.items()
+    ]

@@ -1,4 +1,4 @@
-"""The server's routes for its administrator: edits listed, loaded and unloaded while it runs."""
+"""The server's routes for its administrator: list, load and unload edits while the server runs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from sealign.edits.edit import Edit
 from sealign.errors import SealignError, ServingError, UnknownEditError
 from sealign.models.fingerprint import check_fingerprint
 from sealign.serving.ignored_edit import RejectIgnoredEdit
-from sealign.serving.served_edits import Registry, ServedEdit, registry
-from sealign.serving.settings import PLUGIN, TOKEN_VARIABLE, ServerSettings, check_name, find_in_library, is_lora
+from sealign.serving.served_edits import SERVED, ServedEdit, ServedEdits
+from sealign.serving.settings import PLUGIN, TOKEN_VARIABLE, ServerSettings, check_name, find_in_edits_dir, is_lora
 
 ROUTE = "/sealign/edits"
 
 
 class LoadRequest(BaseModel):
-    """The body of a request to load an edit: its name in the folder of ``--edits-dir``, never a path."""
+    """Body of a request to load an edit: its name in the folder of ``--edits-dir``, never a path."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -34,13 +34,13 @@ class LoadRequest(BaseModel):
 
 
 class EditEndpoint:
-    """What vLLM's group ``vllm.endpoint_plugins`` asks for: routes, and their state once the engine runs."""
+    """Sealign's routes and their state, in the form of vLLM's entry point group ``vllm.endpoint_plugins``."""
 
     name = PLUGIN
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the routes and the check of requests."""
+        """Add the routes and the check for ignored edits."""
         allowed = [Depends(_administrator)]
         app.add_middleware(RejectIgnoredEdit)
         app.add_api_route(ROUTE, _list, methods=["GET"], dependencies=allowed)
@@ -48,27 +48,29 @@ class EditEndpoint:
         app.add_api_route(f"{ROUTE}/{{name}}", _unload, methods=["DELETE"], dependencies=allowed)
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Load the edits that the server starts with; one that fails keeps it from starting."""
-        state.sealign = EditLoader(
-            engine_client, state.openai_serving_models, ServerSettings.from_environment(), registry
-        )
-        if getattr(args, "api_server_count", None) not in (None, 1):
-            raise ServingError("edits are known to one front end, but --api-server-count asks for more; leave it at 1")
+        """Load the edits that the server starts with; an error stops the server."""
+        settings = ServerSettings.from_environment()
+        state.sealign = EditLoader(engine_client, state.openai_serving_models, settings, SERVED)
+        count = getattr(args, "api_server_count", None)
+        if count not in (None, 1):
+            raise ServingError(
+                f"--api-server-count is {count}, but edits are known to one front end only; leave it out"
+            )
         for name, folder in state.sealign.settings.edits.items():
             await state.sealign.load(name, Path(folder))
 
 
 class EditLoader:
-    """Loads edits into the running engine and takes them out, by the route that suits each.
+    """Loading and unloading of edits in the running engine, as LoRAs or in slots.
 
     Args:
         engine: vLLM's client of the engine.
-        models: vLLM's register of base models and adapters.
-        settings: of the server.
-        edits: where requests find them.
+        models: vLLM's ``OpenAIServingModels``, which knows base models and adapters.
+        settings: Settings of the server.
+        edits: The edits that requests can name.
     """
 
-    def __init__(self, engine: Any, models: Any, settings: ServerSettings, edits: Registry) -> None:
+    def __init__(self, engine: Any, models: Any, settings: ServerSettings, edits: ServedEdits) -> None:
         self.settings = settings
         self.edits = edits
         self._engine = engine
@@ -77,10 +79,14 @@ class EditLoader:
         self._model: Any = None
 
     async def load(self, name: str, folder: Path) -> ServedEdit:
-        """Load an edit from a folder that the operator named.
+        """Load an edit from a folder.
+
+        Args:
+            name: Name of the edit in requests.
+            folder: Folder of the edit, chosen by the operator of the server.
 
         Raises:
-            SealignError: it does not fit the model or the server; nothing has changed then.
+            SealignError: The edit does not fit the model or the server; nothing has changed.
         """
         async with self._lock:
             edit = await asyncio.to_thread(Edit.from_pretrained, folder)
@@ -89,32 +95,35 @@ class EditLoader:
             self.edits.check_new(name, edit.hash)
             await asyncio.to_thread(self._check_model, edit)
             uses_adapter = is_lora(edit) and self._engine.vllm_config.lora_config is not None
-            served = await (self._load_adapter if uses_adapter else self._load_into_bank)(name, folder, edit)
+            served = await (self._load_adapter if uses_adapter else self._load_into_slot)(name, folder, edit)
             self.edits.add(served)
             return served
 
     async def unload(self, name: str) -> ServedEdit:
-        """Refuse an edit to new requests, wait for those that run with it, and take it out.
+        """Refuse an edit to new requests, wait for the running ones, and unload it.
+
+        Args:
+            name: Name of the edit.
 
         Raises:
-            UnknownEditError: there is no such edit.
+            UnknownEditError: There is no edit of this name.
         """
         edit = self.edits.retire(name)
         if edit.route == "lora":
             from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
 
             await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=name))
-        await edit.idle()
+        await edit.wait_until_idle()
         async with self._lock:
             if edit.route == "lora":
                 await self._engine.remove_lora(edit.adapter.lora_int_id)
             else:
                 await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))
-            self.edits.forget(edit)
+            self.edits.remove(edit)
         return edit
 
     def _check_model(self, edit: Edit) -> None:
-        """Raise where the served model is not the one that the edit was fitted on."""
+        """Raise FingerprintError if the served model is not the one that the edit was fitted on."""
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -123,13 +132,13 @@ class EditLoader:
                 self._model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
                     self._engine.vllm_config.model_config.hf_config
                 )
-        check_fingerprint(self._model, edit.record.model.fingerprint, edit.record.model.id)
+        check_fingerprint(self._model, edit.base_model.fingerprint, edit.base_model.id)
 
-    async def _load_into_bank(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
+    async def _load_into_slot(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         try:
             loaded = await self._engine.collective_rpc("sealign_load_edit", args=(str(folder),))
-        except Exception as error:  # vLLM passes a worker's error on as its text, in a type of its own
-            await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))  # from those that did load it
+        except Exception as error:  # vLLM wraps the error of a worker in a type of its own
+            await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))  # other workers may have it
             raise ServingError(f"a worker cannot load the edit '{name}': {error}") from error
         if set(loaded) != {edit.hash}:
             for other in set(loaded):
@@ -141,9 +150,9 @@ class EditLoader:
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse
         from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-        # vLLM keys cached blocks by the adapter's name and path, so the path tells edit and weights apart.
+        # vLLM keys cached blocks by the adapter's name and path, so the path must identify the edit and the weights.
         weights = Path(self._engine.vllm_config.model_config.model)
-        adapter = Path(self.settings.adapters) / adapter_key(edit, weights)
+        adapter = Path(self.settings.adapters_dir) / adapter_key(edit, weights)
         if not adapter.is_dir():
             await _export_adapter(folder, self.settings.model, adapter)
         answer = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(adapter)))
@@ -153,49 +162,53 @@ class EditLoader:
 
 
 def adapter_key(edit: Edit, weights: Path) -> str:
-    """Return a name for the LoRA of an edit on the weights in a folder, which are part of the LoRA.
+    """Return a key for the LoRA of an edit; it differs for other weights, since A = right W contains them.
 
     Args:
-        edit: the edit.
-        weights: folder of the base model's safetensors, told apart by size and time.
+        edit: The edit.
+        weights: Folder of the base model's safetensors, which are identified by size and time of change.
     """
     files = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights.glob("*.safetensors"))
     return hashlib.sha256(json.dumps([edit.hash, str(weights), files]).encode()).hexdigest()
 
 
 async def _export_adapter(folder: Path, model: str, adapter: Path) -> None:
-    """Make an edit's LoRA in a process of its own, which gives the model's memory back when it ends."""
+    """Export an edit as a LoRA in a process of its own, so that the memory of the model is freed afterwards."""
     command = ["-m", "sealign", "export", "lora", "--edit", str(folder), "--model", model, "--output", str(adapter)]
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     _, errors = await process.communicate()
     if process.returncode:
-        raise ServingError(f"cannot make a LoRA of the edit in '{folder}': {errors.decode(errors='replace').strip()}")
+        raise ServingError(f"cannot export the edit in '{folder}' as a LoRA: {errors.decode(errors='replace').strip()}")
 
 
 async def _administrator(request: Request) -> None:
-    """Let only who has the token of the server's environment pass; async, so that it waits for no thread."""
+    """Raise unless the request has the administrator's token; async, so that it does not wait for a thread."""
     token = os.environ.get(TOKEN_VARIABLE, "")
     if not token:
-        raise HTTPException(403, f"the server was started without {TOKEN_VARIABLE}, so that edits stay as they are")
+        raise HTTPException(
+            403, f"the server was started without {TOKEN_VARIABLE}, so its edits cannot be listed or changed"
+        )
     given = request.headers.get("authorization", "")
     if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-        raise HTTPException(401, "this needs 'Authorization: Bearer TOKEN' with the administrator's token")
+        raise HTTPException(
+            401, "this route needs the header 'Authorization: Bearer TOKEN' with the administrator's token"
+        )
 
 
-def _described(edit: ServedEdit) -> dict[str, Any]:
+def _describe(edit: ServedEdit) -> dict[str, Any]:
     return {"name": edit.name, "hash": edit.hash, "route": edit.route, "in_flight": edit.in_flight}
 
 
 async def _list() -> list[dict[str, Any]]:
-    return [_described(edit) for edit in registry.edits]
+    return [_describe(edit) for edit in SERVED.edits]
 
 
 async def _load(body: LoadRequest, request: Request) -> dict[str, Any]:
     loader: EditLoader = request.app.state.sealign
     try:
-        return _described(await loader.load(body.name, find_in_library(loader.settings.library, body.name)))
+        return _describe(await loader.load(body.name, find_in_edits_dir(loader.settings.edits_dir, body.name)))
     except UnknownEditError as error:
         raise HTTPException(404, str(error)) from error
     except SealignError as error:
@@ -205,6 +218,6 @@ async def _load(body: LoadRequest, request: Request) -> dict[str, Any]:
 async def _unload(name: str, request: Request) -> dict[str, Any]:
     loader: EditLoader = request.app.state.sealign
     try:
-        return _described(await loader.unload(name))
+        return _describe(await loader.unload(name))
     except UnknownEditError as error:
         raise HTTPException(404, str(error)) from error

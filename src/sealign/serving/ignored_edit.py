@@ -1,4 +1,4 @@
-"""The check that no request's edit is overlooked: vLLM drops what it does not know."""
+"""RejectIgnoredEdit: a check of requests whose edit vLLM would ignore."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 from sealign.serving.settings import REQUEST_KEY
 
 _GENERATING = ("/chat/completions", "/completions", "/responses", "/messages")
+"""Ends of the paths whose requests can name an edit."""
 
 
 class RejectIgnoredEdit:
-    """Refuses a request that names an edit where vLLM would not look for one, so that it never silently does nothing.
+    """ASGI middleware that rejects a request that names an edit where vLLM ignores it.
 
     Args:
-        app: the application that answers.
+        app: The application that answers the other requests.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request, as ASGI has it."""
+        """Answer a request with status 400 if its edit would be ignored, otherwise pass it on unchanged."""
         if scope["type"] != "http" or scope["method"] != "POST" or not _is_json(scope):
             await self._app(scope, receive, send)
             return
@@ -30,50 +31,51 @@ class RejectIgnoredEdit:
             message = await receive()
             body += message.get("body", b"")
             ended = message["type"] == "http.disconnect" or not message.get("more_body", False)
-        complaint = overlooked(scope["path"], body)
-        if complaint is not None:
-            await _refuse(complaint, send)
+        reason = why_ignored(scope["path"], body)
+        if reason is not None:
+            await _reject(reason, send)
             return
         messages = [{"type": "http.request", "body": body, "more_body": False}]
         await self._app(scope, lambda: _replay(messages, receive), send)
 
 
 def _is_json(scope: Any) -> bool:
-    """Whether a body is JSON; of others, such as recordings, the engine reads ``vllm_xargs`` itself."""
+    """Return whether the body is JSON; in other bodies, such as audio forms, vLLM finds ``vllm_xargs`` itself."""
     return b"json" in dict(scope["headers"]).get(b"content-type", b"").lower()
 
 
-async def _refuse(complaint: str, send: Any) -> None:
-    """Answer with status 400, in the form of the server's other errors."""
-    error = {"message": complaint, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
+async def _reject(reason: str, send: Any) -> None:
+    """Answer with status 400, in the form of vLLM's own errors."""
+    error = {"message": reason, "type": "BadRequestError", "param": "vllm_xargs", "code": 400}
     headers = [(b"content-type", b"application/json")]
     await send({"type": "http.response.start", "status": 400, "headers": headers})
     await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
 
 
 async def _replay(messages: list[dict[str, Any]], receive: Any) -> Any:
+    """Return the stored message first, and then what the client sends."""
     return messages.pop() if messages else await receive()
 
 
-def overlooked(path: str, body: bytes) -> str | None:
-    """Return why the edit that a request names would be overlooked, None if it would not or names none.
+def why_ignored(path: str, body: bytes) -> str | None:
+    """Return why vLLM would ignore the edit that a request names, or None if it would not or no edit is named.
 
     Args:
-        path: of the request.
-        body: of the request.
+        path: Path of the request.
+        body: Body of the request.
 
     Example:
-        >>> overlooked("/v1/completions", b'{"sealign_edit": "mild"}')
+        >>> why_ignored("/v1/completions", b'{"sealign_edit": "mild"}')
         'the request names an edit outside vllm_xargs; send it as "vllm_xargs": {"sealign_edit": NAME}'
-        >>> overlooked("/v1/completions", b'{"vllm_xargs": {"sealign_edit": "mild"}}')
+        >>> why_ignored("/v1/completions", b'{"vllm_xargs": {"sealign_edit": "mild"}}')
     """
-    # Inside a JSON string its quotes would have backslashes, so this finds keys and whole values only.
+    # Quotes inside a JSON string are escaped, so this finds keys and whole values only.
     if f'"{REQUEST_KEY}"'.encode() not in body:
         return None
     try:
         request = json.loads(body)
     except ValueError:
-        return None  # which vLLM refuses itself
+        return None  # vLLM itself rejects it
     if not isinstance(request, dict):
         return None
     extra = request.get("vllm_xargs")
@@ -82,5 +84,5 @@ def overlooked(path: str, body: bytes) -> str | None:
     if not path.endswith(_GENERATING):
         return f"{path} takes no edits; use /v1/chat/completions or /v1/completions"
     if request.get("use_beam_search"):
-        return "beam search does not carry vllm_xargs, so that the edit would do nothing; leave out use_beam_search"
+        return "beam search ignores vllm_xargs, so the edit would do nothing; leave out use_beam_search"
     return None

@@ -1,95 +1,103 @@
-"""The command line of vLLM's server for a model and its edits."""
+"""The command that starts vLLM's server for a model and its edits."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NoReturn
 
 from sealign.edits.edit import Edit
+from sealign.edits.record import RECORD_NAME
 from sealign.errors import ServingError
-from sealign.files import CONFIG_NAME, cache_dir, locate_folder
+from sealign.files import cache_dir, locate_folder
 from sealign.models.embedded_model import EMBEDDED
 from sealign.models.loading import checkpoint_folder
-from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_bank
+from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_slots
 
-_OURS = ("--additional-config", "--worker-extension-cls", "--enable-lora", "--max-lora-rank", "--max-loras")
+_RESERVED = ("--additional-config", "--worker-extension-cls", "--enable-lora", "--max-lora-rank", "--max-loras")
+"""Options of ``vllm serve`` that ``sealign serve`` sets itself."""
 
 
 def require_vllm() -> None:
-    """Raise where vLLM is not installed.
+    """Raise if vLLM is not installed.
 
     Raises:
-        ServingError: says how to install it.
+        ServingError: vLLM is not installed.
     """
     if find_spec("vllm") is None:
         raise ServingError("vLLM is not installed in this environment; install it with: pip install vllm")
 
 
+def start_server(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
+    """Replace this process by the server.
+
+    Args:
+        command: Arguments of the Python interpreter, from ``server_command``.
+        variables: Environment variables to set, from ``server_command``.
+    """
+    os.execve(sys.executable, [sys.executable, *command], os.environ | variables)
+
+
 def server_command(
     model: str | None,
     edits: Mapping[str, str],
-    library: Path | None,
     *,
+    edits_dir: Path | None = None,
     max_edits: int,
     loras: bool = True,
     arguments: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, str]]:
-    """Return the arguments of the Python interpreter, and the variables, with which the server starts.
+    """Return the command that starts the server: arguments of the Python interpreter, and environment variables.
 
     Args:
-        model: name of the base model; None for that of the first edit, or the embedded one.
-        edits: folders or repositories of the edits to begin with, by name.
-        library: folder of edits that an administrator may load later; room is made for those in it now.
-        max_edits: how many of each route may be loaded at once.
-        loras: whether edits that are exactly LoRAs are served as such, or like all others.
-        arguments: more, for vLLM.
+        model: Name or folder of the base model. None: the model of the first edit, or the embedded one.
+        edits: Folders or repositories of the edits that are loaded at the start, by name.
+        edits_dir: Folder of edits that an administrator may load later; slots are made to fit those in it now.
+        max_edits: Number of edits of each route that can be loaded at once. Must be at least 1.
+        loras: Whether edits that are exactly LoRAs are served as LoRAs; if not, the plug-in serves them.
+        arguments: Further options of ``vllm serve``.
 
     Raises:
-        ServingError: no edit is given, or an argument is ours to set.
-        EditFileError: an edit cannot be read.
-        ModelError: there is no such model.
+        ServingError: No edit is given, or an option is one that ``sealign serve`` sets itself.
+        EditFileError: An edit cannot be read.
+        ModelError: There is no such model.
     """
-    taken = [name for name in _OURS if any(a == name or a.startswith(f"{name}=") for a in arguments)]
+    taken = [name for name in _RESERVED if any(a == name or a.startswith(f"{name}=") for a in arguments)]
     if taken:
         raise ServingError(f"{taken[0]} is set by sealign serve itself; leave it out")
     folders = {name: str(locate_folder(place)) for name, place in edits.items()}
-    loaded = {name: Edit.from_pretrained(folder) for name, folder in folders.items()}
-    within_reach = loaded | _library(library)
-    if not within_reach:
+    started = {name: Edit.from_pretrained(folder) for name, folder in folders.items()}
+    planned = started | _edits_in(edits_dir)
+    if not planned:
         raise ServingError("there is no edit to serve; give --edit NAME=EDIT, or --edits-dir DIR with edits in it")
-    name = model or next((edit.record.model.id for edit in loaded.values()), EMBEDDED)
-    adapters = {n: edit for n, edit in within_reach.items() if loras and is_lora(edit)}
-    plan = plan_bank({n: edit for n, edit in within_reach.items() if n not in adapters}, max_edits=max_edits)
-    command = [
-        "-m",
-        "vllm.entrypoints.launchers.api_server.entry",
-        "--model",
-        str(checkpoint_folder(name)),
-        "--served-model-name",
-        name,
-    ]
-    command += ["--additional-config", json.dumps(plan.as_config())]
+    base = model or next((edit.base_model.id for edit in started.values()), EMBEDDED)
+    adapters = {name: edit for name, edit in planned.items() if loras and is_lora(edit)}
+    plan = plan_slots({name: edit for name, edit in planned.items() if name not in adapters}, max_edits=max_edits)
+    command = ["-m", "vllm.entrypoints.launchers.api_server.entry"]
+    command += ["--model", str(checkpoint_folder(base)), "--served-model-name", base]
+    command += ["--additional-config", json.dumps(plan.to_config())]
     command += ["--worker-extension-cls", "sealign.serving.worker.EditWorker"]
     if adapters:
-        places = max(max_edits, len(adapters.keys() & loaded.keys()))
+        places = max(max_edits, len(adapters.keys() & started.keys()))
         rank = lora_rank(list(adapters.values()))
         command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(places)]
     settings = ServerSettings(
-        name, folders, None if library is None else str(library.resolve()), str(cache_dir() / "adapters")
+        base, folders, None if edits_dir is None else str(edits_dir.resolve()), str(cache_dir() / "adapters")
     )
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
     variables = {"VLLM_PLUGINS": ",".join([*plugins, PLUGIN])} | settings.to_environment()
     return [*command, *arguments], variables
 
 
-def _library(library: Path | None) -> dict[str, Edit]:
-    """The edits in the folder of ``--edits-dir``."""
-    if library is None:
+def _edits_in(edits_dir: Path | None) -> dict[str, Edit]:
+    """Return the edits in the folder of ``--edits-dir``, by folder and name."""
+    if edits_dir is None:
         return {}
-    if not library.is_dir():
-        raise ServingError(f"there is no folder '{library}' for --edits-dir; make it, or check the path")
-    folders = [path for path in sorted(library.iterdir()) if (path / CONFIG_NAME).is_file()]
-    return {f"{library.name}/{path.name}": Edit.from_pretrained(path) for path in folders}
+    if not edits_dir.is_dir():
+        raise ServingError(f"there is no folder '{edits_dir}' for --edits-dir; create it, or check the path")
+    folders = [path for path in sorted(edits_dir.iterdir()) if (path / RECORD_NAME).is_file()]
+    return {f"{edits_dir.name}/{path.name}": Edit.from_pretrained(path) for path in folders}

@@ -1,4 +1,4 @@
-"""The entry points that vLLM loads: one in every process, one in the front end."""
+"""The entry point that vLLM calls in each of its processes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sealign.serving.settings import PLUGIN
 
 
 def register() -> None:
-    """Prepare a process of vLLM for edits; the entry point of ``vllm.general_plugins``.
+    """Prepare a process of vLLM for edits; the entry point of the group ``vllm.general_plugins``.
 
-    It does nothing unless ``VLLM_PLUGINS`` names it, as ``sealign serve`` does, so that other servers of the same
-    environment stay as they are. vLLM may call it more than once.
+    It does nothing unless the variable ``VLLM_PLUGINS`` names it, as ``sealign serve`` sets it, so that other servers
+    in the same environment are not changed. A second call does nothing.
     """
     if PLUGIN not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return

@@ -1,4 +1,4 @@
-"""In the server's front end: which edits there are, what a request may ask for, and how many requests use each."""
+"""ServedEdits: the edits of the server by name, and how many requests use each; part of the front end."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from sealign.errors import ServingError, UnknownEditError
 from sealign.serving.settings import REQUEST_KEY
 
 Route = Literal["lora", "plugin"]
+"""How an edit is served: as a LoRA adapter by vLLM itself, or in a slot by Sealign's plug-in."""
 
 
 @dataclass(eq=False)
@@ -18,11 +19,11 @@ class ServedEdit:
     """An edit that requests can name.
 
     Attributes:
-        name: by which they name it.
-        hash: of the edit.
-        route: ``lora`` through vLLM's own adapters, ``plugin`` through the bank.
-        adapter: vLLM's request of its adapter, where the route is ``lora``.
-        in_flight: requests that use it now.
+        name: Name of the edit in requests.
+        hash: Hash of the edit.
+        route: ``lora`` or ``plugin``.
+        adapter: vLLM's ``LoRARequest`` if the route is ``lora``.
+        in_flight: Number of requests that use the edit now.
     """
 
     name: str
@@ -35,32 +36,32 @@ class ServedEdit:
     def __post_init__(self) -> None:
         self._idle.set()
 
-    def take(self) -> None:
-        """Count one more request."""
+    def begin_request(self) -> None:
+        """Count a request that starts."""
         self.in_flight += 1
         self._idle.clear()
 
-    def give_back(self) -> None:
-        """Count one request less."""
+    def end_request(self) -> None:
+        """Count a request that has ended."""
         self.in_flight -= 1
         if not self.in_flight:
             self._idle.set()
 
-    async def idle(self) -> None:
-        """Wait until no request uses it."""
+    async def wait_until_idle(self) -> None:
+        """Wait until no request uses the edit."""
         await self._idle.wait()
 
 
-class Registry:
-    """The edits of this server. One runs in a process, on its one event loop."""
+class ServedEdits:
+    """The edits of the server by name. There is one instance in a process, used on one event loop."""
 
     def __init__(self) -> None:
         self._edits: dict[str, ServedEdit] = {}
-        self._leaving: dict[str, ServedEdit] = {}
+        self._retired: dict[str, ServedEdit] = {}
 
     @property
     def edits(self) -> list[ServedEdit]:
-        """Those that requests can name, by name."""
+        """Edits that requests can name, sorted by name."""
         return [self._edits[name] for name in sorted(self._edits)]
 
     def add(self, edit: ServedEdit) -> None:
@@ -68,50 +69,55 @@ class Registry:
         self._edits[edit.name] = edit
 
     def check_new(self, name: str, edit_hash: str) -> None:
-        """Raise where an edit is there already, under its name or another, or is still leaving.
+        """Raise if a name or an edit is in use already, or is still used by requests after it was unloaded.
+
+        Args:
+            name: Name for a new edit.
+            edit_hash: Hash of the new edit.
 
         Raises:
-            ServingError: says which.
+            ServingError: The name or the edit is in use.
         """
         if name in self._edits:
             raise ServingError(f"there is an edit '{name}' already; unload it first, or choose another name")
-        for edit in (*self._edits.values(), *self._leaving.values()):
+        for edit in (*self._edits.values(), *self._retired.values()):
             if edit.hash == edit_hash or edit.name == name:
-                state = "loaded" if edit.name in self._edits else "still used by requests that run"
+                state = "loaded" if edit.name in self._edits else "still used by running requests"
                 raise ServingError(f"this edit is {state}, as '{edit.name}'; use that name, or unload it first")
 
     def retire(self, name: str) -> ServedEdit:
-        """Refuse an edit to new requests, while those that run go on with it.
-
-        Raises:
-            UnknownEditError: there is no such edit.
-        """
-        edit = self._find(name)
-        self._leaving[name] = self._edits.pop(name)
-        return edit
-
-    def forget(self, edit: ServedEdit) -> None:
-        """Drop an edit that was retired and that no request uses any more."""
-        self._leaving.pop(edit.name, None)
-
-    def resolve(self, extra_args: Mapping[str, Any] | None, adapter_name: str | None) -> ServedEdit | None:
-        """Return the edit that a request asks for, None if it asks for none.
+        """Refuse an edit to new requests, while running requests finish with it.
 
         Args:
-            extra_args: the request's ``vllm_xargs``.
-            adapter_name: the LoRA that the request's ``model`` selected.
+            name: Name of the edit.
 
         Raises:
-            UnknownEditError: an edit that is not there.
-            ServingError: a key that looks like ours and is not, or two edits at once. Neither request may run, since
-                its edit would silently do nothing.
+            UnknownEditError: There is no edit of this name.
+        """
+        edit = self._find(name)
+        self._retired[name] = self._edits.pop(name)
+        return edit
+
+    def remove(self, edit: ServedEdit) -> None:
+        """Remove an edit that was retired and that no request uses any more."""
+        self._retired.pop(edit.name, None)
+
+    def resolve(self, extra_args: Mapping[str, Any] | None, adapter_name: str | None) -> ServedEdit | None:
+        """Return the edit that a request names, or None if it names none.
+
+        Args:
+            extra_args: The request's ``vllm_xargs``.
+            adapter_name: Name of the LoRA that the request's ``model`` selected, or None.
+
+        Raises:
+            UnknownEditError: There is no edit of the name.
+            ServingError: A key begins with ``sealign`` but is unknown, or the request names two edits. Such a request
+                must not run, since its edit would do nothing.
         """
         ours = {key: value for key, value in (extra_args or {}).items() if key.lower().startswith("sealign")}
         unknown = [key for key in ours if key != REQUEST_KEY]
         if unknown:
-            raise ServingError(
-                f"vllm_xargs has '{unknown[0]}', which is no key of ours; name the edit as {REQUEST_KEY}"
-            )
+            raise ServingError(f"vllm_xargs has the unknown key '{unknown[0]}'; name the edit as {REQUEST_KEY}")
         named = self._find(ours[REQUEST_KEY]) if ours else None
         adapted = self._edits.get(adapter_name) if adapter_name else None
         if named is not None and adapter_name not in (None, named.name):
@@ -121,8 +127,12 @@ class Registry:
         return named or adapted
 
     def holds(self, edit_hash: str) -> bool:
-        """Whether an edit with this hash is loaded, or still used."""
-        return any(edit.hash == edit_hash for edit in (*self._edits.values(), *self._leaving.values()))
+        """Return whether an edit is loaded, or still used by running requests.
+
+        Args:
+            edit_hash: Hash of the edit.
+        """
+        return any(edit.hash == edit_hash for edit in (*self._edits.values(), *self._retired.values()))
 
     def _find(self, name: object) -> ServedEdit:
         found = self._edits.get(name) if isinstance(name, str) else None
@@ -132,16 +142,21 @@ class Registry:
         return found
 
 
-async def held(edit: ServedEdit, answers: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-    """Pass a request's answers on, counting the request as using the edit for as long as it runs."""
-    edit.take()
+async def count_request(edit: ServedEdit, answers: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    """Yield the answers of a request, and count the request as a user of its edit until it ends.
+
+    Args:
+        edit: Edit of the request.
+        answers: The engine's answers.
+    """
+    edit.begin_request()
     try:
         async for answer in answers:
             yield answer
     finally:
         await answers.aclose()
-        edit.give_back()
+        edit.end_request()
 
 
-registry = Registry()
-"""Of this process."""
+SERVED = ServedEdits()
+"""The edits of this process."""

@@ -1,4 +1,4 @@
-"""What ``sealign serve`` tells the plug-in in the server's processes, and which edits go which way."""
+"""What ``sealign serve`` passes to the processes of the server, and which edits are served as LoRAs."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ from typing import Any
 
 from sealign.edits.edit import Edit
 from sealign.errors import ServingError, UnknownEditError
-from sealign.serving.edit_bank import size_for
-from sealign.serving.edit_slots import BankSize
+from sealign.serving.edit_slots import sizes_for
+from sealign.serving.slot_buffers import SlotSizes
 
 REQUEST_KEY = "sealign_edit"
-"""The key in a request's ``vllm_xargs`` that names its edit."""
+"""Key in a request's ``vllm_xargs`` whose value is the name of an edit."""
 
 PLUGIN = "sealign"
-"""Name of the plug-ins of both groups, and of our part of vLLM's ``additional_config``."""
+"""Name of Sealign's plug-ins of vLLM, and of its entry in vLLM's ``additional_config``."""
 
 SETTINGS_VARIABLE = "SEALIGN_SERVING"
+"""Environment variable that carries ``ServerSettings``."""
+
 TOKEN_VARIABLE = "SEALIGN_ADMIN_TOKEN"
+"""Environment variable that holds the administrator's token."""
+
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The ranks that vLLM makes room for."""
+"""Values of vLLM's ``--max-lora-rank``."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
-class BankPlan:
-    """The places for edits in a model, fixed when it is loaded, before it is compiled.
+class SlotPlan:
+    """The modules of a model that get slots, and the sizes of the slots; fixed before the model is compiled.
 
     It is part of vLLM's configuration, and so of the key of its compiled graphs.
 
     Attributes:
-        outputs: paths of modules whose output can be edited, with ``*`` for the layer.
-        streams: paths of decoder layers after which the residual stream can be edited, likewise.
-        edits, rank, feature_maps: as of ``BankSize``.
+        outputs: Paths of modules whose output can be edited, with ``*`` for the layer.
+        streams: Paths of decoder layers after which the residual stream can be edited, with ``*`` for the layer.
+        edits, rank, feature_maps: As for ``SlotSizes``.
     """
 
     outputs: tuple[str, ...]
@@ -48,17 +52,21 @@ class BankPlan:
     feature_maps: tuple[str, ...]
 
     @property
-    def size(self) -> BankSize:
-        """The room of each place."""
-        return BankSize(self.edits, self.rank, self.feature_maps)
+    def sizes(self) -> SlotSizes:
+        """Sizes of the slots of each module."""
+        return SlotSizes(self.edits, self.rank, self.feature_maps)
 
-    def as_config(self) -> dict[str, Any]:
-        """The plan as vLLM's ``additional_config`` holds it."""
+    def to_config(self) -> dict[str, Any]:
+        """Return the plan as an entry of vLLM's ``additional_config``."""
         return {PLUGIN: asdict(self)}
 
     @classmethod
-    def from_config(cls, additional_config: object) -> BankPlan | None:
-        """Return the plan in vLLM's ``additional_config``, None where there is none."""
+    def from_config(cls, additional_config: object) -> SlotPlan | None:
+        """Return the plan in vLLM's ``additional_config``, or None if it holds none.
+
+        Args:
+            additional_config: vLLM's setting.
+        """
         found = additional_config.get(PLUGIN) if isinstance(additional_config, dict) else None
         if found is None:
             return None
@@ -66,15 +74,15 @@ class BankPlan:
         return cls(**found | lists)
 
 
-def plan_bank(edits: Mapping[str, Edit], *, max_edits: int) -> BankPlan:
-    """Return the places that edits need, on every layer of the model.
+def plan_slots(edits: Mapping[str, Edit], *, max_edits: int) -> SlotPlan:
+    """Return the slots that edits need; a module that is edited at one layer gets slots at every layer.
 
     Args:
-        edits: those that are not LoRAs, by name; with none, the MLP outputs of no layer.
-        max_edits: how many may be loaded at once.
+        edits: By name, the edits that are not served as LoRAs.
+        max_edits: Number of edits that can be loaded at once; raised to the number of edits if that is larger.
 
     Example:
-        >>> plan_bank({}, max_edits=2).outputs
+        >>> plan_slots({}, max_edits=2).outputs
         ()
     """
     outputs: set[str] = set()
@@ -82,9 +90,9 @@ def plan_bank(edits: Mapping[str, Edit], *, max_edits: int) -> BankPlan:
     for edit in edits.values():
         for layer, module in zip(edit.layers, edit.modules, strict=True):
             pattern = re.sub(rf"(?<=\.){layer}(?=\.|$)", "*", module, count=1)
-            (streams if edit.settings.site == "residual" else outputs).add(pattern)
-    size = size_for(edits, at_least=max_edits)
-    return BankPlan(tuple(sorted(outputs)), tuple(sorted(streams)), size.edits, size.rank, size.feature_maps)
+            (streams if edit.site == "residual" else outputs).add(pattern)
+    sizes = sizes_for(edits, at_least=max_edits)
+    return SlotPlan(tuple(sorted(outputs)), tuple(sorted(streams)), sizes.edits, sizes.rank, sizes.feature_maps)
 
 
 @dataclass(frozen=True)
@@ -92,27 +100,27 @@ class ServerSettings:
     """What the front end of the server needs to know.
 
     Attributes:
-        model: name or folder of the base model, as ``--model`` gave it.
-        edits: folders of the edits that are loaded at the start, by name.
-        library: the folder whose subfolders an administrator may load by name, or None.
-        adapters: folder for the LoRA adapters that are made from edits.
+        model: Name or folder of the base model.
+        edits: By name, folders of the edits that are loaded when the server starts.
+        edits_dir: Folder whose subfolders an administrator may load by name, or None.
+        adapters_dir: Folder for the LoRA adapters that are exported from edits.
     """
 
     model: str
     edits: dict[str, str]
-    library: str | None
-    adapters: str
+    edits_dir: str | None
+    adapters_dir: str
 
     def to_environment(self) -> dict[str, str]:
-        """The variables that carry the settings."""
+        """Return the environment variable that carries the settings, with its value."""
         return {SETTINGS_VARIABLE: json.dumps(asdict(self))}
 
     @classmethod
     def from_environment(cls) -> ServerSettings:
-        """Read the settings back.
+        """Read the settings from the environment.
 
         Raises:
-            ServingError: they are not there; the server was not started by ``sealign serve``.
+            ServingError: They are not there, since the server was not started by ``sealign serve``.
         """
         text = os.environ.get(SETTINGS_VARIABLE)
         if text is None:
@@ -121,41 +129,50 @@ class ServerSettings:
 
 
 def is_lora(edit: Edit) -> bool:
-    """Whether an edit is exactly a LoRA: linear, not rescaled, not centred, no change of scale, of one module's output.
+    """Return whether an edit is exactly a LoRA: x' = x + s left (right x) of the output of a module.
 
-    It may still have no matrix to go on, as in a mixture of experts; the export then says so.
+    The export refuses such an edit if no single matrix is behind the module, as in a mixture of experts.
+
+    Args:
+        edit: The edit.
     """
-    settings = edit.settings
     return (
-        settings.feature_map == "identity"
-        and settings.normalization == "none"
-        and not settings.centered
-        and settings.combine in ("both", "negative", "reversed")
-        and settings.site != "residual"
+        edit.is_affine
+        and edit.site != "residual"
+        and all(
+            layer_edit.normalization == "none" and layer_edit.scale == 0 and layer_edit.constant_part() is None
+            for layer_edit in edit.affine_edits.values()
+        )
     )
 
 
 def lora_rank(edits: Sequence[Edit]) -> int:
-    """Return the least rank for which vLLM makes room that holds every edit.
+    """Return the smallest of vLLM's LoRA ranks that holds every edit.
+
+    Args:
+        edits: At least one edit.
 
     Raises:
-        ServingError: an edit's rank is over vLLM's largest.
+        ServingError: An edit's rank exceeds vLLM's largest.
     """
-    needed = max(p.rank_positive + p.rank_negative for edit in edits for p in edit.projections.values())
+    needed = max(edit.rank for edit in edits)
     for rank in LORA_RANKS:
         if rank >= needed:
             return rank
     raise ServingError(
-        f"an edit is of rank {needed}, but the server's LoRAs are of rank {LORA_RANKS[-1]} at most; fit one with a "
-        "smaller --explained-variance"
+        f"an edit has rank {needed}, but vLLM's LoRAs have rank {LORA_RANKS[-1]} at most; fit an edit of lower rank, "
+        "or start the server with --no-lora"
     )
 
 
 def check_name(name: str) -> str:
-    """Return a name that an edit may have, which is never a path.
+    """Return the name of an edit, or raise if it is not valid; a valid name is never a path.
+
+    Args:
+        name: Letters, digits, ``.``, ``_`` and ``-``, at most 100, beginning with a letter or digit.
 
     Raises:
-        ServingError: it has other characters than letters, digits, ``.``, ``_`` and ``-``, or begins with one of those.
+        ServingError: The name is not valid.
     """
     if not _NAME.fullmatch(name):
         raise ServingError(
@@ -165,18 +182,24 @@ def check_name(name: str) -> str:
     return name
 
 
-def find_in_library(library: str | Path | None, name: str) -> Path:
-    """Return the folder of an edit that the operator put within reach, by its name alone.
+def find_in_edits_dir(edits_dir: str | Path | None, name: str) -> Path:
+    """Return the folder of an edit inside the folder of ``--edits-dir``.
+
+    Args:
+        edits_dir: The folder of ``--edits-dir``, or None if the server was started without it.
+        name: Name of a subfolder.
 
     Raises:
-        UnknownEditError: none has this name.
-        ServingError: no folder is within reach, or it is no name.
+        UnknownEditError: There is no such subfolder.
+        ServingError: The server was started without ``--edits-dir``, or the name is not valid.
     """
     check_name(name)
-    if library is None:
-        raise ServingError("this server loads no further edits; start it with --edits-dir DIR to name their folder")
-    folders = {path.name: path for path in Path(library).iterdir() if path.is_dir()}
+    if edits_dir is None:
+        raise ServingError(
+            "this server loads no edits after its start; restart it with --edits-dir DIR to name their folder"
+        )
+    folders = {path.name: path for path in Path(edits_dir).iterdir() if path.is_dir()}
     if name not in folders:
         listed = ", ".join(sorted(folders)) or "none"
-        raise UnknownEditError(f"there is no edit '{name}' in the folder of --edits-dir, which has: {listed}")
+        raise UnknownEditError(f"there is no edit '{name}' in the folder of --edits-dir, which holds: {listed}")
     return folders[name]

@@ -1,4 +1,4 @@
-"""In vLLM's workers: the edit bank beside the model, its operator in the model's graph, and a slot for each token."""
+"""Patches of vLLM's workers: slots for edits beside the model, their operators in its graph, a slot for each token."""
 
 from __future__ import annotations
 
@@ -13,75 +13,97 @@ from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
 from sealign.errors import ServingError
-from sealign.serving.edit_bank import EditBank
-from sealign.serving.settings import REQUEST_KEY, BankPlan
+from sealign.serving.edit_slots import EditSlots
+from sealign.serving.settings import REQUEST_KEY, SlotPlan
 
-_bank: EditBank | None = None
-"""Of the model in this process: vLLM runs one model a process."""
-
-
-def edit_output(tokens: Tensor, site: int) -> None:
-    """Edit a module's output in place; the operator that stays one node of the compiled graph."""
-    assert _bank is not None
-    _bank.edit(site, tokens)
+_slots: EditSlots | None = None
+"""Slots of the model in this process; vLLM runs one model in a process."""
 
 
-def edit_stream(hidden: Tensor, residual: Tensor, site: int) -> None:
-    """Edit the residual stream, which vLLM carries as two summands, by changing the first in place."""
-    assert _bank is not None
-    _bank.edit_stream(site, hidden, residual)
+def edit_output(tokens: Tensor, module_index: int) -> None:
+    """Edit a module's output in place; an operator that is one node of the compiled graph.
+
+    Args:
+        tokens: Output of the module, (t, d).
+        module_index: Index of the module.
+    """
+    assert _slots is not None
+    _slots.edit_output(module_index, tokens)
+
+
+def edit_stream(hidden: Tensor, residual: Tensor, module_index: int) -> None:
+    """Edit the residual stream, which vLLM carries as two summands, by changing the first in place.
+
+    Args:
+        hidden: First summand, (t, d).
+        residual: Second summand, (t, d).
+        module_index: Index of the decoder layer.
+    """
+    assert _slots is not None
+    _slots.edit_stream(module_index, hidden, residual)
 
 
 def register_operators() -> None:
-    """Make the operators known to torch, once a process."""
+    """Register the operators with torch; a second call does nothing."""
     from vllm.utils.torch_utils import direct_register_custom_op
 
     if not hasattr(torch.ops.vllm, "sealign_edit_output"):
         direct_register_custom_op(
-            "sealign_edit_output", edit_output, mutates_args=["tokens"], fake_impl=lambda tokens, site: None
+            "sealign_edit_output", edit_output, mutates_args=["tokens"], fake_impl=lambda tokens, module_index: None
         )
         direct_register_custom_op(
             "sealign_edit_stream",
             edit_stream,
             mutates_args=["hidden"],
-            fake_impl=lambda hidden, residual, site: None,
+            fake_impl=lambda hidden, residual, module_index: None,
         )
 
 
 class EditWorker:
-    """The calls that the front end makes to every worker, added to vLLM's worker class by its own option."""
+    """Methods that the front end calls in every worker; vLLM's ``--worker-extension-cls`` adds them to its worker."""
 
     def sealign_load_edit(self, folder: str) -> str:
-        """Load an edit from a folder into a free slot, and return its hash."""
-        return _bank_here().load(Edit.from_pretrained(Path(folder)))
+        """Load an edit into a free slot, and return its hash.
+
+        Args:
+            folder: Folder of the edit.
+        """
+        return _existing_slots().load(Edit.from_pretrained(Path(folder)))
 
     def sealign_unload_edit(self, edit_hash: str) -> None:
-        """Free an edit's slot, if it has one here."""
-        bank = _bank_here()
-        if edit_hash in bank.hashes:
-            bank.unload(edit_hash)
+        """Free the slot of an edit, if it is loaded.
+
+        Args:
+            edit_hash: Hash of the edit.
+        """
+        slots = _existing_slots()
+        if edit_hash in slots.hashes:
+            slots.unload(edit_hash)
 
 
-def _bank_here() -> EditBank:
-    if _bank is None:
-        raise ServingError("this server was started without places for edits; start it with sealign serve")
-    return _bank
+def _existing_slots() -> EditSlots:
+    if _slots is None:
+        raise ServingError(
+            "this server was started without slots for edits; restart it with the edit in --edit or in the folder of "
+            "--edits-dir"
+        )
+    return _slots
 
 
-def install_bank(model: nn.Module, config: Any, device: torch.device) -> None:
-    """Make the bank of a model that has been loaded and not yet compiled, and put the operators on its modules.
+def install_slots(model: nn.Module, config: Any, device: torch.device) -> None:
+    """Create the slots of a model that is loaded and not yet compiled, and hook the operators to its modules.
 
     Args:
-        model: vLLM's.
-        config: vLLM's ``VllmConfig``; without a plan of ours in its ``additional_config`` nothing is done.
-        device: of the model.
+        model: vLLM's model.
+        config: vLLM's ``VllmConfig``; without a ``SlotPlan`` in its ``additional_config`` the function does nothing.
+        device: Device of the model.
 
     Raises:
-        ServingError: a part of vLLM is switched on with which tokens could get another request's edit, or the model
-            has no module of the plan.
+        ServingError: A setting of vLLM would let tokens get the edit of another request, or the model lacks a module
+            of the plan.
     """
-    global _bank
-    plan = BankPlan.from_config(config.additional_config)
+    global _slots
+    plan = SlotPlan.from_config(config.additional_config)
     if plan is None or not (plan.outputs or plan.streams):
         return
     check_config(config)
@@ -90,18 +112,22 @@ def install_bank(model: nn.Module, config: Any, device: torch.device) -> None:
         config.scheduler_config.max_num_batched_tokens, *(config.compilation_config.cudagraph_capture_sizes or [0])
     )
     modules = [*outputs, *streams]
-    bank = EditBank(modules, config.model_config.get_hidden_size(), tokens, plan.size, device)
-    for site, path in enumerate(modules):
-        hook = _output_hook(site) if path in outputs else _stream_hook(site)
+    width = config.model_config.get_hidden_size()
+    slots = EditSlots(modules, width, max_tokens=tokens, sizes=plan.sizes, device=device)
+    for index, path in enumerate(modules):
+        hook = _output_hook(index) if path in outputs else _stream_hook(index)
         model.get_submodule(path).register_forward_hook(hook)
-    _bank = bank
+    _slots = slots
 
 
 def check_config(config: Any) -> None:
-    """Raise where vLLM is set up so that rows of a batch are not the tokens of its requests in order.
+    """Raise if a setting of vLLM makes the rows of a batch differ from the tokens of its requests in order.
+
+    Args:
+        config: vLLM's ``VllmConfig``.
 
     Raises:
-        ServingError: names the setting.
+        ServingError: There is such a setting.
     """
     parallel = config.parallel_config
     refused = {
@@ -113,13 +139,13 @@ def check_config(config: Any) -> None:
     found = [name for name, on in refused.items() if on]
     if found:
         raise ServingError(
-            f"edits that are not LoRAs cannot be served with {found[0]}, which moves tokens among requests; "
-            "switch it off, or serve edits fitted with --normalization none and without --centered"
+            f"edits that are not LoRAs cannot be served with {found[0]}, which reorders the tokens of requests; "
+            "switch it off, or serve only edits that are exactly LoRAs"
         )
 
 
 def _matching(model: nn.Module, patterns: tuple[str, ...]) -> list[str]:
-    """Paths of the model's own modules that fit, by layer; layers on other ranks of a pipeline are not here."""
+    """Return the paths of the modules that match, by layer; layers on other ranks of a pipeline are left out."""
     from vllm.model_executor.models.utils import PPMissingLayer
 
     found = []
@@ -132,72 +158,76 @@ def _matching(model: nn.Module, patterns: tuple[str, ...]) -> list[str]:
         ]
         if not present:
             raise ServingError(
-                f"the served {type(model).__name__} has no module '{pattern}', which the edits edit; serve the model "
-                "that they were fitted on"
+                f"the served {type(model).__name__} has no module '{pattern}', which an edit needs; serve the model "
+                "that the edit was fitted on"
             )
         found += [path for _, path in sorted(present)]
     return found
 
 
-def _output_hook(site: int) -> Callable[..., None]:
+def _output_hook(module_index: int) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        torch.ops.vllm.sealign_edit_output(output[0] if isinstance(output, tuple) else output, site)
+        torch.ops.vllm.sealign_edit_output(output[0] if isinstance(output, tuple) else output, module_index)
 
     return hook
 
 
-def _stream_hook(site: int) -> Callable[..., None]:
+def _stream_hook(module_index: int) -> Callable[..., None]:
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
         hidden, residual = output
-        torch.ops.vllm.sealign_edit_stream(hidden, residual, site)
+        torch.ops.vllm.sealign_edit_stream(hidden, residual, module_index)
 
     return hook
 
 
 def patch_runners() -> None:
-    """Let vLLM's model runners make the bank when they load a model, and fill its slots for every batch."""
+    """Patch vLLM's model runners to create slots when a model is loaded, and to select the slots of every batch."""
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as SecondRunner
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner as FirstRunner
 
     for runner in (FirstRunner, CPUModelRunner, SecondRunner):
         if "load_model" in vars(runner):
-            _after(runner, "load_model", lambda self, *_: install_bank(self.model, self.vllm_config, self.device))
+            _after(runner, "load_model", lambda self, *_: install_slots(self.model, self.vllm_config, self.device))
         if "_dummy_run" in vars(runner):
-            _before(runner, "_dummy_run", _choose_none)
-    _after(FirstRunner, "_prepare_inputs", _choose_first)
-    _after(SecondRunner, "prepare_inputs", _choose_second)
+            _before(runner, "_dummy_run", _select_none)
+    _after(FirstRunner, "_prepare_inputs", _select_first)
+    _after(SecondRunner, "prepare_inputs", _select_second)
     _after(SecondRunner, "add_requests", _remember)
     _after(SecondRunner, "finish_requests", _forget)
 
 
-def _choose_none(_runner: Any, *_: Any) -> None:
-    if _bank is not None:
-        _bank.choose_none()
+def _select_none(_runner: Any, *_: Any) -> None:
+    if _slots is not None:
+        _slots.select_none()
 
 
-def edit_of(params: Any) -> str | None:
-    """The hash of the edit in a request's sampling parameters, which the front end put there."""
+def edit_hash_of(params: Any) -> str | None:
+    """Return the hash of a request's edit, which the front end put into its sampling parameters, or None.
+
+    Args:
+        params: Sampling parameters of the request.
+    """
     return (getattr(params, "extra_args", None) or {}).get(REQUEST_KEY)
 
 
-def _choose_first(runner: Any, _result: Any, scheduled: Any, counts: Any, *_: Any) -> None:
-    if _bank is not None:
+def _select_first(runner: Any, _result: Any, scheduled: Any, counts: Any, *_: Any) -> None:
+    if _slots is not None:
         ids = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
-        edits = [edit_of(runner.requests[request].sampling_params) for request in ids]
-        _bank.choose([(edit, int(count)) for edit, count in zip(edits, counts, strict=True)])
+        edits = [edit_hash_of(runner.requests[request].sampling_params) for request in ids]
+        _slots.select([(edit, int(count)) for edit, count in zip(edits, counts, strict=True)])
 
 
-def _choose_second(runner: Any, batch: Any, *_: Any) -> None:
-    if _bank is not None:
+def _select_second(runner: Any, batch: Any, *_: Any) -> None:
+    if _slots is not None:
         edits = _edits_of(runner)
         counts = batch.num_scheduled_tokens
-        _bank.choose([(edits.get(name), int(n)) for name, n in zip(batch.req_ids, counts, strict=True)])
+        _slots.select([(edits.get(name), int(n)) for name, n in zip(batch.req_ids, counts, strict=True)])
 
 
 def _remember(runner: Any, _result: Any, scheduled: Any) -> None:
     for request in scheduled.scheduled_new_reqs:
-        edit = edit_of(request.sampling_params)
+        edit = edit_hash_of(request.sampling_params)
         if edit is not None:
             _edits_of(runner)[request.req_id] = edit
 
@@ -214,7 +244,7 @@ def _edits_of(runner: Any) -> dict[str, str]:
 
 
 def _after(owner: type, name: str, action: Callable[..., Any]) -> None:
-    """Let a method do one thing more when it is done: ``action(self, result, *args)``."""
+    """Patch a method to call ``action(self, result, *args)`` after it."""
 
     def around(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -228,6 +258,8 @@ def _after(owner: type, name: str, action: Callable[..., Any]) -> None:
 
 
 def _before(owner: type, name: str, action: Callable[..., Any]) -> None:
+    """Patch a method to call ``action(self, *args)`` before it."""
+
     def around(method: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
             action(self, *args)
@@ -239,7 +271,7 @@ def _before(owner: type, name: str, action: Callable[..., Any]) -> None:
 
 
 def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace a method by one around it, once: vLLM may load plug-ins again in a process."""
+    """Replace a method by ``around(method)``, once only, since vLLM may load plug-ins several times in a process."""
     method = vars(owner)[name]
     if not hasattr(method, "_sealign"):
         wrapped = wraps(method)(around(method))
