@@ -1,6 +1,6 @@
-"""The command line: parse, call, print; nothing else.
+"""The command line: each command parses its options, calls the library and prints the result.
 
-Heavy modules are imported inside the commands, so that ``sealign --help`` answers at once.
+Heavy modules are imported inside the commands, so that ``sealign --help`` is fast.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sealign.cli.export
 import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect
-import sealign.cli.loading
 import sealign.cli.plot
 import sealign.cli.reproduce
 import sealign.cli.serve

@@ -18,18 +18,39 @@ from sealign.errors import SealignError
 ERROR_EXIT_CODE = 2
 
 output = Console(highlight=False)
-"""Where results go."""
+"""Console of the results: standard output."""
 
 messages = Console(stderr=True, highlight=False)
-"""Where progress and errors go."""
+"""Console of progress and errors: standard error."""
 
 
-_RESUMABLE = ("fit", "baseline", "evaluate", "reproduce", "tune")
+_RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+ORDER = (
+    "demo",
+    "fit",
+    "inspect",
+    "generate",
+    "chat",
+    "evaluate",
+    "compare",
+    "tune",
+    "plot",
+    "export",
+    "verify",
+    "serve",
+    "reproduce",
+)
+"""The commands in the order in which they are used."""
 
 
 class _Group(TyperGroup):
-    """Turns the errors that a user can cause into one sentence and exit code 2."""
+    """Group of commands that reports an error that a user can cause in one sentence, with exit code 2."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands in the order in which they are used."""
+        return sorted(super().list_commands(ctx), key=ORDER.index)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -37,7 +58,7 @@ class _Group(TyperGroup):
         except SealignError as error:
             _fail(str(error))
         except KeyboardInterrupt:
-            kept = "; run the same command again to go on from the finished batches"
+            kept = "; run the same command again to continue from the finished batches"
             _fail(f"interrupted; nothing was written{kept if ctx.invoked_subcommand in _RESUMABLE else ''}")
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -50,7 +71,7 @@ class _Group(TyperGroup):
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether Python, or torch on a CPU or an accelerator, ran out of memory; torch has no type for the CPU's."""
+    """Return whether Python or torch ran out of memory; torch has no type of its own for the memory of the CPU."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
 
@@ -70,7 +91,12 @@ def _fail(sentence: str) -> None:
 
 
 def require_extra(extra: str, *modules: str) -> None:
-    """Fail with the line that installs what a command needs, where it is not there."""
+    """Exit with the command that installs an extra unless all of its modules can be imported.
+
+    Args:
+        extra: Name of the extra of the package.
+        *modules: Names of the modules that the command needs.
+    """
     from importlib.util import find_spec
 
     if any(find_spec(module) is None for module in modules):
@@ -78,7 +104,7 @@ def require_extra(extra: str, *modules: str) -> None:
 
 
 def quiet_harness() -> None:
-    """Keep the harness's own progress bars and log lines from tearing ours; called before it is imported."""
+    """Silence the progress bars and log lines of the evaluation harness; call this before importing it."""
     import logging
 
     os.environ["TQDM_DISABLE"] = "1"
@@ -115,7 +141,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Make a language model more truthful or less biased, without training it.
+    """Edit the activations of language models: fit from demonstrations, measure, deploy.
 
     [bold]Start here:[/]
 
@@ -133,18 +159,16 @@ def _root(
 
         sealign evaluate --edit EDIT --tasks truthfulqa_mc1,truthfulqa_mc2 --output RESULTS
 
-        sealign evaluate --method iti --method dola --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output RESULTS
-
-        sealign tune --demonstrations FILE.jsonl --tasks truthfulqa_mc2 --output TUNED
-
-        sealign reproduce table-bbq --model MODEL --output PAPER
-
-        sealign plot tsne --demonstrations FILE.jsonl --output FIGURE
-
         sealign export lora --edit EDIT --output ADAPTER
 
         sealign serve --edit NAME=EDIT
 
-    A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object a line:
-    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
+    [bold]Other methods, and their settings:[/]
+
+        sealign fit --method iti --help
+
+        sealign fit --method iti --heads 24 --model MODEL --demonstrations FILE.jsonl --output EDIT
+
+    A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per
+    line: {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
     """

@@ -1,18 +1,19 @@
-"""``sealign chat``: talk to an edited model."""
+"""``sealign chat``: converse with an edited model."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output
+from sealign.cli.app import app, output
+from sealign.cli.loading import ModelOptions, with_model_options
 
 if TYPE_CHECKING:
-    from sealign.edits.attach import EditHandle
-    from sealign.methods.method import Attached
+    from sealign.edits.handle import EditHandle
+    from sealign.playground.conversation import Conversation
 
 _COMMANDS = ("/on", "/off", "/strength", "/compare", "/reset", "/help", "/quit")
 
@@ -26,39 +27,37 @@ _HELP = """[bold]/on[/]             switch the edit on
 
 
 @app.command()
+@with_model_options(options.EditedModel)
 def chat(
+    model: ModelOptions,
     edit: options.Edit,
-    model: options.EditedModel = None,
     strength: options.Strength = None,
     max_new_tokens: options.MaxNewTokens = 128,
     system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="System message to begin with.")
+        str | None, typer.Option("--system", metavar="TEXT", help="System message at the start of the conversation.")
     ] = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
 ) -> None:
-    """Talk to an edited model, switching the edit on and off and changing its strength on the way.
+    """Converse with an edited model.
 
-    EDIT may also be the folder of a method that sealign baseline wrote; a method has no strength.
+    Commands in the conversation switch the edit on and off, change its strength and compare answers.
     """
-    from sealign.cli.loading import load_at_strength
-    from sealign.edits.edit import Edit
+    from sealign.edits.attach import apply_edit
     from sealign.errors import SettingError
-    from sealign.methods.registry import apply_change, prefix_of
-    from sealign.models.loading import load_model
+    from sealign.methods.edit_sources import load_edit_source
     from sealign.playground.conversation import Conversation
 
-    loaded = load_at_strength(edit, strength)
-    if prefix_of(loaded):
+    loaded = load_edit_source(edit, strength=strength)
+    if loaded.prefix:
         raise SettingError(
-            f"'{edit}' puts demonstrations before a prompt, and a chat has no place for them; use generate"
+            f"'{edit}' puts demonstrations before each prompt, which a conversation does not support; use sealign "
+            "generate"
         )
-    with messages.status("Loading the model"):
-        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
-    use_cache = not isinstance(loaded, Edit) or loaded.settings.normalization != "feature"
-    conversation = Conversation(base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=use_cache)
-    with apply_change(base, loaded, ignore_mismatch=ignore_mismatch) as handle:
+    base, tokenizer = model.load(loaded.base_model.id)
+    conversation = Conversation(
+        base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=loaded.is_causal
+    )
+    with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch) as handle:
         output.print(_HELP)
         while True:
             try:
@@ -72,17 +71,14 @@ def chat(
                 _answer(line, handle, conversation)
 
 
-def _prompt(handle: EditHandle | Attached) -> str:
-    from sealign.edits.attach import EditHandle
-
-    strength = f", strength {handle.strength:g}" if isinstance(handle, EditHandle) else ""
+def _prompt(handle: EditHandle) -> str:
+    strength = "" if handle.strength is None else f", strength {handle.strength:g}"
     state = f"edit on{strength}" if handle.enabled else "edit off"
     return f"[bold cyan]({state})>[/] "
 
 
-def _answer(line: str, handle: EditHandle | Attached, conversation: Any) -> None:
-    """Carry out a command, or say the line to the model."""
-    from sealign.edits.attach import EditHandle
+def _answer(line: str, handle: EditHandle, conversation: Conversation) -> None:
+    """Carry out a command, or send the line to the model and print its answer."""
     from sealign.errors import SealignError, SettingError, unknown_name
 
     command, _, rest = line.partition(" ")
@@ -95,8 +91,6 @@ def _answer(line: str, handle: EditHandle | Attached, conversation: Any) -> None
         elif command in ("/on", "/off"):
             handle.switch(command == "/on")
         elif command == "/strength":
-            if not isinstance(handle, EditHandle):
-                raise SettingError("only spectral edits have a strength; switch this one with /on and /off")
             handle.set_strength(rest)
         elif command == "/compare" and rest:
             for enabled, name in ((False, "base"), (True, "edited")):

@@ -1,53 +1,45 @@
-"""``sealign demo``: the whole method on the embedded model."""
+"""``sealign demo``: SEA on the embedded model, from fit to verdict."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.markup import escape
 from rich.table import Table
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output
+from sealign.cli.app import app, output
+from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
 if TYPE_CHECKING:
     from sealign.reproduce.embedded_demo import DemoResult
 
+Strength = with_default(options.EditStrength, "0.25")
+
 
 @app.command()
+@with_model_options()
 def demo(
-    model: options.Model = None,
+    model: ModelOptions,
     output_folder: options.Output = Path("edits/truthfulness"),
-    strength: Annotated[
-        float | None,
-        typer.Option(
-            "--strength", metavar="X", help=r"How far the edit goes: 0 is none, 1 the whole. \[default: 0.25]"
-        ),
-    ] = None,
+    strength: Strength = None,
     seed: options.Seed = 0,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
     json: options.Json = False,
 ) -> None:
-    """See the method on the embedded model: fit, answers, scores, damage, in under three minutes.
+    """See the whole method on the embedded model in under three minutes: fit, answers, scores and damage.
 
-    Nothing is downloaded: model, demonstrations, questions and neutral text come with the packages.
+    Nothing is downloaded: the model, the demonstrations, the questions and the neutral text come with the packages.
+    The edit is saved.
     """
-    import dataclasses
-
     from sealign.cli.display import print_json, track
     from sealign.edits.record import RECORD_NAME
     from sealign.files import check_folder
-    from sealign.models.embedded_model import EMBEDDED
-    from sealign.models.loading import load_model
     from sealign.reproduce.embedded_demo import DEMO_CONFIG, run_demo
 
-    config = DEMO_CONFIG if strength is None else dataclasses.replace(DEMO_CONFIG, strength=strength)
+    config = DEMO_CONFIG if strength is None else DEMO_CONFIG.replace(strength=strength)
     check_folder(output_folder, replaces=RECORD_NAME)
-    with messages.status(f"Loading {model or EMBEDDED} (the embedded model is converted once, half a minute)"):
-        loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
+    loaded, tokenizer = model.load()
     result = run_demo(loaded, tokenizer, config=config, seed=seed, track=track)
     result.edit.save_pretrained(output_folder)
     if json:
@@ -107,7 +99,7 @@ def _score_table(result: DemoResult) -> Table:
 
 
 def _damage_table(result: DemoResult) -> Table:
-    table = Table(title="Damage: mean loss on neutral text, nats a token", title_justify="left")
+    table = Table(title="Damage: mean loss on neutral text, nats per token", title_justify="left")
     for name in ("model", "loss", "difference", "KL from base"):
         table.add_column(name, justify="left" if name == "model" else "right")
     table.add_row("base", f"{result.damage.base_loss:.3f}", "", "")

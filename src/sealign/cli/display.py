@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +14,43 @@ from rich.table import Table
 from sealign.cli.app import messages, output
 
 if TYPE_CHECKING:
+    from sealign.edits.intervention import Intervention
     from sealign.edits.record import EditRecord
+
+LONGEST_SETTING = 60
+"""Largest number of characters of a setting that a table shows."""
+
+_HEADINGS = {
+    "rank_positive": "rank +",
+    "rank_negative": "rank -",
+    "explained_variance_positive": "variance +",
+    "explained_variance_negative": "variance -",
+}
+"""Headings of statistics; the others are headed by their name."""
 
 
 def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
-    """Return the items, showing a progress bar on standard error, if that is a terminal, while they are taken."""
+    """Return the items, showing a progress bar on standard error, if that is a terminal, while they are consumed."""
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
     with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
         yield from progress.track(items, total=how_many, description=what)
 
 
 def print_json(data: Any) -> None:
-    """Print data as JSON on standard output."""
+    """Print data as JSON on standard output; a dataclass as an object of its fields."""
     import json
 
+    if dataclasses.is_dataclass(data) and not isinstance(data, type):
+        data = dataclasses.asdict(data)
     output.out(json.dumps(data, indent=2, allow_nan=False), highlight=False)
+
+
+def print_record(edit: Intervention) -> None:
+    """Print where an edit comes from, its settings and what was fitted at each layer."""
+    record = edit.record
+    output.print(record_table(record, edit.hash), settings_table(record))
+    if record.layers:
+        output.print(layer_table(record))
 
 
 def print_saved(record: EditRecord, folder: Path) -> None:
@@ -40,32 +63,85 @@ def print_saved(record: EditRecord, folder: Path) -> None:
 
 import sealign
 model, tokenizer = sealign.load_model({model})
-edit = sealign.Edit.from_pretrained({edit})
+edit = sealign.load_edit({edit})
 with sealign.apply_edit(model, edit):
     ...  # model.generate(...)
 
-or talk to it:
+or compare answers with and without it:
 
-sealign chat --edit {shlex.quote(str(folder))}"""
+sealign generate --edit {shlex.quote(str(folder))} --prompt "What happens if you swallow gum?\""""
     output.print(lines, markup=False, soft_wrap=True)
 
 
+def record_table(record: EditRecord, edit_hash: str) -> Table:
+    """Return the table of an edit's method, model and provenance."""
+    table = Table(show_header=False, title="Edit", title_justify="left")
+    used = record.demonstrations_hash
+    rows = {
+        "method": record.method,
+        "strength": "" if record.strength is None else f"{record.strength:g}",
+        "site": record.site or "",
+        "normalization": record.normalization if record.site else "",
+        "base model": record.model.id,
+        "revision": record.model.revision or "not known",
+        "demonstrations": f"{record.demonstrations_count} (SHA-256 {used[:16]})" if used else "none",
+        "duration of the fit": f"{record.fit_seconds:.1f} s",
+        "hash": f"SHA-256 {edit_hash[:16]}",
+        "tensors": f"SHA-256 {record.tensors_hash[:16]}",
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
+    }
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, escape(value))
+    return table
+
+
+def settings_table(record: EditRecord) -> Table:
+    """Return the table of the settings of a method and of what else it learned."""
+    table = Table(show_header=False, title=f"Settings of {escape(record.method)}", title_justify="left")
+    for name, value in flat_settings(record.settings).items():
+        text = " ".join(str(value).split())
+        shown = text if len(text) <= LONGEST_SETTING else text[: LONGEST_SETTING - 3] + "..."
+        table.add_row(escape(name), escape(shown))
+    return table
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name, without those that are not set.
+
+    Args:
+        settings: Settings of a method as they stand in a record.
+
+    Example:
+        >>> flat_settings({"rank": None, "training": {"epochs": 3}})
+        {'training.epochs': 3}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{inner}": item for inner, item in flat_settings(value).items()}
+        elif value is not None:
+            found[name] = value
+    return found
+
+
 def layer_table(record: EditRecord) -> Table:
-    """Return the table of an edit's layers: ranks, explained variance, relative change, signature."""
-    table = Table(title=escape(f"Edited layers: {_modules(record)}"), title_justify="left")
-    for name in ("layer", "rank +", "rank -", "variance +", "variance -", "change", "signature"):
+    """Return the table of an edit's layers: rank, relative change, and the statistics of its method."""
+    table = Table(title=escape(f"Edited layers: {_modules(record)}"), title_justify="left", pad_edge=False)
+    names = list(dict.fromkeys(name for entry in record.layers.values() for name in entry.statistics))
+    for name in ("layer", "rank", "change", *(_HEADINGS.get(name, name.replace("_", " ")) for name in names)):
         table.add_column(name, justify="right")
     for layer, entry in record.layers.items():
-        table.add_row(
-            layer,
-            str(entry.rank_positive),
-            str(entry.rank_negative),
-            f"{entry.explained_variance_positive:.4f}",
-            f"{entry.explained_variance_negative:.4f}",
-            f"{entry.relative_change:.4f}",
-            f"{entry.signature:.3f}",
-        )
+        figures = [_figure(entry.statistics.get(name)) for name in names]
+        table.add_row(layer, str(entry.rank), f"{entry.relative_change:.4f}", *figures)
     return table
+
+
+def _figure(value: float | None) -> str:
+    """Return a statistic as text: a whole number as an integer, another with four significant digits."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _modules(record: EditRecord) -> str:
@@ -77,28 +153,6 @@ def _modules(record: EditRecord) -> str:
     if len(layers) == 1:
         return next(iter(layers))
     return "; ".join(f"{pattern} ({', '.join(which)})" for pattern, which in layers.items())
-
-
-def settings_table(record: EditRecord) -> Table:
-    """Return the table of an edit's settings and provenance."""
-    table = Table(show_header=False, title="Edit", title_justify="left")
-    settings, model = record.settings, record.model
-    rows = {
-        "base model": model.id,
-        "revision": model.revision or "not known",
-        "site": settings.site,
-        "combine": settings.combine,
-        "normalization": settings.normalization,
-        "strength": f"{settings.strength:g}",
-        "feature map": settings.feature_map,
-        "centered": "yes" if settings.centered else "no",
-        "demonstrations": f"{record.demonstrations_count} (SHA-256 {record.demonstrations_hash[:16]})",
-        "tensors": f"SHA-256 {record.tensors_hash[:16]}" if record.tensors_hash else "not saved yet",
-        "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
-    }
-    for name, value in rows.items():
-        table.add_row(name, escape(value))
-    return table
 
 
 def answers_table(prompts: Sequence[str], base: Sequence[str], edited: Sequence[str]) -> Table:

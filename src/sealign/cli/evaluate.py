@@ -1,31 +1,37 @@
-"""``sealign evaluate`` and ``sealign compare``: what an edit does, with controls, damage and statistics."""
+"""``sealign evaluate`` and ``sealign compare``: measure edits, and compare two evaluations."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
-from sealign.cli.loading import fit_methods, load_changes, parse_name, require_method_extras
+from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sealign.demonstrations.demonstration import Demonstration
+    from sealign.edits.intervention import Intervention
 
 
 @app.command()
+@with_model_options(options.EditedModel)
 def evaluate(
-    output_folder: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for results.json, report.html, table.csv, figures.")
-    ],
+    model: ModelOptions,
+    output_folder: options.Output,
     tasks: options.Tasks,
     edit: Annotated[
         list[str] | None,
         typer.Option(
             "--edit",
             metavar="[NAME=]EDIT",
-            help="Folder of an edit or a method, or an edit's repository on the Hub. Give it several times to compare; "
-            "without one, the base model alone is scored. With a plus, as in a=DIR+best_of_n, both are put on.",
+            help=f"{options.EDIT_HELP} NAME labels it in the results. Repeat the option to compare several; without "
+            "it, the base model alone is scored.",
         ),
     ] = None,
     method: Annotated[
@@ -33,62 +39,57 @@ def evaluate(
         typer.Option(
             "--method",
             metavar="[NAME=]METHOD",
-            help="A method to fit with its defaults and compare with: icl, lora_ft, iti, dola, icd, best_of_n, caa or "
-            "leace. Give it several times.",
+            help=f"{options.METHOD_HELP} It is fitted with its default settings and evaluated. Repeat the option to "
+            "compare several.",
         ),
     ] = None,
-    demonstrations: Annotated[
-        list[str] | None,
-        typer.Option("--demonstrations", metavar="SOURCE", help="What --method learns from; as for sealign fit."),
-    ] = None,
-    model: options.EditedModel = None,
-    data_dir: options.TaskDataDir = None,
-    limit: options.TaskLimit = None,
+    demonstrations: Annotated[list[str] | None, options.DEMONSTRATIONS] = None,
+    demonstrations_limit: options.DemonstrationsLimit = None,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
     strength: options.Strength = None,
     control_seeds: Annotated[
         str,
-        typer.Option("--control-seeds", metavar="N,N,...", help="Seeds of the random-direction controls; '' for none."),
+        typer.Option(
+            "--control-seeds",
+            metavar="N,N,...",
+            help="Seeds of the controls in random directions; an empty text for none.",
+        ),
     ] = "0,1,2",
     reversed_control: Annotated[
-        bool, typer.Option("--reversed/--no-reversed", help="Also run each edit with positive and negative swapped.")
+        bool,
+        typer.Option(
+            "--reversed/--no-reversed", help="Also evaluate each edit in the opposite direction, as a control."
+        ),
     ] = True,
     max_damage: options.MaxDamage = 0.05,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, metavar="N", help="Sequences run together in generation.")
-    ] = 8,
+    batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Measure what edits do: tasks, controls, damage, and a verdict in words.
+    """Measure what edits do: scores of tasks, controls, damage, and a verdict.
 
-    The base model, each edit, the same edit in random directions and with its roles swapped are scored on the same
-    items. Run the same command again to go on after an interruption.
+    The base model, each edit, and the edit's controls are scored on the same items. The folder of the result holds
+    report.html, results.json, table.csv and figures. Run the same command again to continue after an interruption.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()
     from sealign.cli.display import print_json, track
     from sealign.cli.evaluation_display import print_evaluation, reports_as_data
     from sealign.evaluation.comparison import report_edits
-    from sealign.evaluation.evaluate_edits import EvaluationConfig
     from sealign.evaluation.evaluate_edits import evaluate as run
+    from sealign.evaluation.evaluation_config import EvaluationConfig
     from sealign.evaluation.report import write_report
-    from sealign.methods.registry import model_id
-    from sealign.models.embedded_model import EMBEDDED
-    from sealign.models.loading import load_model
 
-    edits, sources = load_changes(edit or [], strength)
-    for wanted in method or []:
-        require_method_extras(parse_name(wanted)[1])
-    learnt = options.load_sources(demonstrations or [], data_dir, None, seed)
-    name = model or next((model_id(edit) for edit in edits.values()), EMBEDDED)
-    with messages.status("Loading the model"):
-        loaded, tokenizer = load_model(name, dtype=dtype, device=device)
-    edits |= fit_methods(method or [], list(edits), loaded, tokenizer, learnt, output_folder, track)
+    sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
+    edits = load_named(sources, strength)
+    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
+    _check_methods(methods, sources, used)
+    loaded, tokenizer = model.load(next((found.base_model.id for found in edits.values()), None))
+    edits |= _fit_methods(methods, loaded, tokenizer, used, output_folder)
     config = EvaluationConfig(
         tasks=options.names(tasks),
         data_dir=data_dir,
@@ -96,7 +97,7 @@ def evaluate(
         control_seeds=_numbers("--control-seeds", control_seeds),
         reversed_control=reversed_control,
         batch_size=batch_size,
-        judge=load_judge(judge, judge_url, dtype, device),
+        judge=load_judge(judge, judge_url, model.dtype, model.device),
     )
     results = run(
         loaded,
@@ -119,14 +120,50 @@ def evaluate(
         output.print(f"Wrote {output_folder}/report.html, results.json, table.csv and figures.", markup=False)
 
 
+def _check_methods(methods: dict[str, str], edits: dict[str, str], demonstrations: list[Demonstration]) -> None:
+    """Raise an error if a method cannot be fitted, before the model is loaded."""
+    from sealign.errors import SettingError
+    from sealign.methods.registry import check_fit, get_method
+
+    for name, method in methods.items():
+        if name in edits:
+            raise SettingError(f"an edit and a method have the name '{name}'; name them, as in --method other={method}")
+        check_fit(get_method(method).config(), demonstrations)
+
+
+def _fit_methods(
+    methods: dict[str, str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: list[Demonstration],
+    folder: Path,
+) -> dict[str, Intervention]:
+    """Fit methods with their default settings, or load them if an earlier run has fitted them."""
+    from sealign.cli.display import track
+    from sealign.methods.fit_cache import fit_or_load
+    from sealign.methods.registry import get_method
+
+    return {
+        name: fit_or_load(
+            model,
+            tokenizer,
+            demonstrations,
+            config=get_method(method).config(),
+            folder=folder / "methods",
+            track=track,
+        )
+        for name, method in methods.items()
+    }
+
+
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder or results.json of a finished evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    first: Annotated[Path, typer.Argument(metavar="A", help="Folder or results.json of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Folder or results.json of another evaluation.")],
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Compare two finished evaluations, item by item, with the same statistics."""
+    """Compare two evaluations of the same tasks, item by item."""
     from sealign.cli.display import print_json
     from sealign.cli.evaluation_display import comparison_tables, comparisons_as_data
     from sealign.evaluation.comparison import compare_results
@@ -146,4 +183,4 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise SettingError(f"{option} is '{text}', but it must be whole numbers such as 0,1,2") from None
+        raise SettingError(f"{option} is '{text}', but it must be integers such as 0,1,2") from None

@@ -1,4 +1,4 @@
-"""Tables of evaluations, and the same as JSON."""
+"""Tables of evaluations, and the same figures as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STYLES = {"helps": "bold green", "no evidence": "bold", "harms": "bold red"}
 
 
 def print_evaluation(results: Results, reports: Sequence[EditReport]) -> None:
-    """Print one table for all edits, their damage, the verdicts and what was left out."""
+    """Print the scores of all edits, their damage, notes and verdicts."""
     if reports:
         output.print(_headline_table(results, reports))
         output.print(_damage_table(reports))
@@ -48,7 +48,7 @@ def _headline_table(results: Results, reports: Sequence[EditReport]) -> Table:
             table.add_row(f"[bold]{escape(report.edit)}[/]")
         for row in report.headlines:
             _add_metric(table, row)
-    table.caption = "p: after Holm's correction. shows: the smallest true difference that so many items show."
+    table.caption = "p: after Holm's correction. shows: the smallest true difference that this number of items detects."
     table.caption_justify = "left"
     return table
 
@@ -69,7 +69,7 @@ def _add_metric(table: Table, row: Row) -> None:
 
 
 def plain_table(title: str, first: str) -> Table:
-    """Return an empty table without vertical lines, whose first column is named."""
+    """Return an empty table without vertical lines, with one column."""
     table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(first, overflow="fold")
     return table
@@ -80,7 +80,7 @@ def _interval(difference: Difference) -> str:
 
 
 def _damage_table(reports: Sequence[EditReport]) -> Table:
-    table = plain_table("Damage: loss on neutral text, nats a token", "model")
+    table = plain_table("Damage: loss on neutral text, nats per token", "model")
     for name in ("loss", "rise", "perplexity", "KL from base"):
         table.add_column(name, justify="right")
     for report in reports:
@@ -125,7 +125,7 @@ def comparison_tables(comparisons: Sequence[Comparison], first: str, second: str
 
 
 def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str, Any]:
-    """Return what ``print_evaluation`` prints, with every row, as JSON data."""
+    """Return the figures that ``print_evaluation`` prints, with every row, as JSON data."""
     return {
         "model": results.model.id,
         "edits": [

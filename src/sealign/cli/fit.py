@@ -1,174 +1,195 @@
-"""``sealign fit``: demonstrations in, an edit out."""
+"""``sealign fit``: fit a method from demonstrations and save the edit."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output
+from sealign.cli.loading import ModelOptions, with_model_options
 
 if TYPE_CHECKING:
+    from sealign.configuration import Config
     from sealign.demonstrations.demonstration import Demonstration
-    from sealign.methods.sea_config import FitConfig
+    from sealign.edits.intervention import Intervention
+
+DEFAULT_METHOD = "sea"
 
 
-@app.command()
+class FitCommand(TyperCommand):
+    """A command whose options include the settings of the method that is named on the command line."""
+
+    def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
+        """Return the context of the command of one method."""
+        name = _method_name(args)
+        return _method_command(name, args).make_context(info_name, args, parent, **extra)
+
+
+def _method_name(arguments: list[str]) -> str:
+    """Return the value of ``--method`` in a command line."""
+    for index, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--method" and (equals or index + 1 < len(arguments)):
+            return value if equals else arguments[index + 1]
+    return DEFAULT_METHOD
+
+
+def _method_command(name: str, arguments: list[str]) -> Any:
+    """Return the command that fits one method.
+
+    Args:
+        name: Name of the method.
+        arguments: The command line, which must not have an option of another method.
+    """
+    from sealign.cli.method_options import PRESETS, method_options, refuse_foreign_options
+
+    panel = f"Settings of {name}"
+    own = [option.parameter(panel) for option in method_options(name)]
+    if name in PRESETS:
+        text = f"Settings to start from instead of the defaults: {', '.join(PRESETS[name])}."
+        info = typer.Option("--preset", metavar="NAME", help=text, rich_help_panel=panel)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        own.insert(0, inspect.Parameter("preset", keyword, annotation=Annotated[str | None, info], default=None))
+
+    @functools.wraps(fit)
+    def run(**given: Any) -> None:
+        fit(**given)
+
+    parameters = [*inspect.signature(fit).parameters.values(), *own]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    made = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    made.command()(run)
+    command: Any = typer.main.get_command(made)
+    known = [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
+    refuse_foreign_options(name, arguments, known)
+    return command
+
+
+@app.command(cls=FitCommand)
+@with_model_options()
 def fit(
-    demonstrations: options.Demonstrations,
-    output_folder: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write the edit to.")
-    ] = None,
-    model: options.Model = None,
+    model: ModelOptions,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            help=f"{options.METHOD_HELP} Its settings are listed by sealign fit --method NAME --help.",
+        ),
+    ] = DEFAULT_METHOD,
+    demonstrations: Annotated[list[str] | None, options.DEMONSTRATIONS] = None,
+    output_folder: Annotated[Path | None, options.OUTPUT] = None,
     data_dir: options.DataDir = None,
-    limit: options.Limit = None,
-    explained_variance: options.ExplainedVariance = None,
-    rank: options.Rank = None,
-    centered: options.Centered = None,
-    feature_map: options.FeatureMap = None,
-    site: options.Site = None,
-    fit_site: options.FitSite = None,
-    layers: options.Layers = None,
-    module_pattern: options.ModulePattern = None,
-    combine: options.Combine = None,
-    normalization: options.Normalization = None,
-    strength: options.FitStrength = None,
-    token: options.Token = None,
-    neutral: options.Neutral = None,
-    max_new_tokens: options.NeutralMaxNewTokens = None,
-    prompt_format: options.PromptStyle = None,
-    preamble: options.Preamble = None,
-    batch_size: options.BatchSize = None,
+    demonstrations_limit: options.DemonstrationsLimit = None,
+    settings: options.Settings = None,
     seed: options.Seed = 0,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Start from the settings of the paper's released code.")
-    ] = False,
     plan: Annotated[
         bool,
-        typer.Option("--plan", help="Say what the fit will take, from the model's configuration alone, and stop."),
+        typer.Option(
+            "--plan", help="Estimate time and memory from the configuration of the model, and stop without fitting."
+        ),
     ] = False,
-    teraflops: Annotated[
+    tflops: Annotated[
         float | None,
-        typer.Option("--teraflops", metavar="X", help="Rate of other hardware, for --plan; else it is measured here."),
+        typer.Option(
+            "--tflops",
+            metavar="X",
+            help="Throughput of the target hardware in TFLOP/s, for --plan, instead of measuring it here.",
+        ),
     ] = None,
     json: options.Json = False,
+    **own: Any,
 ) -> None:
-    """Fit an edit of a model from demonstrations and save it.
+    """Fit a method from demonstrations and save the edit to a folder.
 
-    A run that is stopped keeps its finished batches in the user's cache; the same command goes on from there. Several
-    processes share a fit when torchrun starts them: torchrun --nproc-per-node 2 -m sealign fit ...
+    A run that is stopped keeps its finished batches in the user's cache; the same command continues from there.
+    Several processes share a fit when torchrun starts them: torchrun --nproc-per-node 2 -m sealign fit ...
     """
-    import dataclasses
-
-    from sealign.cli.display import layer_table, print_json, print_saved, settings_table, track
-    from sealign.cli.plan_display import plan_line
+    from sealign.cli.display import print_json, print_record, print_saved
+    from sealign.cli.method_options import given_settings, method_config
+    from sealign.edits.record import RECORD_NAME
     from sealign.errors import SettingError
-    from sealign.files import CONFIG_NAME, cache_dir, check_folder
+    from sealign.files import check_folder
+    from sealign.methods.registry import check_fit, load_edit
+
+    preset = own.pop("preset", None)
+    config = method_config(
+        method, given_settings(own), settings=options.named_values(settings), preset=preset, seed=seed
+    )
+    if tflops is not None and not plan:
+        raise SettingError("--tflops is used by --plan only; leave it out or add --plan")
+    if output_folder is None and not plan:
+        raise SettingError("there is no folder to write the edit to; add --output PATH, or --plan to write nothing")
+    if output_folder is not None:
+        check_folder(output_folder, replaces=RECORD_NAME)
+    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
+    check_fit(config, used)
+    if plan or output_folder is None:
+        _print_plan(model, used, config, tflops, json)
+        return
+    edit = _fit(model, used, config)
+    if edit is None:
+        return
+    edit.save_pretrained(output_folder)
+    edit = load_edit(output_folder)
+    if json:
+        print_json(edit.record)
+        return
+    print_record(edit)
+    print_saved(edit.record, output_folder)
+
+
+def _fit(model: ModelOptions, demonstrations: list[Demonstration], config: Config) -> Intervention | None:
+    """Fit a method, and return what the first of several workers is to save."""
+    from sealign.cli.display import track
+    from sealign.cli.plan_display import plan_line
+    from sealign.files import cache_dir
+    from sealign.fitting.edit_config import EditConfig
     from sealign.fitting.plan import plan_fit
     from sealign.fitting.workers import worker_group
-    from sealign.methods.sea import fit_edit
-    from sealign.methods.sea_config import FitConfig
-    from sealign.models.embedded_model import EMBEDDED
-    from sealign.models.loading import load_model
-    from sealign.models.prompt_format import PromptFormat, read_preamble
+    from sealign.methods.registry import fit_edit
     from sealign.progress import no_progress
 
-    given: dict[str, Any] = {
-        "explained_variance": _pair(explained_variance, float, "--explained-variance"),
-        "rank": _pair(rank, int, "--rank"),
-        "centered": centered,
-        "feature_map": feature_map,
-        "site": site,
-        "fit_site": fit_site,
-        "layers": layers,
-        "module_pattern": module_pattern,
-        "combine": combine,
-        "normalization": normalization,
-        "strength": strength,
-        "token": token,
-        "neutral": neutral,
-        "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    if prompt_format is not None or preamble is not None:
-        text = None if preamble is None else read_preamble(preamble)
-        given["prompt_format"] = PromptFormat(prompt_format or ("auto" if preamble is None else "few_shot"), text)  # type: ignore[arg-type]
-    start = FitConfig.reference() if reference else FitConfig()
-    config = dataclasses.replace(start, **{name: value for name, value in given.items() if value is not None})
-    # What can be wrong is found before anything slow is started.
-    if teraflops is not None and not plan:
-        raise SettingError("--teraflops is the rate of other hardware, for --plan alone; leave it out or add --plan")
-    if output_folder is None and not plan:
-        raise SettingError("there is no folder to write the edit to; add --output DIR, or --plan to write nothing")
-    if output_folder is not None:
-        check_folder(output_folder, replaces=CONFIG_NAME)
-    learnt = options.load_sources(demonstrations, data_dir, limit, seed)
-    if plan or output_folder is None:
-        _print_plan(model or EMBEDDED, learnt, config, dtype, device, teraflops, json)
-        return
     with worker_group() as first:
-        with messages.status("Loading the model"):
-            loaded, tokenizer = load_model(model or EMBEDDED, dtype=dtype, device=device)
-        if first and messages.is_terminal:  # as with progress bars, what is redirected holds results and errors only
-            messages.print(plan_line(plan_fit(loaded, tokenizer, learnt, config)), soft_wrap=True)
+        loaded, tokenizer = model.load()
+        # Like progress bars, shown on a terminal only: redirected output holds results and errors.
+        if first and messages.is_terminal and isinstance(config, EditConfig):
+            messages.print(plan_line(plan_fit(loaded, tokenizer, demonstrations, config)), soft_wrap=True)
         edit = fit_edit(
             loaded,
             tokenizer,
-            learnt,
+            demonstrations,
             config=config,
             checkpoint_dir=cache_dir() / "fits",
             track=track if first else no_progress,
         )
-    if not first:  # of several workers, one writes
-        return
-    edit.save_pretrained(output_folder)
-    edit = type(edit).from_pretrained(output_folder)
-    if json:
-        print_json(dataclasses.asdict(edit.record))
-        return
-    output.print(settings_table(edit.record), layer_table(edit.record))
-    print_saved(edit.record, output_folder)
+    return edit if first else None
 
 
 def _print_plan(
-    model: str,
-    demonstrations: list[Demonstration],
-    config: FitConfig,
-    dtype: str,
-    device: str,
-    teraflops: float | None,
-    json: bool,
+    model: ModelOptions, demonstrations: list[Demonstration], config: Config, tflops: float | None, json: bool
 ) -> None:
-    import dataclasses
-
     from sealign.cli.display import print_json
     from sealign.cli.plan_display import plan_table
+    from sealign.errors import SettingError
+    from sealign.fitting.edit_config import EditConfig
     from sealign.fitting.plan import plan_fit
-    from sealign.models.loading import load_skeleton
+    from sealign.methods.registry import method_of
 
-    skeleton, tokenizer = load_skeleton(model, dtype=dtype, device=device)
-    found = plan_fit(skeleton, tokenizer, demonstrations, config, device=device, teraflops=teraflops)
+    if not isinstance(config, EditConfig):
+        raise SettingError(
+            f"--plan estimates the collection of activations, which {method_of(config).name} does not need; leave it out"
+        )
+    skeleton, tokenizer = model.load_skeleton()
+    found = plan_fit(skeleton, tokenizer, demonstrations, config, device=model.device, tflops=tflops)
     if json:
-        print_json(dataclasses.asdict(found))
+        print_json(found)
     else:
         output.print(plan_table(found))
-
-
-def _pair(text: str | None, kind: type[float] | type[int], option: str) -> Any:
-    """Parse ``0.9`` or ``0.9,0.99``."""
-    from sealign.errors import SettingError
-
-    if text is None:
-        return None
-    try:
-        values = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) not in (1, 2):
-        raise SettingError(f"{option} is '{text}', but it must be one number, or two with a comma between")
-    return values[0] if len(values) == 1 else values

@@ -1,4 +1,4 @@
-"""``sealign generate``: base and edited answers side by side."""
+"""``sealign generate``: answers of the base and the edited model side by side."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ import typer
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output
+from sealign.cli.loading import ModelOptions, with_model_options
 
 
 @app.command()
+@with_model_options(options.EditedModel)
 def generate(
+    model: ModelOptions,
     edit: options.Edit,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", metavar="TEXT", help="A prompt; give it several times, or lines on standard input."),
+        typer.Option(
+            "--prompt",
+            metavar="TEXT",
+            help="A prompt to answer. Repeat the option for several; without it, each line of standard input is one.",
+        ),
     ] = None,
-    model: options.EditedModel = None,
     strength: options.Strength = None,
     max_new_tokens: options.MaxNewTokens = 64,
     prompt_format: options.FittedPromptStyle = None,
     preamble: options.Preamble = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Answer prompts greedily with the base and with the edited model, side by side.
+    """Answer prompts with the base and with the edited model, side by side.
 
-    EDIT may also be the folder of a method that sealign baseline wrote.
+    Answers are decoded greedily.
     """
     from sealign.cli.display import answers_table, print_json
-    from sealign.cli.loading import load_at_strength
-    from sealign.edits.edit import Edit
     from sealign.errors import SettingError
     from sealign.evaluation.answers import compare_answers
-    from sealign.models.loading import load_model
+    from sealign.methods.edit_sources import fit_settings, load_edit_source
     from sealign.models.prompt_format import prompt_format_of
 
     prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
-    loaded = load_at_strength(edit, strength)
-    fitted = loaded.record.fit if isinstance(loaded, Edit) else {}
-    written = prompt_format_of(fitted, prompt_format, preamble)
-    with messages.status("Loading the model"):
-        base, tokenizer = load_model(model or loaded.record.model.id, dtype=dtype, device=device)
+    loaded = load_edit_source(edit, strength=strength)
+    written = prompt_format_of(fit_settings(loaded), prompt_format, preamble)
+    base, tokenizer = model.load(loaded.base_model.id)
     with messages.status("Answering"):
         answers = compare_answers(
             base,
@@ -65,7 +65,7 @@ def generate(
 
 
 def _read_lines() -> list[str]:
-    """Return the lines on standard input that are not empty; none from a terminal."""
+    """Return the lines of standard input that are not empty; an empty list if it is a terminal."""
     from sealign.errors import SettingError
 
     if sys.stdin.isatty():
@@ -73,4 +73,5 @@ def _read_lines() -> list[str]:
     try:
         return [line.strip() for line in sys.stdin if line.strip()]
     except UnicodeDecodeError as error:
-        raise SettingError(f"standard input is not {error.encoding.upper()}; save the prompts in that form") from error
+        encoding = error.encoding.upper()
+        raise SettingError(f"standard input is not {encoding}; save the prompts as {encoding}") from error

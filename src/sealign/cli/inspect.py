@@ -1,24 +1,26 @@
-"""``sealign inspect``: what an edit is and where it comes from."""
+"""``sealign inspect``: what an edit does and where it comes from."""
 
 from __future__ import annotations
 
 from sealign.cli import options
-from sealign.cli.app import app, output
+from sealign.cli.app import app
 
 
 @app.command()
 def inspect(edit: options.Edit, json: options.Json = False) -> None:
-    """Show an edit's ranks, explained variance, relative change, signature and provenance.
+    """Show an edit's method, settings, provenance, and what was fitted at each layer.
 
     The edit's files are checked in full; the model is not needed.
     """
     import dataclasses
 
-    from sealign.cli.display import layer_table, print_json, settings_table
-    from sealign.edits.edit import Edit
+    from sealign.cli.display import print_json, print_record
+    from sealign.methods.edit_sources import load_edit_source
 
-    loaded = Edit.from_pretrained(edit)
+    parts = load_edit_source(edit).parts
     if json:
-        print_json(dataclasses.asdict(loaded.record) | {"hash": loaded.hash})
+        found = [dataclasses.asdict(part.record) | {"hash": part.hash} for part in parts]
+        print_json(found[0] if len(found) == 1 else found)
         return
-    output.print(settings_table(loaded.record), layer_table(loaded.record))
+    for part in parts:
+        print_record(part)

@@ -1,4 +1,4 @@
-"""The judge that ``--judge`` and ``--judge-url`` name."""
+"""The options that choose a judge."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 
 
 def load_judge(name: str | None, url: str | None, dtype: str, device: str) -> Judge | None:
-    """Return the judge that is named, or None.
+    """Return the judge that ``--judge`` and ``--judge-url`` name, or None if they were not given.
+
+    Args:
+        name: Value of ``--judge``.
+        url: Value of ``--judge-url``.
+        dtype: Type of the weights of a judge that is loaded.
+        device: Device of a judge that is loaded.
 
     Raises:
-        SettingError: an endpoint without a name.
+        SettingError: An endpoint is given without the name of its model.
     """
     import os
 
@@ -25,7 +31,7 @@ def load_judge(name: str | None, url: str | None, dtype: str, device: str) -> Ju
         from sealign.evaluation.judge import EndpointJudge
 
         if name is None:
-            raise SettingError("--judge-url needs the judge's name at that endpoint; name it with --judge")
+            raise SettingError("--judge-url needs the judge's name at that endpoint; give it with --judge")
         return EndpointJudge(url, name, os.environ.get("OPENAI_API_KEY"))
     if name is None:
         return None

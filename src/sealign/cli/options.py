@@ -1,6 +1,7 @@
-"""Options that several commands share, spelled and explained once.
+"""Options that several commands share: one name, help text, type and metavar for each.
 
-Defaults that the library decides are named in the help texts; a backslash keeps them from being read as markup.
+Defaults that the library chooses are named at the end of the help text; a backslash keeps them from being read as
+markup.
 """
 
 from __future__ import annotations
@@ -14,196 +15,178 @@ import typer
 if TYPE_CHECKING:
     from sealign.demonstrations.demonstration import Demonstration
 
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        metavar="MODEL",
-        help=r"Hub id, local folder, GGUF file, or smollm2, the embedded model. "
-        r"\[default: smollm2]",
-    ),
-]
+LOADING = "Loading the model"
+"""Title of the panel with the options of ``load_model``."""
+
+MODEL_HELP = "Hub id, local folder, GGUF file, or smollm2, the embedded model."
+EDIT_HELP = "Folder of an edit, or its repository on the Hub as owner/name; first+second applies two in this order."
+METHOD_HELP = "Method to fit: sea, mean_difference, iti, leace, icl, dola, cd, icd, best_of_n or lora_ft."
+STRENGTH_HELP = "How far the edit moves an activation: 0 is no edit, 1 the whole."
+PROMPT_FORMAT_HELP = "How prompts are written: auto, chat, few_shot, few_shot_chat or plain."
+PREAMBLE_HELP = "Text file to put before the question in the few-shot prompt formats, instead of the bundled text."
+
+Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=rf"{MODEL_HELP} \[default: smollm2]")]
 EditedModel = Annotated[
     str | None,
+    typer.Option("--model", metavar="MODEL", help=rf"{MODEL_HELP} \[default: the model that the edit was fitted on]"),
+]
+Revision = Annotated[
+    str | None,
     typer.Option(
-        "--model",
-        metavar="MODEL",
-        help=r"Hub id, local folder or GGUF file. \[default: the one the edit was fitted on]",
+        "--revision",
+        metavar="REVISION",
+        help=r"Branch, tag or commit of a model on the Hub. \[default: main]",
+        rich_help_panel=LOADING,
     ),
 ]
-Edit = Annotated[
-    str,
-    typer.Option("--edit", metavar="EDIT", help="Folder of an edit, or its repository on the Hub as owner/name."),
-]
-Output = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write the edit to.")]
-Demonstrations = Annotated[
-    list[str],
+TrustRemoteCode = Annotated[
+    bool,
     typer.Option(
-        "--demonstrations",
-        metavar="SOURCE",
-        help="A .jsonl or .csv file with prompt, positive and negative; bundled:truthfulness or bundled:fairness; "
-        "halueval_qa; bbq; truthfulqa; or a Hub dataset id. Give it several times for a joint edit.",
+        "--trust-remote-code", help="Run Python code that comes with the model's files.", rich_help_panel=LOADING
+    ),
+]
+AttnImplementation = Annotated[
+    str | None,
+    typer.Option(
+        "--attn-implementation",
+        metavar="NAME",
+        help=r"Attention kernel of transformers, such as eager, sdpa or flash_attention_2. \[default: transformers' "
+        "own choice]",
+        rich_help_panel=LOADING,
+    ),
+]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        metavar="NAME",
+        help=r"Quantise the weights with bitsandbytes while loading: 4bit or 8bit. \[default: none]",
+        rich_help_panel=LOADING,
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Type of the weights: auto (as they are stored), float32, bfloat16, float16 or float64.",
+        rich_help_panel=LOADING,
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device of the model: auto, cpu, cuda, cuda:1, mps, ..., or split, for a model larger than one device.",
+        rich_help_panel=LOADING,
+    ),
+]
+Edit = Annotated[str, typer.Option("--edit", metavar="EDIT", help=EDIT_HELP)]
+OUTPUT = typer.Option("--output", metavar="PATH", help="Path to write the result to.")
+Output = Annotated[Path, OUTPUT]
+DEMONSTRATIONS = typer.Option(
+    "--demonstrations",
+    metavar="SOURCE",
+    help="A .jsonl or .csv file with prompt, positive and negative; bundled:truthfulness or bundled:fairness; "
+    "halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several sources together.",
+)
+Demonstrations = Annotated[list[str], DEMONSTRATIONS]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A setting of the method by its name in the configuration, such as rank=4, or training.rank=4 for a "
+        "setting inside another. Repeat the option for several.",
+    ),
+]
+DemonstrationsLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--demonstrations-limit",
+        min=1,
+        metavar="N",
+        help="Maximum number of demonstrations per source, drawn with --seed.",
     ),
 ]
 DataDir = Annotated[
     Path | None,
     typer.Option(
-        "--data-dir", metavar="DIR", help="Folder with the named sources in the Hub's schemas, in place of the Hub."
+        "--data-dir",
+        metavar="DIR",
+        help="Folder with local copies of data sets, in the Hub's schemas, to read instead of downloading them.",
     ),
-]
-Limit = Annotated[
-    int | None,
-    typer.Option("--limit", metavar="N", help="Use this many demonstrations of each source, drawn with --seed."),
 ]
 Tasks = Annotated[
     str,
     typer.Option(
         "--tasks",
         metavar="TASK,TASK,...",
-        help="Tasks of the evaluation harness by name, such as truthfulqa_mc2 or bbq, with commas between several.",
+        help="Comma-separated tasks of the evaluation harness, such as truthfulqa_mc2 or bbq.",
     ),
 ]
-TaskDataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Folder with the tasks' data in the Hub's schemas, for no Hub."),
-]
-TaskLimit = Annotated[
-    int | None, typer.Option("--limit", min=1, metavar="N", help="Score the first N items of each task only.")
+Limit = Annotated[
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Maximum number of items per task, from the first on.")
 ]
 MaxDamage = Annotated[
     float,
-    typer.Option("--max-damage", min=0, metavar="X", help="Budget: rise of the loss on neutral text, nats a token."),
-]
-ExplainedVariance = Annotated[
-    str | None,
     typer.Option(
-        "--explained-variance",
-        metavar="K",
-        help="Share of variance in (0, 1] that the kept directions hold; two, as 0.9,0.99, for positives and "
-        r"negatives. \[default: 0.998]",
+        "--max-damage", min=0, metavar="X", help="Largest accepted rise of the loss on neutral text, in nats per token."
     ),
 ]
-Rank = Annotated[
-    str | None,
-    typer.Option(
-        "--rank", metavar="N", help="Number of directions, in place of a share of variance; two, as 8,4, likewise."
-    ),
-]
-Normalization = Annotated[
-    str | None,
-    typer.Option(
-        "--normalization",
-        metavar="NAME",
-        help=r"Rescale to the norm of each token, of each feature, or not: token, feature or none. \[default: token]",
-    ),
-]
-FitStrength = Annotated[
-    float | None,
-    typer.Option("--strength", metavar="X", help=r"How far the edit goes: 0 is none, 1 the whole. \[default: 1]"),
-]
+EditStrength = Annotated[float | None, typer.Option("--strength", metavar="X", help=STRENGTH_HELP)]
 Strength = Annotated[
     float | None,
-    typer.Option(
-        "--strength", metavar="X", help=r"How far the edit goes: 0 is none, 1 the whole. \[default: the edit's own]"
-    ),
+    typer.Option("--strength", metavar="X", help=rf"{STRENGTH_HELP} \[default: the edit's own]"),
 ]
 Layers = Annotated[
     str | None,
     typer.Option(
         "--layers",
-        metavar="WHICH",
-        help="all, last:L, first:L, a share of the depth as last:21/32, signature:L, or indices as 4,5,-1. "
-        r"\[default: last:21/32]",
+        metavar="LAYERS",
+        help="all, last:L, first:L, a share of the depth such as last:21/32, one layer at a share of the depth such as "
+        "at:13/32, signature:L (the L layers of highest signature), or indices; negative indices count from the end.",
     ),
 ]
 Site = Annotated[
-    str | None,
-    typer.Option("--site", metavar="NAME", help=r"Where the edit acts: mlp, attention or residual. \[default: mlp]"),
-]
-FitSite = Annotated[
-    str | None,
-    typer.Option("--fit-site", metavar="NAME", help=r"Where activations are read. \[default: where the edit acts]"),
-]
-ModulePattern = Annotated[
-    str | None,
-    typer.Option(
-        "--module-pattern",
-        metavar="PATH",
-        help="Paths of the modules to edit, with {layer} for its index, where they are not found.",
-    ),
-]
-Centered = Annotated[
-    bool | None,
-    typer.Option("--centered/--uncentered", help=r"Edit about the mean activation. \[default: uncentered]"),
-]
-FeatureMap = Annotated[
-    str | None,
-    typer.Option(
-        "--feature-map", metavar="NAME", help=r"identity, squared_exponential, tanh or elu. \[default: identity]"
-    ),
-]
-Combine = Annotated[
-    str | None,
-    typer.Option("--combine", metavar="NAME", help=r"both, positive, negative, average or reversed. \[default: both]"),
-]
-Token = Annotated[
-    str | None,
-    typer.Option("--token", metavar="NAME", help=r"Whose activation is read: last, mean or random. \[default: last]"),
-]
-Neutral = Annotated[
-    str | None,
-    typer.Option(
-        "--neutral", metavar="NAME", help=r"Neutral text: the prompt, or generated after it. \[default: prompt]"
-    ),
+    str | None, typer.Option("--site", metavar="NAME", help="Site in each layer: mlp, attention or residual.")
 ]
 PromptStyle = Annotated[
-    str | None,
-    typer.Option(
-        "--prompt-format", metavar="NAME", help=r"auto, chat, few_shot, few_shot_chat or plain. \[default: auto]"
-    ),
+    str | None, typer.Option("--prompt-format", metavar="NAME", help=rf"{PROMPT_FORMAT_HELP} \[default: auto]")
 ]
 FittedPromptStyle = Annotated[
     str | None,
-    typer.Option(
-        "--prompt-format",
-        metavar="NAME",
-        help=r"auto, chat, few_shot, few_shot_chat or plain. \[default: as the edit was fitted]",
-    ),
+    typer.Option("--prompt-format", metavar="NAME", help=rf"{PROMPT_FORMAT_HELP} \[default: as the edit was fitted]"),
 ]
 Preamble = Annotated[
     Path | None,
     typer.Option(
         "--preamble",
         metavar="FILE",
-        help="Text before the question in the few-shot formats, in place of the bundled one.",
+        help=PREAMBLE_HELP,
     ),
 ]
 BatchSize = Annotated[
-    int | None, typer.Option("--batch-size", metavar="N", help=r"Sequences run together. \[default: 16]")
+    int,
+    typer.Option("--batch-size", min=1, metavar="N", help="Number of sequences to run together. Must be at least 1."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Seed of every random choice.")]
-Dtype = Annotated[str, typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16, float16 or float64.")]
-Device = Annotated[
-    str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1, mps, ..., or split over all of them.")
-]
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, metavar="N", help="Length of an answer in tokens, at most.")
-]
-NeutralMaxNewTokens = Annotated[
-    int | None,
+    int,
     typer.Option(
-        "--max-new-tokens", metavar="N", help=r"Length of a generated neutral text in tokens, at most. \[default: 32]"
+        "--max-new-tokens", min=1, metavar="N", help="Maximum number of generated tokens. Must be at least 1."
     ),
 ]
 IgnoreMismatch = Annotated[
-    bool, typer.Option("--ignore-mismatch", help="Apply the edit to a model that it was not fitted on.")
+    bool, typer.Option("--ignore-mismatch", help="Apply the edit even to a model that it was not fitted on.")
 ]
 JudgeModel = Annotated[
     str | None,
     typer.Option(
         "--judge",
         metavar="MODEL",
-        help="Judges Truth and Info of truthfulqa_gen: a model to load, or, with --judge-url, its name there.",
+        help="Model that judges Truth and Info of truthfulqa_gen: a model to load, or its name at --judge-url.",
     ),
 ]
 JudgeUrl = Annotated[
@@ -211,7 +194,7 @@ JudgeUrl = Annotated[
     typer.Option(
         "--judge-url",
         metavar="URL",
-        help="OpenAI-compatible endpoint of the judge, up to and with /v1; its key is read from OPENAI_API_KEY.",
+        help="Base URL of the judge's OpenAI-compatible endpoint, ending in /v1; its key is read from OPENAI_API_KEY.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -227,5 +210,27 @@ def load_sources(sources: Sequence[str], data_dir: Path | None, limit: int | Non
 
 
 def names(text: str) -> list[str]:
-    """Return the names in a text that commas part."""
+    """Return the names in a comma-separated text."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def named_values(given: Sequence[str] | None) -> dict[str, str]:
+    """Return the values of ``--set`` by name of the setting.
+
+    Args:
+        given: Texts such as ``heads=24``.
+
+    Raises:
+        SettingError: A text has no name or no value, or a name is given twice.
+    """
+    from sealign.errors import SettingError
+
+    found: dict[str, str] = {}
+    for text in given or ():
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not (name and value):
+            raise SettingError(f"--set is '{text}', but it must be a name and a value, such as heads=24")
+        if name in found:
+            raise SettingError(f"--set gives {name} twice; leave one out")
+        found[name] = value
+    return found

@@ -1,4 +1,4 @@
-"""What a fit will take, for the terminal."""
+"""The estimate of a fit, for the terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 def plan_table(plan: FitPlan) -> Table:
-    """Return the table of a plan: the model, what is run, kept and decomposed, and the edit."""
-    table = Table(show_header=False, title="Plan of the fit", title_justify="left")
-    active = f", {_count(plan.active_parameters)} in a token's way" if plan.active_parameters < plan.parameters else ""
+    """Return the table of an estimate: model, demonstrations, activations, memory and times."""
+    table = Table(show_header=False, title="Estimate of the fit", title_justify="left")
+    active = f", {_count(plan.active_parameters)} active" if plan.active_parameters < plan.parameters else ""
     rows = {
         "model": f"{_count(plan.parameters)} parameters{active}, {size(plan.model_bytes)}",
         "demonstrations": f"{plan.demonstrations}, {plan.tokens} tokens to run",
         "layers": f"{plan.layers} of width {plan.width}",
         "activations": f"{size(plan.kept_bytes)} as {plan.keep.kept}, {_place(plan)}",
-        "peak of memory": size(plan.peak_bytes),
-        "edit": f"{size(plan.factor_bytes)} for each direction of all layers",
-        "rate": f"{plan.teraflops:.3g} teraflops a second",
+        "peak memory": size(plan.peak_bytes),
+        "edit": f"{size(plan.factor_bytes)} per direction, over all layers",
+        "throughput": f"{plan.tflops:.3g} TFLOP/s",
         "collection": duration(plan.collection_seconds),
         "decomposition": duration(plan.decomposition_seconds),
     }
@@ -31,7 +31,7 @@ def plan_table(plan: FitPlan) -> Table:
 
 
 def plan_line(plan: FitPlan) -> str:
-    """Return what a fit will take, in a line."""
+    """Return the estimate of a fit in one line."""
     return (
         f"{plan.demonstrations} demonstrations, {plan.tokens} tokens: about {duration(plan.collection_seconds)} to "
         f"collect and {duration(plan.decomposition_seconds)} to decompose {plan.layers} layers; activations take "
@@ -40,7 +40,7 @@ def plan_line(plan: FitPlan) -> str:
 
 
 def _place(plan: FitPlan) -> str:
-    return "in memory" if plan.keep.place == "memory" else "in a mapped file"
+    return "in memory" if plan.keep.place == "memory" else "in a memory-mapped file"
 
 
 def _count(number: int) -> str:
@@ -48,7 +48,7 @@ def _count(number: int) -> str:
 
 
 def size(count: float) -> str:
-    """Return a number of bytes as a person says it.
+    """Return a number of bytes in a readable unit.
 
     Example:
         >>> size(134_515_008 * 4)
@@ -62,7 +62,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a number of seconds as a person says it.
+    """Return a number of seconds in a readable unit.
 
     Example:
         >>> [duration(value) for value in (0.04, 3.21, 100, 9000)]

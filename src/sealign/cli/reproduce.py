@@ -1,61 +1,58 @@
-"""``sealign reproduce``: the paper's tables and figures, made again for any model."""
+"""``sealign reproduce``: the tables and figures of the paper, for any model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.loading import ModelOptions, with_default, with_model_options
+
+
+PaperLimit = with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")
 
 
 @app.command()
+@with_model_options()
 def reproduce(
+    model: ModelOptions,
     target: Annotated[
-        str, typer.Argument(metavar="TARGET", help="Such as table-bbq or figure-tsne; all makes every one.")
+        str,
+        typer.Argument(metavar="TARGET", help="Name of a table or figure, such as table-bbq or figure-tsne, or all."),
     ],
-    output_folder: Annotated[
-        Path, typer.Option("--output", metavar="DIR", help="Folder for all targets, each in a folder of its own.")
-    ],
-    model: options.Model = None,
+    output_folder: options.Output,
     models: Annotated[
         list[str] | None,
-        typer.Option("--also", metavar="MODEL", help="A further model for the targets that compare models."),
-    ] = None,
-    data_dir: options.DataDir = None,
-    limit: options.TaskLimit = None,
-    learn_from: Annotated[
-        int | None,
         typer.Option(
-            "--learn-from",
-            min=2,
-            metavar="N",
-            help=r"Demonstrations of each source, at most. \[default: the paper's 2000 and 1000]",
+            "--also", metavar="MODEL", help="Another model for the targets that compare models. Repeat for several."
         ),
     ] = None,
+    data_dir: options.DataDir = None,
+    limit: options.Limit = None,
+    demonstrations_limit: PaperLimit = None,
     amateur: Annotated[
         str | None,
         typer.Option(
-            "--amateur", metavar="MODEL", help="A smaller model of the same tokenizer, for contrastive decoding."
+            "--amateur", metavar="MODEL", help="A smaller model with the same tokenizer, for contrastive decoding."
         ),
     ] = None,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
     seed: options.Seed = 0,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
+    json: options.Json = False,
 ) -> None:
-    """Make the tables and figures of the paper again, for any model.
+    """Reproduce the tables and figures of the paper, for any model.
 
-    Each target has a folder with CSV, LaTeX, figures and a page of HTML; values that were not computed are shown as
-    missing, with the reason. Run the same command again to go on after an interruption.
+    The folder of the result has a folder per target, with CSV, LaTeX, figures and an HTML page. Values that were not
+    computed are shown as missing, with the reason. Run the same command again to continue after an interruption.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     require_extra("methods", "peft", "sklearn")
     quiet_harness()
-    from sealign.cli.display import track
+    from sealign.cli.display import print_json, track
     from sealign.cli.judging import load_judge
     from sealign.errors import SealignError
     from sealign.models.embedded_model import EMBEDDED
@@ -67,28 +64,30 @@ def reproduce(
     chosen_targets(target)
     config = ReproduceConfig(
         output=output_folder,
-        model=model or EMBEDDED,
+        model=model.name or EMBEDDED,
         models=tuple(models or ()),
         data_dir=data_dir,
         limit=limit,
-        demonstrations={source: min(count, learn_from or count) for source, count in PAPERS.items()},
+        demonstrations={source: min(count, demonstrations_limit or count) for source, count in PAPERS.items()},
         amateur=amateur,
-        judge=load_judge(judge, judge_url, dtype, device),
+        judge=load_judge(judge, judge_url, model.dtype, model.device),
         seed=seed,
-        dtype=dtype,
-        device=device,
+        dtype=model.dtype,
+        device=model.device,
     )
-    failed = []
+    made: list[dict[str, Any]] = []
     for name, result in run(target, config, command=recorded_command(), track=track):
-        if isinstance(result, SealignError):
-            failed.append(name)
+        page = None if isinstance(result, SealignError) else f"{output_folder / name}/index.html"
+        error = str(result) if isinstance(result, SealignError) else None
+        made.append({"target": name, "page": page, "finished_before": result is None, "error": error})
+        if error is not None:
             messages.print(f"[bold red]error:[/] {name}: ", end="")
-            messages.print(str(result), markup=False, soft_wrap=True)
-            continue
-        output.print(
-            f"{name}: {output_folder / name}/index.html{' (finished before)' if result is None else ''}", markup=False
-        )
-        if isinstance(result, Table) and target != "all":
-            output.print(to_markdown(result), markup=False, soft_wrap=True)
-    if failed:
-        raise typer.Exit(2)
+            messages.print(error, markup=False, soft_wrap=True)
+        elif not json:
+            output.print(f"{name}: {page}{' (finished before)' if result is None else ''}", markup=False)
+            if isinstance(result, Table) and target != "all":
+                output.print(to_markdown(result), markup=False, soft_wrap=True)
+    if json:
+        print_json(made)
+    if any(entry["error"] for entry in made):
+        raise typer.Exit(ERROR_EXIT_CODE)

@@ -19,13 +19,13 @@ class BestOfNConfig(Config):
     """Settings of Best-of-N.
 
     Attributes:
-        n: answers that are sampled, at least 1.
-        temperature: of the sampling, above 0.
-        top_p: share of the probability that is sampled from, in (0, 1].
-        seed: of the sampling.
+        n: Number of answers to sample. Must be at least 1.
+        temperature: Temperature of the sampling. Must be above 0.
+        top_p: Share in (0, 1] of the probability mass to sample from.
+        seed: Seed of the sampling.
 
     Raises:
-        SettingError: a value is out of range.
+        SettingError: A value is out of range.
 
     Example:
         >>> BestOfNConfig(n=4).temperature

@@ -123,12 +123,13 @@ class CDConfig(Config):
     """Settings of contrastive decoding.
 
     Attributes:
-        amateur: a smaller model with the same tokenizer: whatever ``load_model`` knows.
-        plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
-        weight: of the expert's log-probability.
+        amateur: A smaller model with the same tokenizer: Hub id, local folder or GGUF file. Required.
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
+            highest one.
+        weight: Factor of the expert's log-probability.
 
     Raises:
-        SettingError: no amateur, or a value out of range.
+        SettingError: No amateur is given, or a value is out of range.
 
     Example:
         >>> CDConfig(amateur="smollm2").plausibility
@@ -191,14 +192,15 @@ class ICDConfig(Config):
     """Settings of induce-then-contrast decoding.
 
     Attributes:
-        induce: how hallucinations are induced: ``lora``, fine-tuned on the negatives, or ``prompt``.
-        prompt: text that the amateur sees before everything else, with ``prompt``.
-        plausibility: alpha in [0, 1].
-        weight: beta, of the expert's log-probability.
-        training: of the LoRA.
+        induce: How hallucinations are induced: ``lora``, a LoRA trained on the negatives, or ``prompt``, a text.
+        prompt: Text that the amateur reads before everything else if hallucinations are induced by ``prompt``.
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
+            highest one.
+        weight: Factor beta of the expert's log-probability.
+        training: Settings of the LoRA and its training.
 
     Raises:
-        SettingError: a value is unknown or out of range.
+        SettingError: A value is unknown or out of range.
 
     Example:
         >>> ICDConfig(induce="prompt").weight
@@ -255,9 +257,8 @@ def _fit_icd(context: FitContext, config: ICDConfig) -> InducedContrast:
         return InducedContrast.build(without_demonstrations(context), ICD.name, config, learned={"prompt_ids": ids})
     pairs = [(item.prompt, item.negative) for item in context.demonstrations]
     for _ in context.track(range(1), "Inducing hallucinations", 1):
-        weights = train_lora(
-            context.model, context.tokenizer, pairs, config.training, checkpoint_dir=context.checkpoint_dir
-        )
+        folder = context.training_dir(ICD.name, config)
+        weights = train_lora(context.model, context.tokenizer, pairs, config.training, checkpoint_dir=folder)
     return InducedContrast.build(context, ICD.name, config, weights=weights)
 
 

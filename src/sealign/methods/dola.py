@@ -22,12 +22,13 @@ class DoLaConfig(Config):
     """Settings of DoLa.
 
     Attributes:
-        bucket: which layers may be the premature one: ``high``, every second of the upper half, as the paper takes for
-            TruthfulQA, or ``low``, every second of the lower half.
-        plausibility: alpha in [0, 1]; a token is plausible at alpha times the most probable one.
+        bucket: Layers from which the premature layer is chosen: ``high``, every second layer of the upper half, which
+            the paper uses for TruthfulQA, or ``low``, every second layer of the lower half.
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
+            highest one.
 
     Raises:
-        SettingError: a value is unknown or out of range.
+        SettingError: A value is unknown or out of range.
 
     Example:
         >>> DoLaConfig().bucket

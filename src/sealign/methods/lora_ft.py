@@ -25,7 +25,8 @@ class LoRAFineTuning(RecordedIntervention):
 def _fit(context: FitContext, config: LoRAFTConfig) -> LoRAFineTuning:
     pairs = [(item.prompt, item.positive) for item in context.demonstrations]
     for _ in context.track(range(1), "Fine-tuning", 1):
-        weights = train_lora(context.model, context.tokenizer, pairs, config, checkpoint_dir=context.checkpoint_dir)
+        folder = context.training_dir(LORA_FT.name, config)
+        weights = train_lora(context.model, context.tokenizer, pairs, config, checkpoint_dir=folder)
     return LoRAFineTuning.build(context, LORA_FT.name, config, weights=weights)
 
 

@@ -28,15 +28,15 @@ class LoRATrainingConfig(Config):
     """Settings of a LoRA and of its training.
 
     Attributes:
-        rank: of the update of each matrix, at least 1.
-        alpha: the update is scaled by alpha / rank.
-        epochs: passes over the demonstrations.
-        learning_rate: of AdamW, falling linearly.
-        batch_size: demonstrations a step.
-        seed: of initial weights and order.
+        rank: Rank r of the update of each matrix. Must be at least 1.
+        alpha: Numerator of the factor alpha / r by which the update is scaled. Must be above 0.
+        epochs: Number of passes over the demonstrations. Must be above 0.
+        learning_rate: Initial learning rate of AdamW; it falls linearly to 0.
+        batch_size: Number of demonstrations per step. Must be at least 1.
+        seed: Seed of the initial weights and of the order of the demonstrations.
 
     Raises:
-        SettingError: a value is out of range.
+        SettingError: A value is out of range.
 
     Example:
         >>> LoRATrainingConfig(rank=4).alpha

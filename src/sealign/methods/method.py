@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from sealign.files import tensors_hash
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import CollectConfig
+from sealign.models.fingerprint import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
@@ -35,7 +37,7 @@ class FitContext:
         model: The base model; fitting leaves it as it is.
         tokenizer: Tokenizer of the model.
         demonstrations: At least 2, or none if the method needs none.
-        checkpoint_dir: Folder for finished parts of the fit; None keeps none.
+        checkpoint_dir: Folder for finished parts of all fits; None keeps none.
         keep: What is kept of the activations, and where; None chooses the smaller representation.
         track: Shows progress.
         started: Time at which the fit started, on the clock of ``time.perf_counter``.
@@ -48,6 +50,22 @@ class FitContext:
     keep: Keep | None = None
     track: Track = no_progress
     started: float = field(default_factory=time.perf_counter)
+
+    def training_dir(self, method: str, config: Config) -> Path | None:
+        """Return the folder of the checkpoints of a training, or None if none are kept.
+
+        Everything that the training depends on decides the folder's name, so that a run continues from its own
+        checkpoints only.
+
+        Args:
+            method: Name of the method.
+            config: Settings of the method.
+        """
+        if self.checkpoint_dir is None:
+            return None
+        key = hashlib.sha256(weights_digest(self.model))
+        key.update(f"{method} {demonstrations_hash(self.demonstrations)} {config!r}".encode())
+        return self.checkpoint_dir / key.hexdigest()[:24]
 
     def record(self, method: str, config: Config, **parts: Any) -> EditRecord:
         """Return the record of an intervention that was fitted in this context.

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
-from sealign.edits.intervention import Intervention, read_edit_files
+from sealign.edits.edit_files import read_edit_files
+from sealign.edits.intervention import Intervention
 from sealign.errors import DemonstrationError, EditFileError, SettingError, unknown_name
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
@@ -123,7 +124,8 @@ def fit_edit(
         tokenizer: Tokenizer of the model.
         demonstrations: At least 2, unless the method needs none.
         config: Configuration of the method, such as ``SEAConfig`` or ``MeanDifferenceConfig``.
-        checkpoint_dir: Folder for finished batches, so that a killed run continues where it stopped.
+        checkpoint_dir: Folder for finished batches and epochs, so that a killed run continues where it stopped; all
+            fits may share one.
         keep: What is kept of the activations, and where; None chooses the smaller representation.
         track: Shows progress; see ``sealign.progress.Track``.
 
@@ -145,7 +147,7 @@ def fit_edit(
         >>> edit.modules
         ['model.layers.28.mlp', 'model.layers.29.mlp']
     """
-    method, used = _check(config, demonstrations)
+    method, used = check_fit(config, demonstrations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     return method.fit(FitContext(model, tokenizer, used, folder, keep, track), config)
 
@@ -182,7 +184,7 @@ def fit_edit_from_activations(
         >>> sealign.fit_edit_from_activations(model, tokenizer, found, demonstrations, config=config).layers
         [12]
     """
-    method, used = _check(config, demonstrations)
+    method, used = check_fit(config, demonstrations)
     if method.fit_activations is None:
         raise SettingError(f"{method.name} cannot be fitted from activations; use fit_edit")
     counts = {len(rows) for rows in activations.neutral.values()}
@@ -194,8 +196,17 @@ def fit_edit_from_activations(
     return method.fit_activations(FitContext(model, tokenizer, used, track=track), activations, config)
 
 
-def _check(config: Config, demonstrations: Iterable[Demonstration]) -> tuple[Method, Sequence[Demonstration]]:
-    """Return the method of a configuration and the demonstrations as a tuple, checked before anything slow starts."""
+def check_fit(config: Config, demonstrations: Iterable[Demonstration]) -> tuple[Method, Sequence[Demonstration]]:
+    """Return the method of a configuration, and the demonstrations as a tuple, checked before anything slow starts.
+
+    Args:
+        config: Configuration of a method.
+        demonstrations: At least 2, unless the method needs none.
+
+    Raises:
+        DemonstrationError: The method needs more demonstrations.
+        SettingError: The type of the configuration belongs to no method, or a package is missing.
+    """
     method = method_of(config)
     missing = [package for package in method.packages if find_spec(package) is None]
     if missing:
@@ -283,6 +294,8 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
         >>> parse_value("0.9,0.99", float | tuple[float, float], "explained_variance")
         (0.9, 0.99)
     """
+    if annotation is str or str in get_args(annotation):
+        return text
     kinds = _scalar_kinds(annotation)
     parts = [part.strip() for part in text.split(",")]
     if bool in kinds and text.lower() in ("true", "false"):
@@ -296,7 +309,7 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
             return values[0] if len(values) == 1 else values
     if str in kinds:
         return text
-    wanted = "true or false" if bool in kinds else "a number"
+    wanted = "true or false" if bool in kinds else "a number" if float in kinds else "an integer"
     raise SettingError(f"{name} is '{text}', but it must be {wanted}")
 
 

@@ -1,0 +1,263 @@
+"""The options of ``sealign fit`` that set a method's own settings, made from the fields of its configuration.
+
+Every field is an option: ``explained_variance`` is ``--explained-variance``; a field of a nested configuration carries
+the outer name too, as in ``--training-rank``. Help texts are those of the ``Attributes`` section of the configuration's
+docstring.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import typer
+from rich.markup import escape
+
+from sealign.cli import options
+from sealign.configuration import Config
+from sealign.errors import SettingError, check_choice
+from sealign.methods.registry import METHODS, get_method, parse_settings, parse_value
+from sealign.models.prompt_format import PromptFormat, read_preamble
+
+PREFIX = "set_"
+"""Beginning of the names of the parameters that set a method's own settings."""
+
+PRESETS: Mapping[str, Mapping[str, Callable[[], Config]]] = {
+    "sea": {"paper": METHODS["sea"].config.reference}  # type: ignore[attr-defined]
+}
+"""By method and name, configurations to start from."""
+
+
+@dataclass(frozen=True)
+class MethodOption:
+    """An option that sets one setting of a method.
+
+    Attributes:
+        setting: Dotted name of the setting, such as ``rank`` or ``training.rank``.
+        flag: Name of the option, such as ``--rank``.
+        kind: Type that the command line parses: bool, int, float, str or Path.
+        metavar: Placeholder of the value in the help text.
+        help: Help text without the default.
+        default: Default as text; empty if the help text names it.
+        annotation: Type of the field.
+    """
+
+    setting: str
+    flag: str
+    kind: type
+    metavar: str | None
+    help: str
+    default: str
+    annotation: Any
+
+    @property
+    def names(self) -> list[str]:
+        """All names of the option."""
+        return [self.flag, f"--no-{self.flag[2:]}"] if self.kind is bool else [self.flag]
+
+    def parameter(self, panel: str) -> inspect.Parameter:
+        """Return the parameter of a command that Typer turns into this option.
+
+        Args:
+            panel: Title of the panel of the help text in which the option is listed.
+        """
+        default = rf" \[default: {escape(self.default)}]" if self.default else ""
+        text = escape(self.help) + default
+        info = typer.Option("/".join(self.names), metavar=self.metavar, help=text, rich_help_panel=panel)
+        name = PREFIX + self.setting.replace(".", "__")
+        annotation = Annotated[self.kind | None, info]  # type: ignore[valid-type]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
+
+
+@functools.cache
+def method_options(name: str) -> tuple[MethodOption, ...]:
+    """Return the options of a method's own settings.
+
+    Args:
+        name: Name of the method.
+
+    Raises:
+        SettingError: No method has this name.
+
+    Example:
+        >>> [option.flag for option in method_options("best_of_n")]
+        ['--n', '--temperature', '--top-p']
+    """
+    return tuple(_field_options(get_method(name).config, ""))
+
+
+def _field_options(config: type[Config], outer: str) -> list[MethodOption]:
+    found = []
+    texts = field_texts(config)
+    for name, field in config.model_fields.items():
+        if name == "seed" or _is_fixed(field.annotation):  # --seed is common to all methods
+            continue
+        if inspect.isclass(field.annotation) and issubclass(field.annotation, Config):
+            found += _field_options(field.annotation, f"{outer}{name}.")
+        elif field.annotation is PromptFormat:
+            found += _prompt_format_options(texts[name], field.default)
+        else:
+            found.append(_option(f"{outer}{name}", field.annotation, texts[name], field.default))
+    return found
+
+
+def _option(setting: str, annotation: Any, text: str, default: Any) -> MethodOption:
+    kind, metavar = _kind(annotation)
+    if setting == "layers":
+        metavar = "LAYERS"
+    shown = ("no-" if default is False else "") + _flag(setting)[2:] if kind is bool else str(default)
+    named = default is None or default == "" or "Default:" in text or len(shown) > 40
+    return MethodOption(setting, _flag(setting), kind, metavar, text, "" if named else shown, annotation)
+
+
+def _prompt_format_options(text: str, default: PromptFormat) -> list[MethodOption]:
+    return [
+        MethodOption("prompt_format.style", "--prompt-format", str, "NAME", text, default.style, str),
+        MethodOption("prompt_format.preamble", "--preamble", Path, "FILE", options.PREAMBLE_HELP, "", Path),
+    ]
+
+
+def _flag(setting: str) -> str:
+    return "--" + setting.replace(".", "-").replace("_", "-")
+
+
+def _is_fixed(annotation: Any) -> bool:
+    """Whether a field has only one value."""
+    return get_origin(annotation) is Literal and len(get_args(annotation)) == 1
+
+
+def _kind(annotation: Any) -> tuple[type, str | None]:
+    """Return the type that the command line parses for a type of a field, and its metavar."""
+    kinds, pair = _scalar_types(annotation)
+    if str in kinds:
+        return str, "NAME" if Literal in kinds else "TEXT"
+    if bool in kinds:
+        return bool, None
+    number, metavar = (float, "X") if float in kinds else (int, "N")
+    return (str, f"{metavar} or {metavar},{metavar}") if pair else (number, metavar)
+
+
+def _scalar_types(annotation: Any) -> tuple[set[Any], bool]:
+    """Return the scalar types in an annotation, and whether it allows a pair."""
+    if get_origin(annotation) is Literal:
+        return {str, Literal}, False
+    found = {kind for kind in (bool, int, float, str) if annotation is kind}
+    pair = get_origin(annotation) is tuple
+    for part in get_args(annotation):
+        inner, inner_pair = _scalar_types(part)
+        found |= inner
+        pair |= inner_pair
+    return found, pair
+
+
+def field_texts(config: type[Config]) -> dict[str, str]:
+    """Return what the docstrings of a configuration say of each field, as plain text.
+
+    A class that describes a field again adds to the description of its base class.
+
+    Args:
+        config: Type of a configuration.
+    """
+    texts: dict[str, str] = {}
+    for kind in config.__mro__:
+        section = re.search(r"^Attributes:\n(.+?)(?:\n\n|\Z)", inspect.getdoc(kind) or "", re.DOTALL | re.MULTILINE)
+        if kind is Config or section is None:
+            continue
+        for entry in re.split(r"\n    (?! )", "\n" + section[1])[1:]:
+            name, _, text = entry.partition(":")
+            plain = " ".join(text.replace("``", "").split())
+            texts[name] = f"{texts[name]} {plain}" if name in texts else plain
+    return texts
+
+
+def method_config(
+    name: str, given: Mapping[str, Any], *, settings: Mapping[str, str], preset: str | None, seed: int
+) -> Config:
+    """Return the configuration of a method from values of the command line.
+
+    Args:
+        name: Name of the method.
+        given: Values of the method's options by dotted name of the setting.
+        settings: Values of ``--set`` by dotted name of the setting.
+        preset: Name of the configuration to start from; None for the defaults.
+        seed: Seed for a method that has random choices.
+
+    Raises:
+        SettingError: A value is wrong, or a setting is given twice.
+    """
+    twice = sorted(given.keys() & settings.keys())
+    if twice:
+        raise SettingError(f"{twice[0]} is given by {_flag(twice[0])} and by --set; leave one out")
+    kinds = {option.setting: option for option in method_options(name)}
+    changes = _nested({key: _parsed(kinds[key], value) for key, value in given.items()})
+    for key, value in parse_settings(name, _with_seed(name, settings, seed)).items():
+        changes[key] = changes.get(key, {}) | value if isinstance(value, dict) else value
+    if preset is None:
+        return get_method(name).config(**changes)
+    check_choice("preset", preset, PRESETS[name])
+    start = PRESETS[name][preset]()
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            changes[key] = start.dump()[key] | value
+    if changes.get("rank") is not None:  # replaces the share of variance of the preset
+        changes.setdefault("explained_variance", None)
+    return start.replace(**changes)
+
+
+def _parsed(option: MethodOption, value: Any) -> Any:
+    if option.kind is Path:
+        return read_preamble(value)
+    return parse_value(value, option.annotation, option.flag) if isinstance(value, str) else value
+
+
+def _with_seed(name: str, settings: Mapping[str, str], seed: int) -> dict[str, str]:
+    fields = get_method(name).config.model_fields
+    seeds = [key for key in ("seed", "training.seed") if key.partition(".")[0] in fields]
+    return {key: str(seed) for key in seeds[:1]} | dict(settings)
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by name of the field, those of nested settings as dictionaries."""
+    found: dict[str, Any] = {}
+    for key, value in flat.items():
+        outer, _, inner = key.partition(".")
+        if inner:
+            found.setdefault(outer, {})[inner] = value
+        else:
+            found[outer] = value
+    return found
+
+
+def refuse_foreign_options(name: str, arguments: Sequence[str], known: Sequence[str]) -> None:
+    """Raise an error if the command line has an option of another method.
+
+    Args:
+        name: Name of the method.
+        arguments: The command line.
+        known: Names of the options that the method's command has.
+
+    Raises:
+        SettingError: An option belongs to other methods, which are named.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        owners = [method for method in METHODS if any(flag in option.names for option in method_options(method))]
+        if flag not in known and owners:
+            raise SettingError(
+                f"{flag} is not an option of {name}, but of {', '.join(owners)}; leave it out, or see "
+                f"sealign fit --method {name} --help"
+            )
+
+
+def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the method's settings among the values of a command's parameters, by dotted name of the setting."""
+    return {
+        name.removeprefix(PREFIX).replace("__", "."): value
+        for name, value in values.items()
+        if name.startswith(PREFIX) and value is not None
+    }

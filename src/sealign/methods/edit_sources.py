@@ -1,0 +1,74 @@
+"""Edits as they are named by a user: one folder or repository, or several that are applied together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sealign.edits.intervention import Intervention
+from sealign.edits.strength import check_strength
+from sealign.errors import SettingError
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.composition import Composition
+from sealign.methods.registry import load_edit
+
+
+def load_edit_source(source: str, *, strength: float | None = None) -> Intervention:
+    """Load an edit, or the composition of several edits that are joined by a plus.
+
+    Args:
+        source: Folder or repository of the Hub, or several of them as ``first+second``, which are attached in this
+            order. The name of an existing folder may contain a plus.
+        strength: In place of each edit's own. In a composition, it applies to the parts that have a strength.
+
+    Raises:
+        EditFileError: An edit cannot be read.
+        SettingError: The strength is not finite, or nothing that was loaded has a strength.
+    """
+    names = [source] if Path(source).is_dir() else source.split("+")
+    parts = [load_edit(name) for name in names]
+    if strength is not None:
+        value = check_strength(strength)
+        if all(part.strength is None for part in parts):
+            methods = " and ".join(dict.fromkeys(part.method for part in parts))
+            raise SettingError(f"strength is {value}, but '{source}' ({methods}) has no strength; leave it out")
+        parts = [part if part.strength is None else part.with_strength(value) for part in parts]
+    return parts[0] if len(parts) == 1 else Composition(parts)
+
+
+def fit_settings(edit: Intervention) -> Mapping[str, Any]:
+    """Return the settings that an edit was fitted with; of a composition, those of its first part that edits
+    activations.
+
+    Args:
+        edit: An edit, or another intervention.
+
+    Returns:
+        Settings by name; empty if no activations are edited.
+    """
+    return next((part.record.config for part in edit.parts if part.modules), {})
+
+
+def collection_of(edit: Intervention) -> EditConfig:
+    """Return the site of an edit and the settings with which its activations were collected.
+
+    Args:
+        edit: An edit, or a composition with an edit.
+
+    Raises:
+        SettingError: No activations are edited.
+    """
+    settings = dict(fit_settings(edit))
+    if not settings:
+        raise SettingError(f"{edit.method} does not edit activations; choose an edit that does, such as one of sea")
+    return EditConfig(**{name: value for name, value in settings.items() if name in EditConfig.model_fields})
+
+
+def edited_layers(edit: Intervention) -> list[int]:
+    """Return the indices of all layers that an edit or a composition changes, in ascending order.
+
+    Args:
+        edit: An edit, or another intervention.
+    """
+    return sorted({int(layer) for part in edit.parts for layer in part.record.layers})
