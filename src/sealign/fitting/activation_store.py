@@ -1,4 +1,4 @@
-"""What a fit keeps of activations: their rows or their sums, in memory or in a file, whichever needs the least."""
+"""How a fit stores activations: as rows or as sums, in memory or in a file."""
 
 from __future__ import annotations
 
@@ -8,38 +8,41 @@ from typing import Literal, get_args
 
 import psutil
 
-from sealign.errors import SettingError, unknown_name
+from sealign.errors import check_choice
 
 Kept = Literal["rows", "sums"]
-"""The rows of H, H+ and H-, or the sums H^T H+ and H^T H-."""
+"""``rows``: the matrices H, H+ and H- of each layer; ``sums``: the products H^T H+ and H^T H- of each layer."""
 
 Place = Literal["memory", "disk"]
-"""Where they are: in memory, or in a file that is mapped into it."""
+"""``memory``, or ``disk``: a temporary file that is mapped into memory."""
 
 
 @dataclass(frozen=True)
 class Keep:
-    """What is kept of the activations, and where.
+    """How the activations of all layers are stored until the layers are fitted.
 
     Attributes:
-        kept: ``rows``, 12 n d bytes a layer, or ``sums``, 16 d^2 bytes a layer.
+        kept: ``rows``, 12 n d bytes for each layer, or ``sums``, 16 d^2 bytes for each layer.
         place: ``memory`` or ``disk``.
 
     Raises:
-        SettingError: a value is unknown.
+        SettingError: A value is unknown.
     """
 
     kept: Kept = "rows"
     place: Place = "memory"
 
     def __post_init__(self) -> None:
-        for kind, value, known in (("kept", self.kept, get_args(Kept)), ("place", self.place, get_args(Place))):
-            if value not in known:
-                raise SettingError(unknown_name(kind, value, known))
+        check_choice("kept", self.kept, get_args(Kept))
+        check_choice("place", self.place, get_args(Place))
 
 
 def rows_bytes(count: int, widths: Sequence[int]) -> int:
-    """Return the bytes of the rows of n demonstrations: three float32 rows a layer.
+    """Return the size of the rows of n demonstrations in bytes: three float32 rows for each layer.
+
+    Args:
+        count: Number n of demonstrations.
+        widths: Number of features d of each layer.
 
     Example:
         >>> rows_bytes(2000, [4096] * 21)
@@ -49,7 +52,10 @@ def rows_bytes(count: int, widths: Sequence[int]) -> int:
 
 
 def sums_bytes(widths: Sequence[int]) -> int:
-    """Return the bytes of the sums: two (d, d) float64 matrices a layer, whatever n is.
+    """Return the size of the sums in bytes: two (d, d) float64 matrices for each layer, for any n.
+
+    Args:
+        widths: Number of features d of each layer.
 
     Example:
         >>> sums_bytes([4096] * 21)
@@ -58,20 +64,23 @@ def sums_bytes(widths: Sequence[int]) -> int:
     return sum(16 * width**2 for width in widths)
 
 
-def choose_keep(count: int, widths: Sequence[int], *, memory: int | None = None) -> Keep:
-    """Return what needs the least: rows or sums, in memory where they fit into half of what is free.
+def choose_keep(count: int, widths: Sequence[int], *, needs_rows: bool = False, free_memory: int | None = None) -> Keep:
+    """Choose the smaller representation; use a file when it exceeds half of free memory.
 
     Args:
-        count: n.
-        widths: d of each layer.
-        memory: free bytes; as the system says if None.
+        count: Number n of demonstrations.
+        widths: Number of features d of each layer.
+        needs_rows: Whether the method cannot be fitted from sums, so that rows are stored in any case.
+        free_memory: Free memory in bytes. Default: what the system reports.
 
     Example:
-        >>> choose_keep(2000, [4096] * 21, memory=2**36)
+        >>> choose_keep(2000, [4096] * 21, free_memory=2**36)
         Keep(kept='rows', place='memory')
-        >>> choose_keep(100_000, [4096] * 21, memory=2**33)
+        >>> choose_keep(100_000, [4096] * 21, free_memory=2**33)
         Keep(kept='sums', place='disk')
     """
-    free = psutil.virtual_memory().available if memory is None else memory
+    free = psutil.virtual_memory().available if free_memory is None else free_memory
     rows, sums = rows_bytes(count, widths), sums_bytes(widths)
-    return Keep("rows" if rows <= sums else "sums", "memory" if min(rows, sums) <= free / 2 else "disk")
+    kept: Kept = "rows" if needs_rows or rows <= sums else "sums"
+    size = rows if kept == "rows" else sums
+    return Keep(kept, "memory" if size <= free / 2 else "disk")

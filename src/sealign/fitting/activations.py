@@ -1,23 +1,23 @@
-"""The model run over demonstrations: one activation vector a demonstration, role and layer."""
+"""Activations: what a model computed over demonstrations at one site, one vector for each demonstration and role."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.spectral.signature import signature
-
 
 @dataclass(frozen=True)
 class Activations:
-    """Activations of n demonstrations at one site, by layer.
+    """Activations of n demonstrations at one site: H, H+ and H- of each layer.
 
     Attributes:
-        site: where they were read.
-        neutral, positive, negative: layer -> (n, d) float32, on the CPU; row i is demonstration i.
+        site: Where they were read: ``mlp``, ``attention``, ``residual`` or ``heads``.
+        neutral: H by layer, (n, d) float32 on the CPU; row i belongs to demonstration i.
+        positive: H+ by layer.
+        negative: H- by layer.
     """
 
     site: str
@@ -25,15 +25,15 @@ class Activations:
     positive: Mapping[int, Float[Tensor, "n d"]]
     negative: Mapping[int, Float[Tensor, "n d"]]
 
+    @property
+    def layers(self) -> Sequence[int]:
+        """The collected layers, in ascending order."""
+        return sorted(self.neutral)
 
-def layer_signatures(activations: Activations, *, centered: bool = False) -> dict[int, float]:
-    """Return the signature of each collected layer; see ``sealign.spectral.signature.signature``.
+    def rows(self, layer: int) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """Return H, H+ and H- of a layer, (n, d) each.
 
-    Args:
-        activations: Activations of the demonstrations.
-        centered: Whether the means are subtracted.
-    """
-    return {
-        layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
-        for layer in sorted(activations.positive)
-    }
+        Args:
+            layer: A collected layer.
+        """
+        return self.neutral[layer], self.positive[layer], self.negative[layer]

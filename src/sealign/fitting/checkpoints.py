@@ -1,4 +1,4 @@
-"""Finished batches kept on disk, so that a killed run continues where it stopped."""
+"""Finished batches stored on disk, so that an interrupted run continues where it stopped."""
 
 from __future__ import annotations
 
@@ -13,31 +13,32 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sealign.files import map_tensors, new_file, read_tensors, write_tensors
+from sealign.files import new_file, read_tensors, write_tensors
+from sealign.fitting.mapped_tensors import map_tensors
 from sealign.models.fingerprint import weights_digest
 
 SUMS_NAME = "sums.safetensors"
+"""File name of the sums over the demonstrations that have been processed."""
 
 
 @dataclass(frozen=True)
 class BatchStore:
-    """Finished batches on disk, below a folder named by everything that they depend on."""
+    """Finished batches in a folder whose name is a hash of everything that they depend on.
+
+    Attributes:
+        folder: The folder, which is made on the first save; None for a store that saves nothing.
+    """
 
     folder: Path | None
 
     @classmethod
-    def open(
-        cls,
-        checkpoint_dir: str | Path | None,
-        model: nn.Module,
-        depends_on: object,
-    ) -> BatchStore:
-        """Return the store below a folder for one model and one set of inputs; a store of nothing if None.
+    def open(cls, checkpoint_dir: str | Path | None, model: nn.Module, depends_on: object) -> BatchStore:
+        """Return the store of one model and one set of inputs.
 
         Args:
-            checkpoint_dir: the folder.
-            model: its weights are part of the store's name.
-            depends_on: everything else that the batches depend on; its JSON is part of the name.
+            checkpoint_dir: Folder that holds the folder of the store; None for a store that saves nothing.
+            model: The model; a digest of its weights is part of the name.
+            depends_on: Everything else that the batches depend on; its JSON is part of the name.
         """
         if checkpoint_dir is None:
             return cls(None)
@@ -50,25 +51,43 @@ class BatchStore:
         return self.folder / f"{stage}-{number:06d}.safetensors"
 
     def load(self, stage: str, number: int) -> dict[str, Tensor] | None:
-        """Return a finished batch of a stage, or None if it is not there."""
+        """Return a finished batch, or None if it was not saved.
+
+        Args:
+            stage: Name of the stage of the run.
+            number: Number of the batch within the stage.
+
+        Raises:
+            EditFileError: The file is truncated or corrupted.
+        """
         if self.folder is None or not self._path(stage, number).is_file():
             return None
         return read_tensors(self._path(stage, number))
 
     def save(self, stage: str, number: int, tensors: Mapping[str, Tensor]) -> None:
-        """Keep a finished batch of a stage, whole or not at all."""
+        """Save a finished batch; the file appears whole or not at all.
+
+        Args:
+            stage: Name of the stage of the run.
+            number: Number of the batch within the stage.
+            tensors: Contents by name.
+        """
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_tensors(self._path(stage, number), tensors)
 
     def load_sums(self) -> dict[str, Tensor] | None:
-        """Return the sums that were saved last, mapped from their file, or None if there are none."""
+        """Return the saved sums, mapped from their file, or None if none were saved."""
         if self.folder is None or not (self.folder / SUMS_NAME).is_file():
             return None
         return load_file(self.folder / SUMS_NAME)
 
     def save_sums(self, tensors: Mapping[str, Tensor]) -> None:
-        """Keep sums in float64 in place of those saved before, whole or not at all; they may be larger than memory."""
+        """Save sums in float64 in place of earlier ones; the file is replaced whole or not at all.
+
+        Args:
+            tensors: Sums by name; they may be larger than memory.
+        """
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with new_file(self.folder / SUMS_NAME) as temporary, temporary.open("w+b") as file:
@@ -77,6 +96,6 @@ class BatchStore:
                     mapped[name].copy_(tensor)
 
     def clear(self) -> None:
-        """Remove the batches once all of them are in the result."""
+        """Remove everything that was saved, including the temporary files of an interrupted save."""
         if self.folder is not None and self.folder.is_dir():
-            shutil.rmtree(self.folder)  # with what a kill in the middle of a write left there
+            shutil.rmtree(self.folder)

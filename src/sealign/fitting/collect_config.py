@@ -23,7 +23,7 @@ class CollectConfig(Config):
         token: Which token gives a sequence's activation: ``last``, ``mean`` over all tokens, or ``random``.
         neutral: The neutral sequence: ``prompt``, or ``generated``, the prompt and the model's greedy completion.
         max_new_tokens: Maximum number of generated tokens. Must be at least 1.
-        prompt_format: How prompts are written.
+        prompt_format: How prompts are written: ``auto``, ``chat``, ``few_shot``, ``few_shot_chat`` or ``plain``.
         batch_size: Number of sequences to run together. Must be at least 1.
         seed: Seed of the random token.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import field_validator
 
@@ -15,7 +15,7 @@ class EditConfig(CollectConfig):
     """Settings of a method that edits activations, together with those of the collection, see ``CollectConfig``.
 
     Attributes:
-        site: Where the edit acts: ``mlp``, ``attention`` or ``residual``.
+        site: Site in each layer: ``mlp``, ``attention`` or ``residual``.
         layers: ``all``, ``last:L``, ``first:L``, a share of the depth such as ``last:21/32``, one layer at a share of
             the depth such as ``at:13/32``, ``signature:L`` (the L layers of highest signature), or indices; negative
             indices count from the end.
@@ -26,6 +26,16 @@ class EditConfig(CollectConfig):
     Raises:
         SettingError: A value is unknown or out of range.
     """
+
+    needs_rows: ClassVar[bool] = False
+    """Whether the method is fitted from rows of activations, so that sums are not enough."""
+
+    needs_pass_per_layer: ClassVar[bool] = False
+    """Whether the activations of a layer depend on the edits of earlier layers, so that each layer needs its own pass
+    over the demonstrations."""
+
+    decomposes: ClassVar[bool] = False
+    """Whether cross-covariances are decomposed, which takes most of the time of a fit beside the model."""
 
     site: Site = "mlp"
     layers: str | Sequence[int] = "last:21/32"
@@ -40,8 +50,13 @@ class EditConfig(CollectConfig):
 
     @property
     def read_site(self) -> str:
-        """The site at which activations are read; that of the edit unless the method says otherwise."""
+        """The site at which activations are read; that of the edit unless the method overrides it."""
         return self.site
+
+    @property
+    def read_pattern(self) -> str | None:
+        """The module pattern for reading; None if activations are read at another site than they are edited."""
+        return self.module_pattern if self.read_site == self.site else None
 
     @property
     def chooses_by_signature(self) -> bool:
@@ -49,7 +64,7 @@ class EditConfig(CollectConfig):
         return isinstance(self.layers, str) and self.layers.startswith("signature:")
 
     def statistics_settings(self) -> tuple[bool, str]:
-        """Return whether the statistics of a layer are centred, and the name of the feature map they are taken in."""
+        """Return whether the statistics of a layer are centred, and the name of their feature map."""
         return False, "identity"
 
     def collect_config(self) -> CollectConfig:

@@ -1,4 +1,4 @@
-"""What a fit will take in time and memory, from the configuration of a model: no weights are read."""
+"""Plan of a fit: estimated time and memory, from the configuration of a model without its weights."""
 
 from __future__ import annotations
 
@@ -13,58 +13,61 @@ from torch import nn
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, choose_keep, rows_bytes, sums_bytes
+from sealign.fitting.collecting import read_width, resolve_read_sites
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.sequences import plan_sequences
 from sealign.models.devices import SPLIT, choose_device
 from sealign.models.shared_prefix import SHORTEST, common_prefix
 from sealign.models.sites import select_layers
-from sealign.models.structure import text_config
+from sealign.models.structure import text_config, unwrap_model
 from sealign.spectral.decomposition import EXACT_BELOW
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-CHARACTERS_A_TOKEN = 4
-"""By which tokens are estimated where there is no tokenizer."""
+CHARACTERS_PER_TOKEN = 4
+"""Ratio by which tokens are estimated without a tokenizer."""
 
 QR_FLOPS = 28
-"""Of the products and QR decompositions of a small fit, over n^2 d, at the rate of a product; measured."""
+"""Cost of the products and QR decompositions of a small fit, in units of n^2 d; measured at the rate of a product."""
 
 SVD_FLOPS = 120
-"""Of a whole singular value decomposition, over the third power of its size, likewise."""
+"""Cost of a full singular value decomposition, in units of its size cubed; measured likewise."""
 
 BLOCK = 64
-"""Columns of the block of a decomposition, about: enough for a rank of 21."""
+"""Typical number of columns in the block of an iterative decomposition: enough for a rank of about 20."""
 
 SINGLE_ROUNDS = 14
-"""Rounds of subspace iteration in float32 that a decomposition takes, about."""
+"""Typical number of rounds of subspace iteration in float32."""
 
 DOUBLE_ROUNDS = 4
-"""And in float64."""
+"""Typical number of rounds of subspace iteration in float64."""
 
-MOST_ROWS = 512
-"""Rows of a product whose rate is measured; more of them are not faster a row."""
+MAX_ROWS = 512
+"""Maximum number of rows in the product whose rate is measured; the rate does not grow beyond."""
 
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What a fit will take.
+    """Estimated cost of a fit.
 
     Attributes:
-        demonstrations: n.
-        tokens: that the model is run over, with padding.
-        layers: that are edited.
-        width: d.
-        parameters: of the model.
-        active_parameters: that a token passes through, without the embeddings; fewer in a mixture of experts.
-        model_bytes: of the weights.
-        keep: what is kept of the activations, and where.
-        kept_bytes: of it.
-        peak_bytes: of memory: the weights, what is kept in memory, and what one layer's decomposition adds.
-        factor_bytes: of the edit, for each direction that it keeps or drops at every layer.
-        teraflops: a second, that the model is run at.
-        collection_seconds: to run the model.
-        decomposition_seconds: of all layers, on the CPU of this machine.
+        demonstrations: Number n of demonstrations.
+        tokens: Number of tokens that the model is run over, padding included.
+        layers: Number of edited layers.
+        width: Number of features d of the activations that are read.
+        parameters: Number of parameters of the model.
+        active_parameters: Number of parameters that act on one token, without the embeddings; fewer than all in a
+            mixture of experts.
+        model_bytes: Size of the weights.
+        keep: How the activations are stored.
+        kept_bytes: Size of the stored activations.
+        peak_bytes: Peak memory: the weights, the activations stored in memory, and the workspace of one layer.
+        factor_bytes: Size of the edit for each direction that it keeps or drops at every layer.
+        tflops: Throughput at which the model runs, in TFLOP/s.
+        collection_seconds: Time to run the model.
+        decomposition_seconds: Time to decompose the cross-covariances of all layers on this machine's CPU; 0 for a
+            method that decomposes none, whose fit is short beside the collection.
     """
 
     demonstrations: int
@@ -78,7 +81,7 @@ class FitPlan:
     kept_bytes: int
     peak_bytes: int
     factor_bytes: int
-    teraflops: float
+    tflops: float
     collection_seconds: float
     decomposition_seconds: float
 
@@ -90,50 +93,51 @@ def plan_fit(
     config: EditConfig = EditConfig(),
     *,
     device: str = "auto",
-    teraflops: float | None = None,
-    memory: int | None = None,
+    tflops: float | None = None,
+    free_memory: int | None = None,
 ) -> FitPlan:
-    """Estimate a fit: a token costs 2 p + 4 t d l flops, with p active parameters, l layers and t tokens before it.
+    """Estimate the cost of a fit.
 
-    Rates are measured here by products of the model's own shapes, or given for other hardware. The estimate is within a
-    factor of two of what is measured (``benchmarks/plan.py``).
+    A token costs 2 p + 4 t d l floating-point operations, with p active parameters, l layers and t tokens before it.
+    The rate is measured by products of the model's own shapes. For SEA the estimates are within a factor of two of
+    what is measured (``benchmarks/plan.py``).
 
     Args:
-        skeleton: the model, or one without weights as ``sealign.models.load_skeleton`` gives it.
-        tokenizer: its own; tokens are estimated by characters if None.
-        demonstrations: n of them.
-        config: settings of the fit.
-        device: where it would be loaded, if it has no weights; the rate is measured there.
-        teraflops: sustained, of other hardware; measured if None.
-        memory: free bytes there; as the system says if None.
+        skeleton: The model, or one without weights, as returned by ``load_skeleton``.
+        tokenizer: Tokenizer of the model. If None, tokens are estimated from the number of characters.
+        demonstrations: Demonstrations to fit from.
+        config: Settings of the fit.
+        device: Device that a model without weights would be loaded to; the rate is measured there.
+        tflops: Sustained throughput of other hardware in TFLOP/s, above 0. Default: measured here.
+        free_memory: Free memory of other hardware in bytes. Default: what this system reports.
 
     Raises:
-        SettingError: teraflops is not above 0.
+        SettingError: ``tflops`` is not above 0.
+        SiteError: The model does not have a site or layer.
     """
-    if teraflops is not None and not 0 < teraflops < float("inf"):
-        raise SettingError(f"teraflops is {teraflops}, but it must be above 0; an A100 sustains about 120")
-    settings, dtype = text_config(skeleton), skeleton.dtype
-    place = choose_device("auto" if device == SPLIT else device) if skeleton.device.type == "meta" else skeleton.device
-    width, depth = settings.hidden_size, settings.num_hidden_layers
-    chosen = config.layers if not str(config.layers).startswith("signature:") else "all"
-    layers = len(select_layers(chosen, depth))
-    parameters, active = _parameters(skeleton, settings)
-    tokens, longest, generated = _tokens(tokenizer, demonstrations, config)
-    count, widths = len(demonstrations), [width] * layers
-    keep = choose_keep(count, widths, memory=memory)
-    kept = rows_bytes(count, widths) if keep.kept == "rows" else sums_bytes(widths)
-    model_bytes = parameters * dtype.itemsize
+    if tflops is not None and not 0 < tflops < float("inf"):
+        raise SettingError(f"tflops is {tflops}, but it must be finite and above 0; an A100 sustains about 120")
+    settings, count = text_config(unwrap_model(skeleton)), len(demonstrations)
+    depth = settings.num_hidden_layers
+    edited = select_layers(config.layers, depth, dict.fromkeys(range(depth), 0.0))
+    collected = list(range(depth)) if config.chooses_by_signature else edited
+    sites = resolve_read_sites(skeleton, config.read_site, collected, module_pattern=config.read_pattern)
+    width = read_width(skeleton, sites[0])
+    # A method that needs a pass over the demonstrations for each layer stores one layer at a time.
+    passes, stored = (len(edited), 1) if config.needs_pass_per_layer else (1, len(collected))
+    keep = choose_keep(count, [width] * stored, needs_rows=config.needs_rows, free_memory=free_memory)
+    kept = rows_bytes(count, [width] * stored) if keep.kept == "rows" else sums_bytes([width] * stored)
+    parameters, active = _count_parameters(skeleton, settings)
+    model_bytes = parameters * skeleton.dtype.itemsize
     workspace = 8 * (3 * count * width if count < width else 5 * width**2)
-    rate = teraflops or measure_teraflops(config.batch_size * longest, width, dtype, place)
-    flops = 2 * active * tokens + 4 * longest * width * depth * tokens
-    seconds = flops / rate / 1e12
-    if generated:
-        slow = teraflops or measure_teraflops(config.batch_size, width, dtype, place)
-        seconds += 2 * active * generated / slow / 1e12
+    padded, length, generated = _count_tokens(tokenizer, demonstrations, config)
+    collection, rate = _collection_seconds(
+        skeleton, config, active=active, tokens=padded, length=length, generated=generated, device=device, rate=tflops
+    )
     return FitPlan(
         demonstrations=count,
-        tokens=tokens + generated,
-        layers=layers,
+        tokens=passes * (padded + generated),
+        layers=len(edited),
         width=width,
         parameters=parameters,
         active_parameters=active,
@@ -141,24 +145,18 @@ def plan_fit(
         keep=keep,
         kept_bytes=kept,
         peak_bytes=model_bytes + workspace + (kept if keep.place == "memory" else 0),
-        factor_bytes=2 * layers * width * 4,
-        teraflops=rate,
-        collection_seconds=seconds,
-        decomposition_seconds=layers * _decomposition_seconds(count, width),
+        factor_bytes=2 * len(edited) * width * 4,
+        tflops=rate,
+        collection_seconds=passes * collection,
+        decomposition_seconds=len(edited) * _decomposition_seconds(count, width) if config.decomposes else 0.0,
     )
 
 
-def _parameters(skeleton: PreTrainedModel, settings: Any) -> tuple[int, int]:
-    """All parameters, and those of a forward pass without the embeddings and the head."""
+def _count_parameters(skeleton: PreTrainedModel, settings: Any) -> tuple[int, int]:
+    """Return the number of all parameters, and of those that act on a token, without the embeddings and the head."""
     total = active = 0
-    experts = next(
-        (
-            getattr(settings, name)
-            for name in ("num_local_experts", "num_experts", "n_routed_experts")
-            if getattr(settings, name, None)
-        ),
-        1,
-    )
+    names = ("num_local_experts", "num_experts", "n_routed_experts")
+    experts = next((getattr(settings, name) for name in names if getattr(settings, name, None)), 1)
     share = getattr(settings, "num_experts_per_tok", experts) / experts
     ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())  # type: ignore[no-untyped-call]
     outside = {id(module.weight) for module in ends if module is not None}
@@ -169,14 +167,14 @@ def _parameters(skeleton: PreTrainedModel, settings: Any) -> tuple[int, int]:
     return total, active
 
 
-def _tokens(
+def _count_tokens(
     tokenizer: PreTrainedTokenizerBase | None, demonstrations: Sequence[Demonstration], config: EditConfig
 ) -> tuple[int, int, int]:
-    """Tokens of all batches, the mean length of a sequence, and tokens that are generated."""
+    """Return the number of tokens in all batches, the mean length of a sequence, and the number of generated tokens."""
     generated = len(demonstrations) * config.max_new_tokens if config.neutral == "generated" else 0
     if tokenizer is None:
         texts = [item.prompt + text for item in demonstrations for text in (item.positive, item.negative)]
-        lengths = [max(1, len(text) // CHARACTERS_A_TOKEN) for text in texts]
+        lengths = [max(1, len(text) // CHARACTERS_PER_TOKEN) for text in texts]
         shared = 0
     else:
         blank: list[list[int]] | None = [[] for _ in demonstrations] if generated else None
@@ -190,13 +188,37 @@ def _tokens(
     return padded + shared, max(1, round(padded / len(lengths))), generated
 
 
+def _collection_seconds(
+    skeleton: PreTrainedModel,
+    config: EditConfig,
+    *,
+    active: int,
+    tokens: int,
+    length: int,
+    generated: int,
+    device: str,
+    rate: float | None,
+) -> tuple[float, float]:
+    """Return the time of one pass over the demonstrations, and the rate of its batches in TFLOP/s."""
+    settings, dtype = text_config(unwrap_model(skeleton)), skeleton.dtype
+    bare = skeleton.device.type == "meta"
+    place = choose_device("auto" if device == SPLIT else device) if bare else skeleton.device
+    width, depth = settings.hidden_size, settings.num_hidden_layers
+    fast = rate or measure_tflops(config.batch_size * length, width, dtype, place)
+    seconds = (2 * active * tokens + 4 * length * width * depth * tokens) / fast / 1e12
+    if generated:
+        slow = rate or measure_tflops(config.batch_size, width, dtype, place)
+        seconds += 2 * active * generated / slow / 1e12
+    return seconds, fast
+
+
 def _decomposition_seconds(count: int, width: int) -> float:
-    """Of both sides of one layer on this machine's CPU, from their factors or from their (d, d) sums."""
-    double = measure_teraflops(count, width, torch.float64) * 1e12
+    """Return the time to decompose both sides of one layer on the CPU, from factors or from (d, d) sums."""
+    double = measure_tflops(count, width, torch.float64) * 1e12
     if count <= EXACT_BELOW and count < width:
         return 2 * (QR_FLOPS * count**2 * width + SVD_FLOPS * count**3) / double
-    single = measure_teraflops(count, width, torch.float32) * 1e12
-    thin = measure_teraflops(BLOCK, width, torch.float64) * 1e12
+    single = measure_tflops(count, width, torch.float32) * 1e12
+    thin = measure_tflops(BLOCK, width, torch.float64) * 1e12
     if count < width:
         grams, rounds = 3 * count**2 * width, 2 * SINGLE_ROUNDS * 4 * count**2 * BLOCK
         return (grams + rounds) / single + 2 * DOUBLE_ROUNDS * 8 * count * width * BLOCK / thin
@@ -207,23 +229,23 @@ def _decomposition_seconds(count: int, width: int) -> float:
     return sums + rounds / single + 2 * DOUBLE_ROUNDS * 4 * width**2 * BLOCK / thin
 
 
-def measure_teraflops(rows: int, width: int, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> float:
-    """Return how many teraflops a second a product of (rows, d) with (d, 4 d) runs at.
+def measure_tflops(rows: int, width: int, dtype: torch.dtype, device: torch.device = torch.device("cpu")) -> float:
+    """Measure the throughput of a product of an (m, d) with a (d, 4 d) matrix, in TFLOP/s.
 
     Args:
-        rows: tokens that are run together.
-        width: d.
-        dtype: of both.
-        device: where.
+        rows: Number m of rows, that is of tokens that run together.
+        width: Number of features d.
+        dtype: Type of both matrices.
+        device: Device of both matrices.
 
     Example:
-        >>> measure_teraflops(16, 64, torch.float32) > 0
+        >>> measure_tflops(16, 64, torch.float32) > 0
         True
     """
-    x = torch.randn(min(max(1, rows), MOST_ROWS), width, device=device).to(dtype)
+    x = torch.randn(min(max(1, rows), MAX_ROWS), width, device=device).to(dtype)
     weight = torch.randn(4 * width, width, device=device).to(dtype)
     best = float("inf")
-    for _ in range(4):  # the first of which is not to be counted, and is not the fastest
+    for _ in range(4):  # the fastest counts, so that the first, which warms up, does not
         started = time.perf_counter()
         nn.functional.linear(x, weight)
         if x.is_cuda:

@@ -1,4 +1,4 @@
-"""Which token sequences are run over demonstrations, and what is read from each."""
+"""The token sequences that are run for a set of demonstrations, and the activations that are read from each."""
 
 from __future__ import annotations
 
@@ -16,11 +16,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ROLES = ("neutral", "positive", "negative")
+"""Names of the three roles; a role is given by its index."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """One activation to take from a sequence: over its first ``length`` tokens."""
+    """One activation to read from a sequence.
+
+    Attributes:
+        role: Index in ``ROLES``.
+        demonstration: Index of the demonstration.
+        length: Number of tokens, from the beginning of the sequence, that belong to this role.
+        random_index: Index of the token that is read with ``token='random'``, less than ``length``.
+    """
 
     role: int
     demonstration: int
@@ -30,7 +38,12 @@ class Read:
 
 @dataclass(frozen=True)
 class TokenSequence:
-    """Token ids that are run together, and the activations to take from them."""
+    """Tokens that the model runs over, and the activations to read from them.
+
+    Attributes:
+        ids: Token ids.
+        reads: At least 1 activation to read.
+    """
 
     ids: list[int]
     reads: list[Read]
@@ -42,11 +55,21 @@ def plan_sequences(
     config: CollectConfig,
     generated: list[list[int]] | None,
 ) -> list[TokenSequence]:
-    """Lay out which sequences are run and what is read from each."""
+    """Return the sequences to run for some demonstrations.
+
+    A neutral prompt has no sequence of its own: the positive sequence begins with it, and with causal attention its
+    activations do not depend on the completion that follows.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        demonstrations: What to run.
+        config: Settings of the collection.
+        generated: Token ids of the model's completion of each prompt, with ``neutral='generated'``; else None.
+    """
     prompt_format = config.prompt_format.resolve(tokenizer)
     sequences = []
     for index, item in enumerate(demonstrations):
-        # One generator a demonstration, so that the choice does not depend on which others are run beside it.
+        # One generator for each demonstration, so that its random tokens do not depend on the other demonstrations.
         generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
 
         def read(role: int, length: int, index: int = index, generator: random.Random = generator) -> Read:
@@ -59,7 +82,6 @@ def plan_sequences(
         neutral_read = read(0, len(neutral))
         reads = [read(1, len(positive))]
         if generated is None:
-            # Causal attention: the prompt's activations are the same with a completion behind it.
             reads.append(neutral_read)
         else:
             sequences.append(TokenSequence(neutral, [neutral_read]))
@@ -71,10 +93,15 @@ def plan_sequences(
 def check_context(
     model: PreTrainedModel, sequences: Sequence[TokenSequence], demonstrations: Sequence[Demonstration]
 ) -> None:
-    """Raise where a sequence of some demonstrations is longer than the model's context.
+    """Raise an error if a sequence is longer than the model's context.
+
+    Args:
+        model: The model; wrappers are looked through.
+        sequences: Sequences of the demonstrations.
+        demonstrations: Demonstrations, for the message.
 
     Raises:
-        DemonstrationError: names the demonstration, its length and the context.
+        DemonstrationError: Names the demonstration, its length and the context.
     """
     limit = context_length(model)
     longest = max(sequences, key=lambda sequence: len(sequence.ids))

@@ -1,4 +1,9 @@
-"""Several processes that share one job, as ``torchrun`` starts them."""
+"""Several processes that share one fit, started by ``torchrun`` or ``accelerate launch``.
+
+``torch.distributed`` is used directly. The helpers of Accelerate work on a state that belongs to the whole process: on
+CPUs, one ``PartialState()`` made earlier by another library turns all of them silently into operations on this process
+alone.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +14,32 @@ from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, distributed
+from torch.nn.functional import pad
 
 from sealign.errors import WorkerError
 
 Item = TypeVar("Item")
 
 _SHARING = ContextVar("sharing", default=False)
-"""Whether this is inside ``worker_group``: a tensor-parallel model has a process group too, and runs all on each."""
+"""True inside ``worker_group``. A process group alone is no sign: a tensor-parallel model has one too."""
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Return the number of this process and how many share its work; (0, 1) outside ``worker_group``."""
+    """Return the rank of this process and the number of workers; (0, 1) outside ``worker_group``."""
     return (distributed.get_rank(), distributed.get_world_size()) if _SHARING.get() else (0, 1)
 
 
 @contextmanager
 def worker_group() -> Iterator[bool]:
-    """Share the work of this block among the processes that a launcher started, and yield whether this is the first.
+    """Share the work of a block among the processes of a launcher, and yield whether this is the first process.
 
-    Outside a launcher there is nothing to join, and a group that there is already is used. The backend is NCCL where
-    CUDA is, else gloo.
+    Without a launcher the block runs in this process alone. An existing process group is used. A new one has the
+    backend of the accelerator (NCCL for CUDA), or Gloo on CPUs.
 
     Raises:
-        WorkerError: the others did not come.
+        WorkerError: The processes cannot connect.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -51,18 +58,25 @@ def worker_group() -> Iterator[bool]:
 
 
 def _join(size: int) -> None:
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is not None:
+        torch.accelerator.set_device_index(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(
+            distributed.get_default_backend_for_device("cpu" if accelerator is None else accelerator)
+        )
     except (RuntimeError, ValueError) as error:
         raise WorkerError(
-            f"this worker of {size} cannot join the others ({error}); start them with torchrun"
+            f"one of {size} workers cannot connect to the others ({error}); start them with torchrun or accelerate "
+            "launch"
         ) from error
 
 
 def own_share(items: Sequence[Item]) -> Sequence[Item]:
-    """Return this worker's part of a sequence: every size-th from its rank on.
+    """Return the items of this worker: items rank, rank + size, rank + 2 size and so on.
+
+    Args:
+        items: The same sequence on all workers.
 
     Example:
         >>> own_share([1, 2, 3])
@@ -72,18 +86,31 @@ def own_share(items: Sequence[Item]) -> Sequence[Item]:
     return items if size == 1 else items[rank::size]
 
 
-def sum_everywhere(tensor: Tensor) -> Tensor:
-    """Return the sum of a tensor over all workers; the tensor itself where there is one."""
+def sum_over_workers(tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all workers; the tensor itself if there is one worker.
+
+    Args:
+        tensor: Tensor of the same shape on all workers.
+
+    Raises:
+        WorkerError: Another worker has exited.
+    """
     if rank_and_size()[1] == 1:
         return tensor
     total = tensor.to(_device(), copy=True)
-    with _together():
+    with _peers():
         distributed.all_reduce(total)
     return total.to(tensor.device)
 
 
 def gather_objects(own: Item) -> list[Item]:
-    """Return what each worker gives, in their order, on all of them.
+    """Return the objects of all workers, by rank.
+
+    Args:
+        own: Object of this worker; it is pickled.
+
+    Raises:
+        WorkerError: Another worker has exited.
 
     Example:
         >>> gather_objects({3: "c"})
@@ -92,49 +119,46 @@ def gather_objects(own: Item) -> list[Item]:
     size = rank_and_size()[1]
     found: list[Item] = [own] * size
     if size > 1:
-        with _together():
+        with _peers():
             distributed.all_gather_object(found, own)
     return found
 
 
-def gather_rows(rows: Tensor) -> Tensor:
-    """Return the rows of all workers in the order of the whole, of which ``own_share`` gave row i to worker i % size.
+def gather_rows(rows: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
+    """Return the rows of all workers in the order of the items that ``own_share`` distributed.
 
     Args:
-        rows: (b, d); b may differ by one between workers, as ``own_share`` leaves it.
+        rows: Rows of this worker's items, (b, d); b may be smaller by one on later workers.
+
+    Raises:
+        WorkerError: Another worker has exited.
     """
-    _, size = rank_and_size()
-    if size == 1:
+    if rank_and_size()[1] == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.long, device=_device()) for _ in range(size)]
-    with _together():
-        distributed.all_gather(counts, torch.tensor([rows.shape[0]], device=_device()))
-    longest = max(int(count) for count in counts)
-    padded = torch.zeros(longest, *rows.shape[1:], dtype=rows.dtype, device=_device())
-    padded[: rows.shape[0]] = rows
-    parts = [torch.empty_like(padded) for _ in range(size)]
-    with _together():
+    counts = gather_objects(rows.shape[0])
+    padded = pad(rows.to(_device()), (0, 0, 0, max(counts) - rows.shape[0]))
+    parts = [torch.empty_like(padded) for _ in counts]
+    with _peers():
         distributed.all_gather(parts, padded)
-    whole = torch.stack(parts, dim=1).flatten(0, 1)
-    present = torch.stack([torch.arange(longest, device=_device()) < count for count in counts], dim=1).flatten()
-    return whole[present].to(rows.device)
+    # Row i is row i // size of worker i % size, and only the last row of a worker can be padding.
+    return torch.stack(parts, dim=1).flatten(0, 1)[: sum(counts)].to(rows.device)
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """What all workers take part in; the loss of one is the end of the others."""
+def _peers() -> Iterator[None]:
+    """Wrap a collective operation; raise WorkerError if a peer has exited."""
     try:
         yield
     except RuntimeError as error:
         raise WorkerError(
-            "another worker of this job ended, so this one cannot go on; what it says is above or below, and the same "
-            "command goes on from the batches that are finished"
+            "another worker has exited, so the job cannot continue; see its error message, and run the command again "
+            "to continue from the finished batches"
         ) from error
 
 
 def _device() -> torch.device:
-    return (
-        torch.device("cuda", torch.cuda.current_device())
-        if distributed.get_backend() == "nccl"
-        else torch.device("cpu")
-    )
+    """Return the device whose tensors the process group exchanges."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or distributed.get_backend() == "gloo":
+        return torch.device("cpu")
+    return torch.device(accelerator.type, torch.accelerator.current_device_index())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ from sealign.errors import ActivationError, WorkerError
 from sealign.files import tensors_hash
 from sealign.fitting.activation_store import choose_keep
 from sealign.fitting.activations import Activations
-from sealign.fitting.collected import Collected, CollectedRows, collect
-from sealign.fitting.collecting import collect_activations, resolve_reads
+from sealign.fitting.collected import Collected, collect
+from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
 from sealign.fitting.workers import gather_objects, own_share, rank_and_size
-from sealign.methods.method import FitContext
+from sealign.methods.method import FitContext, Method
 from sealign.models.sites import resolve_sites, select_layers
 from sealign.models.structure import text_config, unwrap_model
 
@@ -42,35 +42,62 @@ class LayerFit:
 LayerFitter = Callable[[LayerStatistics, Any], tuple[LayerEdit, Mapping[str, float]]]
 """A function from the statistics of a layer and a configuration to its edit and further figures."""
 
-
-def depth_of(context: FitContext) -> int:
-    """Return the number of decoder layers of the model."""
-    return int(text_config(unwrap_model(context.model)).num_hidden_layers)
+CollectedFitter = Callable[[FitContext, Collected, Any], Edit]
+"""A function from the activations of all collected layers and a configuration to an edit."""
 
 
-def candidate_layers(context: FitContext, config: EditConfig) -> list[int]:
-    """Return the layers whose activations a fit needs: all of them if layers are chosen by signature."""
-    depth = depth_of(context)
-    return list(range(depth)) if config.chooses_by_signature else select_layers(config.layers, depth)
+def activation_method(
+    name: str, config: type[EditConfig], fitter: CollectedFitter, *, packages: tuple[str, ...] = ()
+) -> Method:
+    """Return a method that is fitted from the activations of one pass over the demonstrations.
+
+    Args:
+        name: Name of the method.
+        config: Type of its configuration.
+        fitter: Fits the edit from collected activations.
+        packages: Import names of the optional packages that it needs.
+    """
+
+    def fit(context: FitContext, settings: EditConfig) -> Edit:
+        with collect_for(context, settings) as collected:
+            return fitter(context, collected, settings)
+
+    def fit_activations(context: FitContext, activations: Activations, settings: EditConfig) -> Edit:
+        return fitter(context, collected_before(settings, activations), settings)
+
+    return Method(name, config, Edit, fit, fit_activations, packages=packages)
+
+
+def layerwise_method(name: str, config: type[EditConfig], fitter: LayerFitter) -> Method:
+    """Return a method that fits each layer by itself from the statistics of the layer.
+
+    Args:
+        name: Name of the method.
+        config: Type of its configuration.
+        fitter: Fits one layer.
+    """
+
+    def fit(context: FitContext, collected: Collected, settings: EditConfig) -> Edit:
+        return build_edit(context, name, settings, fit_layers(context, settings, collected, fitter))
+
+    return activation_method(name, config, fit)
 
 
 @contextmanager
-def collected_for(context: FitContext, config: EditConfig, layers: Sequence[int]) -> Iterator[Collected]:
-    """Run the model over this worker's demonstrations, and yield what is kept until the block ends.
+def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
+    """Run the model over this worker's demonstrations, and yield what is stored until the block ends.
 
     Args:
         context: What the method is fitted with.
         config: Settings of the method.
-        layers: Layers whose activations are collected.
 
     Raises:
-        SiteError: A site cannot be identified; raised before anything runs.
+        SiteError: A site cannot be identified; raised before the model runs.
         WorkerError: The model itself is split over the workers.
     """
-    model = context.model
-    # Both sites are resolved first, so that a wrong one fails at once.
+    model, layers = context.model, candidate_layers(context, config)
     resolve_sites(model, config.site, layers, module_pattern=config.module_pattern)
-    resolve_reads(model, config.read_site, layers, module_pattern=read_pattern(config))
+    sites = resolve_read_sites(model, config.read_site, layers, module_pattern=config.read_pattern)
     workers = rank_and_size()[1]
     if workers > 1 and getattr(unwrap_model(model), "tp_size", None):
         raise WorkerError(
@@ -78,100 +105,91 @@ def collected_for(context: FitContext, config: EditConfig, layers: Sequence[int]
             "outside worker_group"
         )
     share = own_share(context.demonstrations)
-    widths = [text_config(unwrap_model(model)).hidden_size] * len(layers)
-    keep = context.keep or choose_keep(len(share), widths)
-    with collect(
-        model,
-        context.tokenizer,
-        share,
-        config,
-        layers,
-        keep,
-        checkpoint_dir=context.checkpoint_dir,
-        track=context.track,
-    ) as collected:
+    widths = [read_width(model, sites[0])] * len(layers)
+    keep = context.keep or choose_keep(len(share), widths, needs_rows=config.needs_rows)
+    collector = Collector(model, context.tokenizer, config.read_site, sites, config.collect_config(), context.track)
+    with collect(collector, share, config, keep, checkpoint_dir=context.checkpoint_dir) as collected:
         yield collected
 
 
-def read_pattern(config: EditConfig) -> str | None:
-    """Return the module pattern for reading; None if activations are read at another site than they are edited."""
-    return config.module_pattern if config.read_site == config.site else None
+def collected_before(config: EditConfig, activations: Activations) -> Collected:
+    """Return activations that were collected before, in the form that a fit takes.
+
+    Args:
+        config: Settings of the method.
+        activations: Activations of at least the layers that the configuration chooses.
+
+    Raises:
+        ActivationError: They were read at another site than the configuration needs.
+    """
+    if activations.site != config.read_site:
+        raise ActivationError(
+            f"the activations were read at the site '{activations.site}', but {type(config).__name__} needs "
+            f"'{config.read_site}'; collect them there"
+        )
+    return Collected(activations, config)
 
 
-def fit_layers(context: FitContext, config: EditConfig, fitter: LayerFitter) -> dict[int, LayerFit]:
-    """Collect activations and fit each layer by itself; each worker fits its share of the layers.
+def model_depth(context: FitContext) -> int:
+    """Return the number of decoder layers of the model."""
+    return int(text_config(unwrap_model(context.model)).num_hidden_layers)
+
+
+def candidate_layers(context: FitContext, config: EditConfig) -> list[int]:
+    """Return the layers whose activations a fit needs: all of them if layers are chosen by signature."""
+    depth = model_depth(context)
+    return list(range(depth)) if config.chooses_by_signature else select_layers(config.layers, depth)
+
+
+def chosen_layers(context: FitContext, config: EditConfig, collected: Collected) -> list[int]:
+    """Return the layers that a configuration chooses among collected ones.
+
+    Args:
+        context, config, collected: As for ``fit_layers``.
+
+    Raises:
+        ActivationError: A chosen layer was not collected.
+    """
+    missing = sorted(set(candidate_layers(context, config)) - set(collected.layers))
+    if missing:
+        raise ActivationError(
+            f"layers is '{config.layers}', but the activations of layer {missing[0]} were not collected; collect them, "
+            f"or choose among the layers {collected.layers}"
+        )
+    signatures = None
+    if config.chooses_by_signature:
+        signatures = {layer: collected.statistics(layer).signature for layer in collected.layers}
+    return select_layers(config.layers, model_depth(context), signatures)
+
+
+def fit_layers(
+    context: FitContext, config: EditConfig, collected: Collected, fitter: LayerFitter
+) -> dict[int, LayerFit]:
+    """Fit each chosen layer by itself; each worker fits its share of the layers.
 
     Args:
         context: What the method is fitted with.
         config: Settings of the method.
+        collected: Activations of at least the layers that the configuration chooses.
         fitter: Fits one layer.
-    """
-    with collected_for(context, config, candidate_layers(context, config)) as collected:
-        fits = fit_collected(context, config, collected, fitter)
-    if config.read_site == config.site:
-        return fits
-    sample = collect_activations(
-        context.model,
-        context.tokenizer,
-        context.demonstrations[:SAMPLE],
-        site=config.site,
-        layers=sorted(fits),
-        config=config.collect_config(),
-        module_pattern=config.module_pattern,
-        checkpoint_dir=context.checkpoint_dir,
-        track=context.track,
-    )
-    return {
-        layer: dataclasses.replace(
-            found, relative_change=found.layer_edit.relative_change(sample.neutral[layer], config.strength)
-        )
-        for layer, found in fits.items()
-    }
-
-
-def fit_collected(
-    context: FitContext, config: EditConfig, collected: Collected, fitter: LayerFitter
-) -> dict[int, LayerFit]:
-    """Fit each chosen layer from collected activations; each worker fits its share of the layers.
-
-    Args:
-        context, config, fitter: As for ``fit_layers``.
-        collected: Activations of at least the layers that the configuration may choose.
 
     Raises:
-        ActivationError: A layer cannot be fitted; names the layer.
+        ActivationError: A layer cannot be fitted or was not collected; names the layer.
     """
     layers = chosen_layers(context, config, collected)
     rank, size = rank_and_size()
     own: dict[int, LayerFit] = {}
     waiting: tuple[int, LayerStatistics] | None = None
     for number, layer in enumerate(context.track(layers, "Fitting layers", len(layers))):
-        statistics = collected.statistics(layer)  # adds up the parts of all workers
+        statistics = collected.statistics(layer)  # combines the statistics of all workers
         if number % size == rank:
             waiting = layer, statistics
-        # Fitted only when each worker has a layer, so that none waits for another's.
+        # A layer is fitted only when each worker has one, so that no worker waits for the fit of another.
         if waiting and (number % size == size - 1 or number == len(layers) - 1):
             own[waiting[0]] = _fit_layer(*waiting, config, fitter)
             waiting = None
-    return dict(sorted(item for part in gather_objects(own) for item in part.items()))
-
-
-def chosen_layers(context: FitContext, config: EditConfig, collected: Collected) -> list[int]:
-    """Return the layers that a configuration chooses among collected ones.
-
-    Raises:
-        ActivationError: A chosen layer was not collected.
-    """
-    signatures = None
-    if config.chooses_by_signature:
-        signatures = {layer: collected.statistics(layer).signature for layer in collected.layers}
-    layers = select_layers(config.layers, depth_of(context), signatures)
-    missing = sorted(set(layers) - set(collected.layers))
-    if missing:
-        raise ActivationError(
-            f"layer {missing[0]} is to be edited, but its activations were not collected; collect layers {layers}"
-        )
-    return layers
+    fits = dict(sorted(item for part in gather_objects(own) for item in part.items()))
+    return fits if config.read_site == config.site else _with_changes_at_site(context, config, fits)
 
 
 def _fit_layer(layer: int, statistics: LayerStatistics, config: EditConfig, fitter: LayerFitter) -> LayerFit:
@@ -183,18 +201,23 @@ def _fit_layer(layer: int, statistics: LayerStatistics, config: EditConfig, fitt
     return LayerFit(layer_edit, change, {**figures, "signature": statistics.signature})
 
 
-def collected_rows(config: EditConfig, activations: Activations) -> CollectedRows:
-    """Return activations that were collected before, as a fit takes them.
-
-    Raises:
-        ActivationError: They were read at another site than the configuration asks for.
-    """
-    if activations.site != config.read_site:
-        raise ActivationError(
-            f"the activations were read at the site '{activations.site}', but {type(config).__name__} needs "
-            f"'{config.read_site}'; collect them there"
-        )
-    return CollectedRows(activations, config)
+def _with_changes_at_site(context: FitContext, config: EditConfig, fits: Mapping[int, LayerFit]) -> dict[int, LayerFit]:
+    """Return fits of one site with the relative changes at another, where they act; the model is run there."""
+    sample = collect_activations(
+        context.model,
+        context.tokenizer,
+        context.demonstrations[:SAMPLE],
+        site=config.site,
+        layers=sorted(fits),
+        config=config.collect_config(),
+        module_pattern=config.module_pattern,
+        checkpoint_dir=context.checkpoint_dir,
+        track=context.track,
+    )
+    changes = {
+        layer: found.layer_edit.relative_change(sample.neutral[layer], config.strength) for layer, found in fits.items()
+    }
+    return {layer: dataclasses.replace(found, relative_change=changes[layer]) for layer, found in fits.items()}
 
 
 def build_edit(
@@ -211,11 +234,11 @@ def build_edit(
         context: What the method was fitted with.
         method: Name of the method.
         config: Settings of the method.
-        fits: By layer.
+        fits: What was fitted at each layer, by layer.
         learned: Results of the fit that are not tensors.
     """
     sites = resolve_sites(context.model, config.site, sorted(fits), module_pattern=config.module_pattern)
-    layer_edits = {site.layer: fits[site.layer].layer_edit for site in sites}
+    layer_edits = {layer: fits[layer].layer_edit for layer in sorted(fits)}
     first = next(iter(layer_edits.values()))
     record = context.record(
         method,
@@ -229,7 +252,7 @@ def build_edit(
         layers={
             str(site.layer): layer_record(
                 site.path,
-                fits[site.layer].layer_edit,
+                layer_edits[site.layer],
                 fits[site.layer].relative_change,
                 fits[site.layer].statistics,
             )
@@ -237,4 +260,4 @@ def build_edit(
         },
     )
     edit = Edit(layer_edits, record)
-    return Edit(layer_edits, dataclasses.replace(record, tensors_hash=tensors_hash(edit.tensors())))
+    return dataclasses.replace(edit, record=dataclasses.replace(record, tensors_hash=tensors_hash(edit.tensors())))

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import DemonstrationError, SiteError
-from sealign.fitting.activation_store import Keep
-from sealign.fitting.activations import Activations
 from sealign.fitting.collected import Collected
 from sealign.fitting.edit_config import EditConfig
-from sealign.methods.activation_fit import LayerFit, build_edit, candidate_layers, collected_for, collected_rows
-from sealign.methods.method import FitContext, Method
-from sealign.models.output_matrices import HEADS, resolve_heads
+from sealign.methods.activation_fit import LayerFit, activation_method, build_edit, chosen_layers
+from sealign.methods.method import FitContext
+from sealign.models.output_matrices import HEADS, OutputMatrix, read_weight, resolve_heads
+from sealign.models.sites import ResolvedSite
 from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress
 from sealign.spectral.signature import signature
@@ -34,7 +32,7 @@ class ITIConfig(EditConfig):
     """Settings of ITI; see ``EditConfig`` and ``CollectConfig`` for those not listed.
 
     Attributes:
-        heads: Number K of heads that are shifted; None is the paper's 48 of 1024, in proportion to the model's heads.
+        heads: Number K of heads that are shifted. Default: the paper's 48 of 1024, in proportion to the model's heads.
         alpha: Standard deviations of the shift at strength 1; the paper's is 15.
         direction: ``mass_mean``, the paper's best, or ``probe``, the weights of the head's logistic regression.
         validation: Share of the demonstrations on which heads are ranked, in (0, 1).
@@ -50,6 +48,8 @@ class ITIConfig(EditConfig):
         15.0
     """
 
+    needs_rows: ClassVar[bool] = True  # for the probes
+
     heads: Annotated[int, Field(ge=1)] | None = None
     alpha: Annotated[float, Field(gt=0, examples=[15])] = 15.0
     direction: Direction = "mass_mean"
@@ -63,89 +63,72 @@ class ITIConfig(EditConfig):
         return HEADS
 
 
-def _fit(context: FitContext, config: ITIConfig) -> Edit:
-    # Probes need rows; sums do not do.
-    context = dataclasses.replace(context, keep=context.keep or Keep("rows"))
-    with collected_for(context, config, candidate_layers(context, config)) as collected:
-        return _fit_collected(context, collected, config)
-
-
-def _fit_activations(context: FitContext, activations: Activations, config: ITIConfig) -> Edit:
-    return _fit_collected(context, collected_rows(config, activations), config)
-
-
-def _fit_collected(context: FitContext, collected: Collected, config: ITIConfig) -> Edit:
+def _fit(context: FitContext, collected: Collected, config: ITIConfig) -> Edit:
     """Rank the heads, and turn the shifts of the best into shifts of the attention outputs."""
-    layers = candidate_layers(context, config)
+    layers = chosen_layers(context, config, collected)
     settings = text_config(unwrap_model(context.model))
-    count = settings.num_attention_heads
-    rows = {layer: collected.rows(layer) for layer in layers}
-    positive, negative = (np.stack([_by_head(rows[layer][role], count) for layer in layers], axis=1) for role in (1, 2))
-    total = settings.num_hidden_layers * count
-    wanted = max(1, round(48 / 1024 * total)) if config.heads is None else config.heads
-    if wanted > len(layers) * count:
+    heads = settings.num_attention_heads
+    wanted = config.heads or max(1, round(48 / 1024 * settings.num_hidden_layers * heads))
+    if wanted > len(layers) * heads:
         raise SiteError(
-            f"heads is {wanted}, but the {len(layers)} layers have {len(layers) * count} heads; ask for at most as many"
+            f"heads is {wanted}, but layers '{config.layers}' have {len(layers) * heads} heads; choose at most as many"
         )
+    rows = {layer: collected.rows(layer) for layer in layers}
+    positive, negative = (np.stack([_by_head(rows[layer][role], heads) for layer in layers], axis=1) for role in (1, 2))
     accuracy, probes = probe_accuracy(positive, negative, config.validation, config.seed, track=context.track)
-    chosen = sorted(np.argsort(-accuracy.reshape(-1), kind="stable")[:wanted].tolist())
+    best = np.argsort(-accuracy.reshape(-1), kind="stable")[:wanted]
     shifts = np.zeros(positive.shape[1:])
-    for row, head in (divmod(index, count) for index in chosen):
-        towards = probes[row, head] if config.direction == "probe" else None
-        shifts[row, head] = head_shift(positive[:, row, head], negative[:, row, head], towards)
-    selected = [
-        {"layer": layers[i // count], "head": i % count, "accuracy": round(float(accuracy.reshape(-1)[i]), 4)}
-        for i in chosen
-    ]
-    matrices = {site.layer: site.module for site in resolve_heads(context.model, layers)}
+    selected = []
+    for row, head in (divmod(int(index), heads) for index in sorted(best)):
+        direction = probes[row, head] if config.direction == "probe" else None
+        shifts[row, head] = config.alpha * head_shift(positive[:, row, head], negative[:, row, head], direction)
+        found = round(float(accuracy[row, head]), 4)
+        selected.append({"layer": layers[row], "head": head, "accuracy": found})
+    edited = sorted({int(index) // heads for index in best})
+    matrices = {site.layer: site for site in resolve_heads(context.model, [layers[row] for row in edited])}
     fits = {
-        layers[row]: _layer_fit(matrices[layers[row]], config.alpha * shifts[row], rows[layers[row]], config)
-        for row in sorted({index // count for index in chosen})
+        layers[row]: _fit_layer(matrices[layers[row]], shifts[row], rows[layers[row]], config.strength)
+        for row in edited
     }
     return build_edit(context, ITI.name, config, fits, learned={"selected": selected})
 
 
-def _by_head(rows: Tensor, count: int) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = rows.double().numpy().reshape(rows.shape[0], count, -1)
+def _by_head(rows: Tensor, heads: int) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = rows.double().numpy().reshape(rows.shape[0], heads, -1)
     return found
 
 
 @torch.no_grad()
-def _layer_fit(
-    matrix: nn.Module, shift: NDArray[np.float64], rows: tuple[Tensor, Tensor, Tensor], config: ITIConfig
+def _fit_layer(
+    site: ResolvedSite, shift: NDArray[np.float64], rows: tuple[Tensor, Tensor, Tensor], strength: float
 ) -> LayerFit:
-    """Return the shift of the attention output that a shift of its heads makes: W shift."""
-    parameter = next(matrix.parameters())
-
-    def outputs(heads: Tensor) -> Tensor:
-        found: Tensor = matrix(heads.to(parameter.device, parameter.dtype))
-        return found.float().cpu()
-
-    flat = torch.from_numpy(shift.reshape(1, -1)).float()
-    # The difference of two outputs, so that a bias of the matrix cancels; any quantisation runs its own kernel.
-    moved = (outputs(flat) - outputs(torch.zeros_like(flat)))[0]
+    """Return the shift of an attention output that follows from a shift of its heads, W shift."""
+    weight = read_weight(OutputMatrix(site.layer, site.path, site.module))
+    # From the weight, not from the module: in a narrow type, adding its bias would round the shift away.
+    moved = (weight.double() @ torch.from_numpy(shift.reshape(-1))).float()
     layer_edit = AffineEdit.constant(moved)
+    parameter = next(site.module.parameters())
+    outputs = site.module(rows[0].to(parameter.device, parameter.dtype)).float().cpu()
     figures = {"shift_norm": float(moved.norm()), "signature": signature(rows[1], rows[2])}
-    return LayerFit(layer_edit, layer_edit.relative_change(outputs(rows[0]), config.strength), figures)
+    return LayerFit(layer_edit, layer_edit.relative_change(outputs, strength), figures)
 
 
 def head_shift(
-    positive: NDArray[np.float64], negative: NDArray[np.float64], towards: NDArray[np.float64] | None = None
+    positive: NDArray[np.float64], negative: NDArray[np.float64], direction: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Return sigma theta of one head, (h,).
+    """Return the shift sigma theta of one head, (h,).
 
-    theta is the unit vector along ``towards``, or along the difference of the means; sigma is the standard
-    deviation of all activations along it.
+    theta is a unit vector, and sigma the standard deviation of all activations along it.
 
     Args:
         positive, negative: Activations of the head, (n, h) each.
-        towards: A direction, (h,), or None.
+        direction: Direction of theta, (h,). Default: from the mean of the negatives to that of the positives.
 
     Example:
         >>> head_shift(np.array([[2.0, 0.0], [4.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 0.0]])).round(3)
         array([1.658, 0.   ])
     """
-    direction = positive.mean(0) - negative.mean(0) if towards is None else towards
+    direction = positive.mean(0) - negative.mean(0) if direction is None else direction
     length = np.linalg.norm(direction)
     if length == 0:
         return np.zeros_like(direction)
@@ -196,7 +179,7 @@ def probe_accuracy(
     return accuracy, weights
 
 
-ITI = Method("iti", ITIConfig, Edit, _fit, _fit_activations, packages=("sklearn",))
+ITI = activation_method("iti", ITIConfig, _fit, packages=("sklearn",))
 """x_h' = x_h + alpha sigma_h theta_h for the K heads whose logistic regression separates held-out labels best.
 
 theta_h is the unit vector from the mean of the negatives to that of the positives (or the probe's weights), sigma_h the

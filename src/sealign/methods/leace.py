@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import field_validator
 from torch import Tensor
 
-from sealign.edits.edit import Edit, edit_output
-from sealign.edits.handle import EditHandle
+from sealign.edits.attach import apply_edit
+from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import SettingError
 from sealign.fitting.activations import Activations
 from sealign.fitting.collecting import collect_activations
 from sealign.fitting.edit_config import EditConfig
-from sealign.methods.activation_fit import LayerFit, build_edit, candidate_layers, collected_rows
+from sealign.methods.activation_fit import (
+    LayerFit,
+    build_edit,
+    candidate_layers,
+    chosen_layers,
+    collected_before,
+)
 from sealign.methods.method import FitContext, Method
 from sealign.models.sites import Site, resolve_sites
+from sealign.models.structure import unwrap_model
 from sealign.spectral.signature import signature
 
 
@@ -27,7 +34,7 @@ class LEACEConfig(EditConfig):
     """Settings of LEACE; see ``EditConfig`` and ``CollectConfig`` for those not listed.
 
     Attributes:
-        site: Where the edit acts. Default: the residual stream.
+        site: Site at which the edit acts. Default: the residual stream.
         layers: Layers whose outputs are erased, one after another; not by signature.
 
     Raises:
@@ -37,6 +44,9 @@ class LEACEConfig(EditConfig):
         >>> LEACEConfig(layers="last:3").layers
         'last:3'
     """
+
+    needs_rows: ClassVar[bool] = True
+    needs_pass_per_layer: ClassVar[bool] = True
 
     site: Site = "residual"
 
@@ -50,46 +60,44 @@ class LEACEConfig(EditConfig):
 
 def _fit(context: FitContext, config: LEACEConfig) -> Edit:
     """Fit the eraser of each layer on the activations that the erasers of earlier layers leave."""
+    model = unwrap_model(context.model)
     layers = candidate_layers(context, config)
-    sites = resolve_sites(context.model, config.site, layers, module_pattern=config.module_pattern)
+    resolve_sites(model, config.site, layers, module_pattern=config.module_pattern)
     fits: dict[int, LayerFit] = {}
     with ExitStack() as stack:
-        for site in context.track(sites, "Fitting erasers", len(sites)):
+        for layer in context.track(layers, "Fitting erasers", len(layers)):
             # Without checkpoints: the activations of a layer depend on the erasers before it.
             found = collect_activations(
-                context.model,
+                model,
                 context.tokenizer,
                 context.demonstrations,
                 site=config.site,
-                layers=[site.layer],
+                layers=[layer],
                 config=config.collect_config(),
                 module_pattern=config.module_pattern,
             )
-            fits[site.layer] = _fit_layer(
-                found.neutral[site.layer], found.positive[site.layer], found.negative[site.layer], config
-            )
-            handle = EditHandle(build_edit(context, LEACE.name, config.replace(strength=1.0), fits))
-            stack.callback(handle.detach)
-            edit_output(site.module, fits[site.layer].layer_edit, handle)
+            fits[layer] = _fit_layer(found.rows(layer), config)
+            eraser = build_edit(context, LEACE.name, config.replace(strength=1.0), {layer: fits[layer]})
+            stack.enter_context(apply_edit(model, eraser))
     return build_edit(context, LEACE.name, config, fits)
 
 
 def _fit_activations(context: FitContext, activations: Activations, config: LEACEConfig) -> Edit:
-    layers = candidate_layers(context, config)
+    collected = collected_before(config, activations)
+    layers = chosen_layers(context, config, collected)
     if len(layers) > 1:
         raise SettingError(
-            f"layers is '{config.layers}', {len(layers)} layers, but LEACE fits each on activations that earlier "
-            "erasers have changed; name one layer, or use fit_edit"
+            f"layers is '{config.layers}', which is {len(layers)} layers, but LEACE fits each layer on activations "
+            "that the erasers of earlier layers have changed; name one layer, or use fit_edit"
         )
     (layer,) = layers
-    return build_edit(
-        context, LEACE.name, config, {layer: _fit_layer(*collected_rows(config, activations).rows(layer), config)}
-    )
+    return build_edit(context, LEACE.name, config, {layer: _fit_layer(collected.rows(layer), config)})
 
 
-def _fit_layer(neutral: Tensor, positive: Tensor, negative: Tensor, config: LEACEConfig) -> LayerFit:
+def _fit_layer(rows: tuple[Tensor, Tensor, Tensor], config: LEACEConfig) -> LayerFit:
     from concept_erasure import LeaceFitter
 
+    neutral, positive, negative = rows
     x = torch.cat([positive, negative]).double()
     z = torch.tensor([1.0, 0.0]).repeat_interleave(len(x) // 2).double()
     eraser = LeaceFitter.fit(x, z).eraser

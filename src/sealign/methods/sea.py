@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit, FeatureMapEdit, LayerEdit
+from sealign.edits.feature_map_edit import FeatureMapEdit
+from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.errors import ActivationError, DegenerateError, SettingError
-from sealign.fitting.activations import Activations
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
-from sealign.methods.activation_fit import build_edit, collected_rows, fit_collected, fit_layers
-from sealign.methods.method import FitContext, Method
+from sealign.methods.activation_fit import layerwise_method
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import Site
 from sealign.spectral.decomposition import Spectrum, leading_spectrum
@@ -41,7 +39,7 @@ class SEAConfig(EditConfig):
         centered: Whether each matrix's own mean is subtracted and the edit acts about the neutral mean. The paper
             does not centre.
         feature_map: ``identity`` (linear), ``squared_exponential``, ``tanh`` or ``elu``.
-        fit_site: Where activations are read; the same as ``site`` if None.
+        fit_site: Site at which activations are read. Default: the same as ``site``.
         combine: Projected parts that make the edit: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
         normalization: How the edited activation is rescaled: ``token``, ``feature`` or ``none``.
         seed: Seed of the random token and of iterative decompositions.
@@ -53,6 +51,8 @@ class SEAConfig(EditConfig):
         >>> SEAConfig(explained_variance=0.9, centered=True, strength=0.25).layers
         'last:21/32'
     """
+
+    decomposes: ClassVar[bool] = True
 
     explained_variance: Annotated[Share | tuple[Share, Share] | None, Field(examples=[0.9, 0.998])] = None
     rank: Rank | tuple[Rank, Rank] | None = None
@@ -70,12 +70,6 @@ class SEAConfig(EditConfig):
                 "decide the number of directions; leave out the other"
             )
         return self
-
-    @field_validator("explained_variance", "rank", mode="before")
-    @classmethod
-    def _single(cls, value: Any) -> Any:
-        """Accept a pair of equal length as read from JSON."""
-        return tuple(value) if isinstance(value, list) else value
 
     @property
     def read_site(self) -> str:
@@ -241,14 +235,5 @@ def _fit_layer(statistics: LayerStatistics, config: SEAConfig) -> tuple[LayerEdi
     return projection_edit(projection, combine=config.combine, normalization=config.normalization), figures
 
 
-def _fit(context: FitContext, config: SEAConfig) -> Edit:
-    return build_edit(context, SEA.name, config, fit_layers(context, config, _fit_layer))
-
-
-def _fit_activations(context: FitContext, activations: Activations, config: SEAConfig) -> Edit:
-    fits = fit_collected(context, config, collected_rows(config, activations), _fit_layer)
-    return build_edit(context, SEA.name, config, fits)
-
-
-SEA = Method("sea", SEAConfig, Edit, _fit, _fit_activations)
+SEA = layerwise_method("sea", SEAConfig, _fit_layer)
 """Spectral editing of activations (Qiu et al. 2024, arXiv 2405.09719)."""
