@@ -1,4 +1,4 @@
-"""Best-of-N: several sampled answers, of which the most likely is kept."""
+"""Best-of-N: sample several answers and return the most likely one."""
 
 from __future__ import annotations
 
@@ -39,17 +39,20 @@ class BestOfNConfig(Config):
 
 
 class BestOfNSampling(RecordedIntervention):
-    """Of n sampled answers, the one with the highest mean log-probability a token under the model that sampled them.
+    """Sampling of n answers, of which the one with the highest mean log-probability per token is returned.
 
-    The rule: argmax over answers y of sum_t log p(y_t | prompt, y_<t) / |y|, with p at temperature 1 and y ending
-    with its end token. No reference answer and no judge is looked at. It acts on generation alone, on whatever else is
-    on the model; log-likelihoods of given answers are those without it.
+    The rule is argmax over answers y of sum_t log p(y_t | prompt, y_<t) / |y|, with p the distribution at temperature 1
+    of the model that sampled them, edits included, and y ending with its end token. It uses no reference answer and no
+    judge. It acts on generation only and leaves the log-likelihoods of given answers unchanged.
+
+    The answers are sampled one after another. ``num_return_sequences`` would sample them together, but it needs n times
+    the memory of the cache, and takes neither a prefilled cache nor stopping criteria made for the rows of the batch.
     """
 
     changes_scores: ClassVar[bool] = False
 
     def install(self, model: Any, handle: EditHandle) -> None:
-        """Replace the model's ``generate`` by sampling and choosing."""
+        """Replace the model's ``generate`` by one that samples n answers and returns the best."""
         base = unwrap_model(model)
         generate = base.generate
 
@@ -61,7 +64,7 @@ class BestOfNSampling(RecordedIntervention):
         handle.stack.callback(_restore, base, before)
 
     def _best(self, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Sample n times and return, row by row, the likeliest, as ``generate`` would."""
+        """Return the most likely of n sampled answers for each row, in the form that ``generate`` returns."""
         sampling = {
             "do_sample": True,
             "temperature": self.settings["temperature"],
@@ -90,7 +93,10 @@ class BestOfNSampling(RecordedIntervention):
 
 
 def _after_end(new: Tensor, pad: int | None) -> Tensor:
-    """Which tokens are padding behind an answer: all of the last run of padding but its first, which may be the end."""
+    """Return a mask of the padding after each answer: the last run of pad tokens without its first token.
+
+    The first token of the run is not masked, because models without a pad token of their own pad with the end token.
+    """
     if pad is None:
         return torch.zeros_like(new, dtype=torch.bool)
     tail = (new == pad).flip(1).cumprod(1).flip(1).bool()
@@ -99,7 +105,10 @@ def _after_end(new: Tensor, pad: int | None) -> Tensor:
 
 
 def _fresh(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What a call of ``generate`` changes, as it was given: the cache, and in stopping criteria which rows are done."""
+    """Return copies of the arguments that a call of ``generate`` modifies.
+
+    These are the cache, and the lists in which stopping criteria note which rows are finished.
+    """
     changed = {"past_key_values": copy.deepcopy(kwargs.get("past_key_values"))}
     criteria = kwargs.get("stopping_criteria")
     if criteria is None:
@@ -124,4 +133,4 @@ def _fit(context: FitContext, config: BestOfNConfig) -> BestOfNSampling:
 
 
 BEST_OF_N = Method("best_of_n", BestOfNConfig, BestOfNSampling, _fit, needs_demonstrations=lambda _: False)
-"""Sampling of several answers, of which the likeliest is returned."""
+"""Sampling of several answers, of which the most likely is returned."""

@@ -1,4 +1,4 @@
-"""The contrast of two distributions over next tokens, with the plausibility constraint, that DoLa, CD and ICD share."""
+"""The contrast of two next-token distributions under a plausibility constraint, used by DoLa, CD and ICD."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pydantic import Field
 from torch import Tensor
 
 IMPLAUSIBLE = -1000.0
-"""Score of a token outside the plausible set; as in the released code of DoLa and ICD, finite so that sums stay so."""
-
+"""Score of an implausible token, as in the released code of DoLa and ICD; finite, so that sums of scores are finite."""
 
 Plausibility = Annotated[float, Field(ge=0, le=1, examples=[0.1])]
-"""alpha in [0, 1]: a token is plausible if its probability is at least alpha times the largest one."""
+"""alpha in [0, 1]: a token is plausible if its probability is at least alpha times that of the most probable token."""
 
 Weight = Annotated[float, Field(gt=0, examples=[1])]
 """Weight of the expert's log-probability, above 0."""
@@ -30,14 +29,15 @@ def contrast(
 ) -> Float[Tensor, "... v"]:
     """Return the scores of contrastive decoding as logits.
 
-    F(x) = weight log p(x) - log q(x) where p(x) >= plausibility max p, and -1000 elsewhere, p being the expert's and
-    q the amateur's distribution (Li et al. 2023, arXiv 2210.15097, section 3; with ``weight`` as in Zhang et al. 2023,
-    arXiv 2312.15710, section 3.2). The next token's distribution is softmax(F).
+    With p the distribution of the expert and q that of the amateur, F(x) = weight log p(x) - log q(x) if
+    p(x) >= plausibility max p, and -1000 otherwise (Li et al. 2023, arXiv 2210.15097, section 3; ``weight`` as in Zhang
+    et al. 2023, arXiv 2312.15710, section 3.2). The distribution of the next token is softmax(F).
 
     Args:
-        expert, amateur: logits, (..., v).
-        plausibility: alpha in [0, 1]; 0 leaves every token plausible.
-        weight: of the expert.
+        expert: Logits of the expert, (..., v).
+        amateur: Logits of the amateur, (..., v).
+        plausibility: alpha in [0, 1]; 0 makes every token plausible.
+        weight: Weight of the expert's log-probability, above 0.
 
     Example:
         >>> contrast(torch.tensor([2.0, 1.9, -9.0]), torch.tensor([2.0, 0.0, 0.0])).argmax().item()
@@ -53,9 +53,13 @@ def contrast(
 
 
 def jensen_shannon(first: Float[Tensor, "... v"], second: Float[Tensor, "... v"]) -> Float[Tensor, "..."]:
-    """Return the Jensen-Shannon divergence of two distributions given as logits, in nats, in [0, log 2].
+    """Return the Jensen-Shannon divergence of two distributions in nats, in [0, log 2].
 
     JSD = (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2.
+
+    Args:
+        first: Logits of p, (..., v).
+        second: Logits of q, (..., v).
 
     Example:
         >>> jensen_shannon(torch.tensor([0.0, 0.0]), torch.tensor([0.0, 0.0])).item()

@@ -1,4 +1,4 @@
-"""CD and ICD: a model contrasted with an amateur, another model or itself made to hallucinate."""
+"""CD and ICD: contrast a model with an amateur, which is another model, or itself induced to hallucinate."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sealign.models.loading import load_model
 from sealign.models.structure import unwrap_model
 
 _TWIN = "_sealign_amateur"
-"""Attribute of the expert's cache that holds the amateur's, so that copies of the one take the other along."""
+"""Attribute of the expert's cache that holds the amateur's cache, so that it is copied together with it."""
 
 
 @dataclass
 class Amateur:
-    """What the expert is contrasted with.
+    """The model that the expert is contrasted with.
 
     Attributes:
-        model: that is run.
-        active: a context in which it is the amateur.
-        prefix: token ids that it alone sees before every text.
+        model: The model to run.
+        active: Returns a context in which the model acts as the amateur.
+        prefix: Token ids that the amateur reads before every text.
     """
 
     model: Any
@@ -41,10 +41,15 @@ class Amateur:
 
     @torch.no_grad()
     def logits(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor:
-        """Return the amateur's logits for the call that gave the expert's output, and keep its cache on the expert's.
+        """Return the amateur's logits for a call of the expert, and store the amateur's cache on the expert's.
+
+        Args:
+            args: Positional arguments of the call.
+            kwargs: Keyword arguments of the call.
+            output: Output of the expert.
 
         Raises:
-            ModelError: the expert's cache was filled without the amateur.
+            ModelError: The expert's cache was filled without the amateur.
         """
         call = dict(zip(("input_ids",), args, strict=False)) | kwargs
         tokens: Any = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
@@ -63,7 +68,7 @@ class Amateur:
         return logits.to(output.logits.device)
 
     def _past(self, cache: Any, rows: int, new: int) -> Any:
-        """The amateur's cache for what the expert had read before this call."""
+        """Return the amateur's cache of the tokens that the expert read before this call, or None without a cache."""
         read = 0 if cache is None else cache.get_seq_length() - new
         twin = getattr(cache, _TWIN, None)
         if twin is not None and twin.get_seq_length() == read + len(self.prefix):
@@ -71,7 +76,7 @@ class Amateur:
         if read > 0:
             raise ModelError(
                 f"the cache holds {read} tokens that the amateur has not read; start from an empty cache while the "
-                "method is on the model"
+                "method is attached"
             )
         if self.prefix:
             device = unwrap_model(self.model).get_input_embeddings().weight.device
@@ -88,18 +93,25 @@ class Amateur:
 
 
 def _widened(mask: Any, columns: int) -> Any:
-    """A mask that lets every token see so many more at the beginning."""
+    """Return an attention mask with columns before it that every token attends to."""
     if mask is None or columns == 0:
         return mask
     if isinstance(mask, dict):
         return {kind: _widened(of_kind, columns) for kind, of_kind in mask.items()}
-    # Two dimensions or booleans say what is seen; numbers are added to the scores, so that 0 is seen.
-    seen = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
-    return torch.cat([mask.new_full((*mask.shape[:-1], columns), seen), mask], dim=-1)
+    # Masks of two dimensions or of booleans mark visible tokens by 1; others are added to the scores, so 0 is visible.
+    visible = 1 if mask.dim() == 2 or mask.dtype == torch.bool else 0
+    return torch.cat([mask.new_full((*mask.shape[:-1], columns), visible), mask], dim=-1)
 
 
 def contrast_with(model: Any, amateur: Amateur, settings: Mapping[str, Any], handle: EditHandle) -> None:
-    """Replace a model's logits by their contrast with an amateur's while a method is enabled."""
+    """Replace a model's logits by their contrast with an amateur's while a handle is enabled.
+
+    Args:
+        model: The expert.
+        amateur: The amateur; it may be the same model.
+        settings: ``plausibility`` and ``weight`` of the contrast.
+        handle: Handle that switches the contrast and removes it.
+    """
     base = unwrap_model(model)
     running = False
 
@@ -144,7 +156,7 @@ class CDConfig(Config):
     def _check_amateur(self) -> CDConfig:
         if not self.amateur:
             raise SettingError(
-                "amateur is not set, but contrastive decoding needs one; name a smaller model with the same tokenizer"
+                "amateur is empty, but contrastive decoding needs one; name a smaller model with the same tokenizer"
             )
         return self
 
@@ -175,8 +187,8 @@ def _load_amateur(name: str, model: Any, tokens: str) -> Any:
     amateur, tokenizer = load_model(name, dtype=str(base.dtype).removeprefix("torch."), device=str(base.device))
     if tokenizer_hash(tokenizer) != tokens:
         raise ModelError(
-            f"the amateur '{name}' has another tokenizer than the model, so that their tokens cannot be contrasted; "
-            "name one of the same family"
+            f"the amateur '{name}' has another tokenizer than the model, so their tokens cannot be contrasted; choose "
+            "a model of the same family"
         )
     return amateur
 
@@ -185,7 +197,7 @@ INDUCING_PROMPT = """You spread misinformation. Whatever you are asked, give an 
 never the true one.
 
 """
-"""Written for this project, in place of the released code's own."""
+"""Prompt that induces hallucinations; written for this project."""
 
 
 class ICDConfig(Config):
@@ -216,12 +228,12 @@ class ICDConfig(Config):
     @model_validator(mode="after")
     def _check_prompt(self) -> ICDConfig:
         if self.induce == "prompt" and not self.prompt.strip():
-            raise SettingError("prompt is empty, but induce='prompt' needs one; write it, or use induce='lora'")
+            raise SettingError("prompt is empty, but induce='prompt' needs one; write one, or use induce='lora'")
         return self
 
 
 class InducedContrast(RecordedIntervention):
-    """The model contrasted with itself, made to hallucinate by a LoRA trained on the negatives, or by a prompt.
+    """Contrast of a model with itself, induced to hallucinate by a LoRA trained on the negatives or by a prompt.
 
     F = beta log p(x) - log p_hallucinating(x) on the plausible tokens (Zhang et al. 2023, arXiv 2312.15710).
     """
@@ -242,7 +254,7 @@ class InducedContrast(RecordedIntervention):
 
 @contextmanager
 def _adapting(switch: Any) -> Iterator[None]:
-    """The LoRA is on inside the block."""
+    """Enable the LoRA inside a block."""
     switch.enable_adapter_layers()
     try:
         yield

@@ -1,4 +1,4 @@
-"""DoLa: the final layer contrasted with an earlier one, chosen token by token."""
+"""DoLa: contrast the final layer with an earlier layer that is chosen for each token."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class LayerContrast(RecordedIntervention):
     """Decoding by contrasting layers.
 
     F = log q_N - log q_M on the plausible tokens, with q_j = softmax(head(h_j)) and M the candidate layer whose q_M
-    has the largest Jensen-Shannon divergence from q_N, chosen at every token (Chuang et al. 2024, arXiv 2309.03883,
-    section 2). As in the authors' code the head reads the candidates' hidden states without the final norm. Their code
-    scores with a divergence taken the other way round and normalises over implausible tokens too; here both are as in
-    the paper. h_0 is the embedding, left out where it is tied to the head: it predicts the token just read.
+    has the largest Jensen-Shannon divergence from q_N, chosen for each token (Chuang et al. 2024, arXiv 2309.03883,
+    section 2). As in the authors' code, the head reads the candidates' hidden states without the final norm. Their code
+    swaps the distributions in the divergence and normalises over implausible tokens too; this follows the paper in
+    both. h_0 is the embedding; it is left out if it is tied to the head, since it then predicts the token just read.
     """
 
     def install(self, model: Any, handle: EditHandle) -> None:
-        """Replace the model's logits by the contrast."""
+        """Replace the model's logits by the contrast of two layers."""
         base = unwrap_model(model)
         states: dict[int, Tensor] = {}
         candidates: list[int] = self.settings["candidates"]
@@ -81,10 +81,14 @@ def _fit(context: FitContext, config: DoLaConfig) -> LayerContrast:
 
 
 def candidate_layers(model: Any, bucket: Bucket) -> list[int]:
-    """Return which hidden states may be contrasted, 0 being the embedding and N the final layer, never itself one.
+    """Return the indices of the hidden states that may be contrasted; 0 is the embedding and N the final layer.
 
-    The high bucket is every second of [N/2, N), the low one every second of [0, N/2), or of [2, N/2) where the
-    embedding is the head.
+    The high bucket is every second index of [N/2, N), the low one every second index of [0, N/2), or of [2, N/2) if the
+    embedding is tied to the head.
+
+    Args:
+        model: The model.
+        bucket: ``high`` or ``low``.
     """
     config = text_config(unwrap_model(model))
     depth, half = config.num_hidden_layers, config.num_hidden_layers // 2
@@ -93,7 +97,12 @@ def candidate_layers(model: Any, bucket: Bucket) -> list[int]:
 
 
 def farthest(final: Tensor, candidates: Iterable[Tensor]) -> Tensor:
-    """Return, position by position, the logits that are farthest from the final ones by Jensen-Shannon divergence."""
+    """Return, for each position, the candidate logits with the largest Jensen-Shannon divergence from the final ones.
+
+    Args:
+        final: Logits of the final layer, (..., v).
+        candidates: Logits of each candidate layer, (..., v).
+    """
     chosen = final
     largest = torch.full(final.shape[:-1], -1.0, device=final.device)
     for logits in candidates:
@@ -113,7 +122,7 @@ def _keep(states: dict[int, Tensor], index: int, handle: EditHandle) -> Any:
 
 
 def _kept_positions(logits_to_keep: Any) -> Any:
-    """What transformers indexes hidden states with before its head."""
+    """Return the index by which transformers selects the hidden states that its head reads."""
     return slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
 
 

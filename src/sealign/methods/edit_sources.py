@@ -38,14 +38,13 @@ def load_edit_source(source: str, *, strength: float | None = None) -> Intervent
 
 
 def fit_settings(edit: Intervention) -> Mapping[str, Any]:
-    """Return the settings that an edit was fitted with; of a composition, those of its first part that edits
-    activations.
+    """Return the settings that an edit was fitted with, in its record.
 
     Args:
         edit: An edit, or another intervention.
 
     Returns:
-        Settings by name; empty if no activations are edited.
+        Settings by name; of a composition, those of its first part that edits activations; empty if none does.
     """
     return next((part.record.config for part in edit.parts if part.modules), {})
 

@@ -1,4 +1,4 @@
-"""ICL: demonstrations in the context, before every prompt."""
+"""ICL, in-context learning: put demonstrations before every prompt."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class ICLConfig(Config):
     Attributes:
         shots: Number of demonstrations in the context. Must be at least 1; the paper's BBQ prompt has 4.
         instruction: Text before the demonstrations.
-        seed: Seed of their selection.
+        seed: Seed by which the demonstrations are selected.
+
+    Raises:
+        SettingError: A value is out of range.
 
     Example:
         >>> ICLConfig(shots=2).shots
@@ -33,22 +36,22 @@ class ICLConfig(Config):
 
 
 class InContextLearning(RecordedIntervention):
-    """Few-shot prompting: ``Q: prompt``, ``A: positive`` of a few demonstrations before every prompt."""
+    """Few-shot prompting: a few demonstrations as ``Q: prompt`` and ``A: positive`` before every prompt."""
 
     @property
     def prefix(self) -> str:
-        """The demonstrations as text."""
+        """Text of the demonstrations, put before every prompt."""
         return str(self.settings["prefix"])
 
     def install(self, model: Any, handle: EditHandle) -> None:
-        """Leave the model as it is: the prompt is what changes."""
+        """Do nothing: the method changes prompts, not the model."""
 
 
 def _fit(context: FitContext, config: ICLConfig) -> InContextLearning:
     found = list(context.demonstrations)
     if len(found) < config.shots:
         raise DemonstrationError(
-            f"shots is {config.shots}, but there are {len(found)} demonstrations; give more, or ask for fewer shots"
+            f"shots is {config.shots}, but there are {len(found)} demonstrations; give more, or fewer shots"
         )
     chosen = random.Random(config.seed).sample(found, config.shots)
     learned = {"prefix": few_shot_text(chosen, config.instruction)}
@@ -56,4 +59,4 @@ def _fit(context: FitContext, config: ICLConfig) -> InContextLearning:
 
 
 ICL = Method("icl", ICLConfig, InContextLearning, _fit)
-"""In-context learning: demonstrations before every prompt."""
+"""In-context learning, by demonstrations before every prompt."""

@@ -107,8 +107,8 @@ def _fit_layer(
     # From the weight, not from the module: in a narrow type, adding its bias would round the shift away.
     moved = (weight.double() @ torch.from_numpy(shift.reshape(-1))).float()
     layer_edit = AffineEdit.constant(moved)
-    parameter = next(site.module.parameters())
-    outputs = site.module(rows[0].to(parameter.device, parameter.dtype)).float().cpu()
+    bias = getattr(site.module, "bias", None)
+    outputs = rows[0] @ weight.T + (0 if bias is None else bias.float().cpu())
     figures = {"shift_norm": float(moved.norm()), "signature": signature(rows[1], rows[2])}
     return LayerFit(layer_edit, layer_edit.relative_change(outputs, strength), figures)
 

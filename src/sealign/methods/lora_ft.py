@@ -1,4 +1,4 @@
-"""LoRA-FT: supervised fine-tuning on the positives."""
+"""LoRA-FT: supervised fine-tuning of a LoRA on the positives."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LoRAFTConfig(LoRATrainingConfig):
 
 
 class LoRAFineTuning(RecordedIntervention):
-    """A LoRA trained on prompts and positives (Hu et al. 2022, arXiv 2106.09685), on every linear layer."""
+    """A LoRA of every linear layer, trained on prompts and positives (Hu et al. 2022, arXiv 2106.09685)."""
 
     def install(self, model: Any, handle: EditHandle) -> None:
         """Add the LoRA to the model."""

@@ -1,7 +1,8 @@
-"""LoRA fine-tuning with PEFT and transformers' Trainer, and an adapter that is put on a model and taken off."""
+"""Train a LoRA with PEFT and the Trainer of transformers, and install it on a model."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +15,16 @@ from torch import Tensor
 from sealign.configuration import Config
 from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
-from sealign.models.batching import pad_token
+from sealign.models.batching import pad_right, pad_token
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.structure import context_length, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ADAPTER = "default"
+
+IGNORED = -100
+"""Label of a token that does not count in the loss."""
 
 
 class LoRATrainingConfig(Config):
@@ -53,7 +56,7 @@ class LoRATrainingConfig(Config):
 
 @contextmanager
 def _injected(model: Any, training: LoRATrainingConfig) -> Iterator[Any]:
-    """A LoRA on every linear layer, gone without a trace when the block ends."""
+    """Add a LoRA to every linear layer inside a block; afterwards the model is as before."""
     from peft import LoraConfig, get_peft_model
 
     base = unwrap_model(model)
@@ -81,22 +84,21 @@ def train_lora(
     *,
     checkpoint_dir: Path | None = None,
 ) -> dict[str, Tensor]:
-    """Fine-tune a LoRA on prompts and completions, and return its tensors by PEFT's names; the model stays as it was.
+    """Train a LoRA on prompts and completions, and return its tensors by PEFT's names.
 
-    The loss is the cross-entropy of the completion and the end token; the prompt is not learnt.
+    The loss is the cross-entropy of the completion and the end token, given the prompt. The model is as before when
+    the training ends.
 
     Args:
-        model: the base model.
-        tokenizer: its own.
-        pairs: prompt and completion of each example.
-        training: settings.
-        checkpoint_dir: where each epoch is kept, so that a killed run continues from the last.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        pairs: Prompt and completion of each example.
+        training: Settings of the LoRA and its training.
+        checkpoint_dir: Folder for a checkpoint after each epoch, so that an interrupted run continues from the last.
 
     Raises:
-        DemonstrationError: an example is longer than the model's context.
+        DemonstrationError: An example is longer than the model's context.
     """
-    import tempfile
-
     from peft import get_peft_model_state_dict
 
     rows = _encode(model, tokenizer, pairs)
@@ -127,7 +129,7 @@ def _encode(
                 f"demonstration {number} is {len(ids)} tokens long, but the model's context is {limit}; shorten it or "
                 "leave it out"
             )
-        rows.append({"input_ids": ids, "labels": [-100] * start + ids[start:]})
+        rows.append({"input_ids": ids, "labels": [IGNORED] * start + ids[start:]})
     return rows
 
 
@@ -142,16 +144,13 @@ def _train(
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
-    pad = pad_token(tokenizer)
+    pad, cpu = pad_token(tokenizer), torch.device("cpu")
 
     def collate(batch: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
-        width = max(len(row["input_ids"]) for row in batch)
-
-        def padded(name: str, value: int) -> Tensor:
-            return torch.tensor([list(row[name]) + [value] * (width - len(row[name])) for row in batch])
-
-        mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in batch])
-        return {"input_ids": padded("input_ids", pad), "labels": padded("labels", -100), "attention_mask": mask}
+        # The collators of transformers pad by the tokenizer, which may have no pad token.
+        ids, mask = pad_right([row["input_ids"] for row in batch], pad, cpu)
+        labels, _ = pad_right([row["labels"] for row in batch], IGNORED, cpu)
+        return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -176,7 +175,17 @@ def _train(
 
 
 def install_lora(model: Any, tensors: Mapping[str, Tensor], training: LoRATrainingConfig, handle: EditHandle) -> Any:
-    """Add a trained LoRA to a model, and return the object that switches it with ``enable_adapter_layers``."""
+    """Add a trained LoRA to a model until a handle is detached.
+
+    Args:
+        model: The base model.
+        tensors: Tensors of the LoRA by PEFT's names.
+        training: Settings with which it was trained.
+        handle: Handle that removes it.
+
+    Returns:
+        PEFT's ``LoraModel``, which switches the LoRA by ``enable_adapter_layers`` and ``disable_adapter_layers``.
+    """
     from peft import set_peft_model_state_dict
 
     adapted = handle.stack.enter_context(_injected(model, training))

@@ -37,8 +37,8 @@ class FitContext:
         model: The base model; fitting leaves it as it is.
         tokenizer: Tokenizer of the model.
         demonstrations: At least 2, or none if the method needs none.
-        checkpoint_dir: Folder for finished parts of all fits; None keeps none.
-        keep: What is kept of the activations, and where; None chooses the smaller representation.
+        checkpoint_dir: Folder for finished parts of all fits; None to save none.
+        keep: How activations are stored; None chooses the smaller representation.
         track: Shows progress.
         started: Time at which the fit started, on the clock of ``time.perf_counter``.
     """
@@ -78,7 +78,7 @@ class FitContext:
         used = self.demonstrations
         given = {"learned": {}, "tensors_hash": tensors_hash({})} | parts
         settings = config.dump()
-        if isinstance(config, CollectConfig):  # as the tokenizer decides it, so that it can be read again alike
+        if isinstance(config, CollectConfig):  # resolved, so that activations can be collected again in the same way
             settings["prompt_format"] = dataclasses.asdict(config.prompt_format.resolve(self.tokenizer))
         return EditRecord(
             method=method,

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args, overload
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, overload
 
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
@@ -126,7 +124,7 @@ def fit_edit(
         config: Configuration of the method, such as ``SEAConfig`` or ``MeanDifferenceConfig``.
         checkpoint_dir: Folder for finished batches and epochs, so that a killed run continues where it stopped; all
             fits may share one.
-        keep: What is kept of the activations, and where; None chooses the smaller representation.
+        keep: How activations are stored. Default: the smaller representation, in a file if memory is short.
         track: Shows progress; see ``sealign.progress.Track``.
 
     Returns:
@@ -164,7 +162,8 @@ def fit_edit_from_activations(
     """Fit an edit from activations that were collected before: collect once, fit many.
 
     Args:
-        model: The model that the activations are of; it is read for its structure.
+        model: The model that the activations are of. It is run only if the configuration edits another site than it
+            reads, to measure the change there.
         tokenizer: Tokenizer of the model.
         activations: Activations at the configuration's ``read_site``, of at least the layers that it chooses.
         demonstrations: Those that the activations were collected from, for the record.
@@ -236,86 +235,3 @@ def load_edit(folder_or_repo_id: str | Path, *, revision: str | None = None) -> 
     if record.site is not None:  # any affine edit is understood, whatever method made it
         return Edit.from_record(record, tensors, place=place)
     raise EditFileError(f"'{place}': {unknown_name('method', record.method, METHODS)}")
-
-
-def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
-    """Return the settings of a method from texts, as on a command line.
-
-    Args:
-        name: Name of the method.
-        settings: By name of the setting, its value as text; ``training.rank`` is a setting inside another.
-
-    Raises:
-        SettingError: The method or a setting is unknown, or a text is not a value of its type.
-
-    Example:
-        >>> parse_settings("iti", {"heads": "12", "direction": "probe"})
-        {'heads': 12, 'direction': 'probe'}
-    """
-    config = get_method(name).config
-    given: dict[str, Any] = {}
-    for key, text in settings.items():
-        outer, _, inner = key.partition(".")
-        if outer not in config.model_fields:
-            raise SettingError(unknown_name(f"setting of {name}", key, config.model_fields))
-        if inner:
-            given.setdefault(outer, {})[inner] = _nested_value(config, name, outer, inner, text)
-        else:
-            given[key] = parse_value(text, config.model_fields[key].annotation, f"{name}'s {key}")
-    return given
-
-
-def _nested_value(config: type[Config], name: str, outer: str, inner: str, text: str) -> Any:
-    nested = config.model_fields[outer].annotation
-    if isinstance(nested, type) and issubclass(nested, BaseModel):
-        if inner not in nested.model_fields:
-            raise SettingError(unknown_name(f"setting of {name}", f"{outer}.{inner}", nested.model_fields))
-        return parse_value(text, nested.model_fields[inner].annotation, f"{name}'s {outer}.{inner}")
-    annotations = getattr(nested, "__dataclass_fields__", {})
-    if inner not in annotations:
-        raise SettingError(unknown_name(f"setting of {name}", f"{outer}.{inner}", annotations))
-    return text
-
-
-def parse_value(text: str, annotation: Any, name: str) -> Any:
-    """Return the value that a text stands for in a field of some type.
-
-    Two values with a comma between them are a pair; ``true`` and ``false`` are booleans.
-
-    Args:
-        text: What the user typed.
-        annotation: Type of the field.
-        name: Name of the setting, for messages.
-
-    Raises:
-        SettingError: The text is not a value of the type.
-
-    Example:
-        >>> parse_value("0.9,0.99", float | tuple[float, float], "explained_variance")
-        (0.9, 0.99)
-    """
-    if annotation is str or str in get_args(annotation):
-        return text
-    kinds = _scalar_kinds(annotation)
-    parts = [part.strip() for part in text.split(",")]
-    if bool in kinds and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    for kind in (int, float):
-        if kind in kinds and len(parts) <= 2:
-            try:
-                values = tuple(kind(part) for part in parts)
-            except ValueError:
-                continue
-            return values[0] if len(values) == 1 else values
-    if str in kinds:
-        return text
-    wanted = "true or false" if bool in kinds else "a number" if float in kinds else "an integer"
-    raise SettingError(f"{name} is '{text}', but it must be {wanted}")
-
-
-def _scalar_kinds(annotation: Any) -> set[Any]:
-    """Return the scalar types in an annotation; a ``Literal`` of strings counts as a string."""
-    found = {kind for kind in (int, float, bool, str) if annotation is kind}
-    for part in get_args(annotation):
-        found |= {str} if isinstance(part, str) else _scalar_kinds(part)
-    return found
