@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sealign
 from sealign.errors import EditFileError, ExportError, FingerprintError
 from sealign.export.lora import export_lora
+from tests.export.made_edits import affine, edit_of, random_edit
 from tests.tiny_models import build_model, logits
 
 peft = pytest.importorskip("peft")
@@ -20,123 +22,151 @@ peft = pytest.importorskip("peft")
 DENSE = ["llama", "qwen2", "gemma2", "gemma3", "phi3", "olmo2", "granite", "smollm3", "mistral"]
 
 
-def _edit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> sealign.Edit:
-    chosen = {"layers": (1, 3), "normalization": "none", "batch_size": 4, "explained_variance": (0.9, 0.99)} | settings
-    return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**chosen))
-
-
-@pytest.mark.parametrize("site", ["mlp", "attention"])
-@pytest.mark.parametrize("name", DENSE)
-def test_peft_computes_what_the_hooks_compute(
-    tokenizer: Any, demonstrations: Any, tmp_path: Path, name: str, site: Any
-) -> None:
-    model = build_model(name, vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, site=site, strength=0.6)
-    paths = export_lora(model, edit, tmp_path / "adapter")
+def _check(model: Any, tokenizer: Any, edit: sealign.Edit, folder: Path) -> Any:
+    """Load the adapter and compare it with the hooks; return the adapted model."""
     base = logits(model, tokenizer)
     with sealign.apply_edit(model, edit):
         expected = logits(model, tokenizer)
     assert float((expected - base).abs().max()) > 1e-2
-    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    adapted = peft.PeftModel.from_pretrained(model, folder).eval()
     torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
-    touched = [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if hasattr(m, "lora_A")]
-    assert touched == paths
+    return adapted
+
+
+def _touched(adapted: Any) -> list[str]:
+    return [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if hasattr(m, "lora_A")]
+
+
+@pytest.mark.parametrize("site", ["mlp", "attention"])
+@pytest.mark.parametrize("name", DENSE)
+def test_peft_computes_what_the_hooks_compute(tokenizer: Any, tmp_path: Path, name: str, site: Any) -> None:
+    model = build_model(name, vocab_size=len(tokenizer))
+    edit = random_edit(model, tokenizer, site=site)
+    paths = export_lora(model, edit, tmp_path / "adapter")
+    with sealign.apply_edit(model, edit):
+        expected = logits(model, tokenizer)
+    adapted = _check(model, tokenizer, edit, tmp_path / "adapter")
+    assert _touched(adapted) == paths
     torch.testing.assert_close(logits(adapted.merge_and_unload(), tokenizer), expected, atol=2e-4, rtol=1e-4)
 
 
-def test_one_rank_for_all_layers_and_the_record(
-    llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
-) -> None:
-    from safetensors.torch import load_file
+def test_a_fitted_edit(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    config = sealign.SEAConfig(layers=(1, 3), normalization="none", batch_size=4, explained_variance=(0.9, 0.99))
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config).with_strength(0.6)
+    export_lora(model, edit, tmp_path / "adapter")
+    _check(model, tokenizer, edit, tmp_path / "adapter")
 
-    edit = _edit(llama, tokenizer, demonstrations)
-    ranks = [p.rank_positive + p.rank_negative for p in edit.projections.values()]
+
+def test_one_rank_for_all_layers_and_the_record(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    edit = edit_of(llama, tokenizer, {1: affine(48, rank=2), 3: affine(48, rank=5)})
     export_lora(llama, edit, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    assert config["r"] == config["lora_alpha"] == max(ranks)
+    assert config["r"] == config["lora_alpha"] == 5
     assert config["target_modules"] == ["down_proj"]
     assert config["layers_to_transform"] == [1, 3]
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert {tuple(t.shape) for n, t in tensors.items() if "lora_A" in n} == {(max(ranks), 80)}
-    assert {tuple(t.shape) for n, t in tensors.items() if "lora_B" in n} == {(48, max(ranks))}
+    assert {tuple(t.shape) for n, t in tensors.items() if "lora_A" in n} == {(5, 80)}
+    assert {tuple(t.shape) for n, t in tensors.items() if "lora_B" in n} == {(48, 5)}
     card = (tmp_path / "adapter" / "README.md").read_text()
-    for told in (edit.hash, edit.record.demonstrations_hash, "computes exactly", "layers: 1, 3"):
-        assert told in card
+    for text in (edit.hash, edit.record.demonstrations_hash, "computes what the edit computes", "layers: 1, 3"):
+        assert text is not None
+        assert text in card
     assert {entry.name for entry in (tmp_path / "adapter").iterdir()} == {
         "README.md", "adapter_config.json", "adapter_model.safetensors",
     }  # fmt: skip
 
 
-def test_names_that_several_modules_share(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
-    """Phi-3's and others' names end alike in attention and feed-forward blocks."""
+def test_names_that_several_modules_share(tokenizer: Any, tmp_path: Path) -> None:
+    """Names of Falcon's and other models' modules end alike in attention and feed-forward blocks."""
     model = build_model("falcon", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, site="attention")
-    paths = export_lora(model, edit, tmp_path / "adapter")
+    paths = export_lora(model, random_edit(model, tokenizer, site="attention"), tmp_path / "adapter")
     adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    touched = [n.removeprefix("base_model.model.") for n, m in adapted.named_modules() if hasattr(m, "lora_A")]
-    assert touched == paths
+    assert _touched(adapted) == paths
 
 
-def test_an_approximation_leaves_out_the_rescaling_only(
-    llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
-) -> None:
+def test_names_without_a_common_end(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """Matrices of two kinds have no common name; then the adapter names each by its whole path."""
     model = build_model("llama", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, normalization="token")
+    edit = edit_of(model, tokenizer, {1: affine(48)})
+    other = edit_of(model, tokenizer, {3: affine(48)}, site="attention")
+    layers = {**edit.record.layers, **other.record.layers}
+    mixed = sealign.Edit({**edit.layer_edits, **other.layer_edits}, dataclasses.replace(edit.record, layers=layers))
+    paths = export_lora(model, mixed, tmp_path / "adapter")
+    assert paths == ["model.layers.1.mlp.down_proj", "model.layers.3.self_attn.o_proj"]
+    assert sorted(_touched(_check(model, tokenizer, mixed, tmp_path / "adapter"))) == paths
+
+
+def test_an_approximation_leaves_out_the_rescaling_only(tokenizer: Any, tmp_path: Path) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    edit = random_edit(model, tokenizer, normalization="token")
     with pytest.raises(ExportError, match="rescaled per token"):
         export_lora(model, edit, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
     export_lora(model, edit, tmp_path / "adapter", approximate=True)
-    with sealign.apply_edit(model, edit.with_settings(normalization="none")):
-        expected = logits(model, tokenizer)
-    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
-    assert "this is an approximation" in (tmp_path / "adapter" / "README.md").read_text()
+    _check(model, tokenizer, edit.with_normalization("none"), tmp_path / "adapter")
+    assert "so it approximates the edit" in (tmp_path / "adapter" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("parts", "words"),
     [
-        ({"centered": True}, "centred, which needs a bias that a LoRA does not have; export a merged checkpoint"),
-        ({"combine": "positive"}, "'positive' also scales the whole activation"),
-        ({"combine": "average"}, "'average' also scales the whole activation"),
-        ({"feature_map": "elu"}, "feature map 'elu'"),
+        (
+            {"shift": True},
+            "adds a constant vector to the output of 'model.layers.1.mlp.down_proj', .*has none; export a",
+        ),
+        ({"center": True}, "adds a constant vector"),
+        ({"rank": 0, "shift": True}, "adds a constant vector"),
+        ({"scale": 0.5}, "scales the whole output of 'model.layers.1.mlp.down_proj', .*; export a merged checkpoint"),
         ({"site": "residual"}, "residual stream"),
     ],
 )
-def test_what_a_lora_cannot_carry(
-    llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path, settings: Any, words: str
-) -> None:
-    edit = _edit(llama, tokenizer, demonstrations, **settings)
+def test_what_a_lora_cannot_carry(llama: Any, tokenizer: Any, tmp_path: Path, parts: Any, words: str) -> None:
     with pytest.raises(ExportError, match=words):
-        export_lora(llama, edit, tmp_path / "adapter")
+        export_lora(llama, random_edit(llama, tokenizer, **parts), tmp_path / "adapter")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bias_that_the_edit_would_change(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_at_strength_0_every_edit_is_an_empty_lora(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    edit = random_edit(llama, tokenizer, strength=0.0, shift=True, scale=0.5)
+    export_lora(llama, edit, tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert not any(bool(tensor.any()) for name, tensor in tensors.items() if "lora_B" in name)
+
+
+def test_a_bias_that_the_edit_would_change(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("gpt2", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations)
-    # The random tiny model's biases are zero, which nothing can change.
+    edit = random_edit(model, tokenizer)
+    # The biases of the random tiny model are zero, which a linear edit does not change.
     export_lora(model, edit, tmp_path / "adapter")
     with torch.no_grad():
         model.transformer.h[3].mlp.c_proj.bias.add_(1.0)
-    with pytest.raises(ExportError, match=r"'transformer.h.3.mlp.c_proj' has a bias, which the edit changes"):
+    with pytest.raises(ExportError, match=r"the edit changes the bias of 'transformer.h.3.mlp.c_proj', which a LoRA"):
         export_lora(model, edit, tmp_path / "other")
 
 
-def test_transposed_weights(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_a_bias_where_the_edit_leaves_it_alone(tokenizer: Any, tmp_path: Path) -> None:
+    """A bias is no obstacle if it has no component in the directions that the edit reads."""
     model = build_model("gpt2", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations)
+    with torch.no_grad():
+        for layer in (1, 3):
+            model.transformer.h[layer].mlp.c_proj.bias[0] = 1.0
+    right = torch.zeros(1, 48)
+    right[0, 5] = 1.0  # orthogonal to the bias
+    edit = edit_of(model, tokenizer, {layer: sealign.AffineEdit(affine(48, rank=1).left, right) for layer in (1, 3)})
     export_lora(model, edit, tmp_path / "adapter")
-    with sealign.apply_edit(model, edit):
-        expected = logits(model, tokenizer)
-    adapted = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
-    torch.testing.assert_close(logits(adapted, tokenizer), expected, atol=2e-4, rtol=1e-4)
+    _check(model, tokenizer, edit, tmp_path / "adapter")
 
 
-def test_another_model_or_another_folder(
-    llama: Any, tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit, tmp_path: Path
-) -> None:
-    edit = _edit(llama, tokenizer, demonstrations)
+def test_transposed_weights(tokenizer: Any, tmp_path: Path) -> None:
+    model = build_model("gpt2", vocab_size=len(tokenizer))
+    edit = random_edit(model, tokenizer)
+    export_lora(model, edit, tmp_path / "adapter")
+    _check(model, tokenizer, edit, tmp_path / "adapter")
+
+
+def test_another_model_or_another_folder(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    edit = random_edit(llama, tokenizer)
     other = build_model("llama", vocab_size=len(tokenizer), intermediate_size=96)
     with pytest.raises(FingerprintError):
         export_lora(other, edit, tmp_path / "adapter")
@@ -145,5 +175,3 @@ def test_another_model_or_another_folder(
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     with pytest.raises(EditFileError, match="was not written by Sealign"):
         export_lora(llama, edit, tmp_path / "thesis")
-    record = dataclasses.replace(edit.record, tensors_hash="")
-    assert record.settings.normalization == "none"

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import sealign
 from sealign.errors import ExportError, FingerprintError
 from sealign.export.merged import export_merged
+from tests.export.made_edits import random_edit
 from tests.tiny_models import build_model, logits
 
 NAMES = [
@@ -31,18 +32,23 @@ NAMES = [
 ]
 
 
-def _edit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> sealign.Edit:
-    chosen = {"layers": (1, 3), "normalization": "none", "batch_size": 4, "rank": (3, 2), "strength": 0.6} | settings
-    return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(**chosen))
-
-
 def _save(model: Any, tokenizer: Any, folder: Path, **kwargs: Any) -> Path:
     model.save_pretrained(folder, **kwargs)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def _check(model: Any, edit: Any, tokenizer: Any, merged: Path) -> Any:
+def _with_biases(model: Any) -> Any:
+    """Give a model biases that are not zero, where it has any."""
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if key.endswith("bias"):
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def _check(model: Any, edit: Any, tokenizer: Any, merged: Path, *, tolerance: float = 2e-4) -> Any:
+    """Load the checkpoint in its own type and compare it with the hooks; return the loaded model."""
     from transformers import AutoModelForCausalLM
 
     with sealign.apply_edit(model, edit):
@@ -51,21 +57,16 @@ def _check(model: Any, edit: Any, tokenizer: Any, merged: Path) -> Any:
     loaded, report = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    torch.testing.assert_close(logits(loaded.eval(), tokenizer), expected, atol=2e-4, rtol=1e-4)
+    assert loaded.dtype == model.dtype
+    torch.testing.assert_close(logits(loaded.eval(), tokenizer), expected, atol=tolerance, rtol=min(tolerance, 1e-4))
     return loaded
 
 
-@pytest.mark.parametrize("combine", ["both", "positive"])
+@pytest.mark.parametrize("scale", [0.0, 0.4])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_reload_computes_what_the_hooks_compute(
-    tokenizer: Any, demonstrations: Any, tmp_path: Path, name: str, combine: Any
-) -> None:
-    model = build_model(name, vocab_size=len(tokenizer))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith("bias"):
-                parameter.normal_(0, 0.1)
-    edit = _edit(model, tokenizer, demonstrations, combine=combine)
+def test_a_reload_computes_what_the_hooks_compute(tokenizer: Any, tmp_path: Path, name: str, scale: float) -> None:
+    model = _with_biases(build_model(name, vocab_size=len(tokenizer)))
+    edit = random_edit(model, tokenizer, scale=scale)
     source = _save(model, tokenizer, tmp_path / "base")
     before = {entry.name: entry.read_bytes() for entry in source.iterdir()}
     changed = export_merged(source, edit, tmp_path / "merged")
@@ -77,9 +78,44 @@ def test_a_reload_computes_what_the_hooks_compute(
 
 
 @pytest.mark.parametrize("site", ["mlp", "attention"])
-def test_a_centred_edit_switches_the_bias_on(tokenizer: Any, demonstrations: Any, tmp_path: Path, site: Any) -> None:
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_every_part_of_an_edit_in_float64(tokenizer: Any, tmp_path: Path, name: str, site: Any) -> None:
+    """GPT-2's matrices have biases; Llama's get them by a switch of its configuration."""
+    model = _with_biases(build_model(name, vocab_size=len(tokenizer)).double())
+    edit = random_edit(model, tokenizer, site=site, scale=0.3, shift=True, center=True)
+    export_merged(_save(model, tokenizer, tmp_path / "base"), edit, tmp_path / "merged")
+    # Llama's norms round to float32 inside, so that a difference of 1e-16 may become one of 1e-7.
+    _check(model, edit, tokenizer, tmp_path / "merged", tolerance=1e-6)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        sealign.MeanDifferenceConfig(site="mlp", layers=(1, 3), strength=2.0, batch_size=4),
+        sealign.MeanDifferenceConfig(site="attention", layers=(1, 3), strength=-1.5, batch_size=4),
+        sealign.ITIConfig(heads=3, alpha=5.0, strength=0.5, batch_size=4),
+        sealign.LEACEConfig(site="mlp", layers=(1, 3), strength=0.7, batch_size=4),
+        sealign.SEAConfig(centered=True, rank=(3, 2), layers=(1, 3), normalization="none", batch_size=4),
+        sealign.SEAConfig(combine="positive", rank=3, layers=(1, 3), site="attention", normalization="none"),
+    ],
+    ids=["mean_difference-mlp", "mean_difference-attention", "iti", "leace", "sea-centered", "sea-positive"],
+)
+def test_edits_of_every_affine_method(
+    tokenizer: Any, demonstrations: Any, tmp_path: Path, name: str, config: Any
+) -> None:
+    model = _with_biases(build_model(name, vocab_size=len(tokenizer)))
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+    changed = export_merged(_save(model, tokenizer, tmp_path / "base"), edit, tmp_path / "merged")
+    if edit.rank == 0:  # a pure shift leaves the weights alone
+        assert all(key.endswith("bias") for key in changed)
+    _check(model, edit, tokenizer, tmp_path / "merged")
+
+
+@pytest.mark.parametrize("site", ["mlp", "attention"])
+def test_a_constant_part_switches_the_biases_on(tokenizer: Any, tmp_path: Path, site: Any) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, centered=True, site=site)
+    edit = random_edit(model, tokenizer, site=site, center=True)
     export_merged(_save(model, tokenizer, tmp_path / "base"), edit, tmp_path / "merged")
     loaded = _check(model, edit, tokenizer, tmp_path / "merged")
     assert getattr(loaded.config, f"{site}_bias") is True
@@ -89,9 +125,9 @@ def test_a_centred_edit_switches_the_bias_on(tokenizer: Any, demonstrations: Any
     assert len(biases) == 4 * (3 if site == "mlp" else 4)
 
 
-def test_shards_stay_shards(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_shards_stay_shards(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, centered=True)
+    edit = random_edit(model, tokenizer, shift=True)
     source = _save(model, tokenizer, tmp_path / "base", max_shard_size="100KB")
     names = {entry.name for entry in source.glob("*.safetensors")}
     assert len(names) > 2
@@ -103,26 +139,24 @@ def test_shards_stay_shards(tokenizer: Any, demonstrations: Any, tmp_path: Path)
     assert index["metadata"]["total_size"] == sizes
 
 
-def test_narrow_types_stay(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_narrow_types_stay(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations)
+    edit = random_edit(model, tokenizer)
     source = _save(model.bfloat16(), tokenizer, tmp_path / "base")
     export_merged(source, edit, tmp_path / "merged", ignore_mismatch=False)
     old, new = (load_file(folder / "model.safetensors") for folder in (source, tmp_path / "merged"))
     name = "model.layers.3.mlp.down_proj.weight"
     assert new[name].dtype == torch.bfloat16
-    projection = edit.projections[3]
-    left = torch.cat([projection.positive, -projection.negative], 1).double()
-    right = torch.cat([projection.positive, projection.negative], 1).double().T
-    expected = old[name].double() + 0.6 * left @ (right @ old[name].double())
+    left, right = edit.affine_edits[3].left.double(), edit.affine_edits[3].right.double()
+    expected = old[name].double() + 0.6 * (left @ (right @ old[name].double()))
     assert torch.equal(new[name], expected.bfloat16())
 
 
-def test_everything_else_is_carried(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_everything_else_is_carried(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
     source = _save(model, tokenizer, tmp_path / "base")
     (source / "pytorch_model.bin").write_bytes(b"old weights")
-    export_merged(source, _edit(model, tokenizer, demonstrations), tmp_path / "merged")
+    export_merged(source, random_edit(model, tokenizer), tmp_path / "merged")
     carried = {entry.name for entry in (tmp_path / "merged").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md"} <= carried
     assert "pytorch_model.bin" not in carried
@@ -131,15 +165,15 @@ def test_everything_else_is_carried(tokenizer: Any, demonstrations: Any, tmp_pat
     assert loaded.config.num_hidden_layers == 4
 
 
-def test_refusals(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_refusals(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
     source = _save(model, tokenizer, tmp_path / "base")
     target = tmp_path / "merged"
-    linear = _edit(model, tokenizer, demonstrations)
+    linear = random_edit(model, tokenizer)
     cases: list[tuple[Any, str]] = [
-        (linear.with_settings(normalization="token"), "rescaled per token"),
-        (_edit(model, tokenizer, demonstrations, site="residual"), "residual stream"),
-        (linear.with_settings(strength=1e30), "model.layers.1.mlp.down_proj.weight' holds NaN or infinity"),
+        (linear.with_normalization("token"), "rescaled per token"),
+        (random_edit(model, tokenizer, site="residual"), "residual stream"),
+        (linear.with_strength(1e30), "model.layers.1.mlp.down_proj.weight' holds NaN or infinity"),
     ]
     half = {key: value.half() for key, value in load_file(source / "model.safetensors").items()}
     narrow = tmp_path / "narrow"
@@ -160,16 +194,17 @@ def test_refusals(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".merged*"))
 
 
-def test_no_bias_to_switch_on(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_no_bias_to_switch_on(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("qwen2", vocab_size=len(tokenizer))
-    edit = _edit(model, tokenizer, demonstrations, centered=True)
+    edit = random_edit(model, tokenizer, shift=True)
     with pytest.raises(
-        ExportError, match="needs a bias on 'model.layers.1.mlp.down_proj', and this architecture has none"
+        ExportError,
+        match=r"to the output of 'model.layers.1.mlp.down_proj', which needs a bias, .* one there; serve it with",
     ):
         export_merged(_save(model, tokenizer, tmp_path / "base"), edit, tmp_path / "merged")
 
 
-def test_integers_are_not_merged(tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
+def test_integers_are_not_merged(tokenizer: Any, tmp_path: Path) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
     source = _save(model, tokenizer, tmp_path / "base")
     tensors = load_file(source / "model.safetensors")
@@ -177,4 +212,4 @@ def test_integers_are_not_merged(tokenizer: Any, demonstrations: Any, tmp_path: 
     tensors[name] = tensors[name].to(torch.int8)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ExportError, match="is stored as torch.int8, which a merge cannot change; export a LoRA"):
-        export_merged(source, _edit(model, tokenizer, demonstrations), tmp_path / "merged")
+        export_merged(source, random_edit(model, tokenizer), tmp_path / "merged")

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 import sealign
-from sealign.export.verify import Outputs, compare_outputs, measure_deviation, model_outputs, reference_outputs
+from sealign.errors import FingerprintError
+from sealign.export.verify import Outputs, compare_outputs, model_outputs, reference_outputs
+from tests.export.made_edits import random_edit
+from tests.tiny_models import build_model
 
 PROMPTS = ["The town lies by the river.", "Bread is baked, and then sold.", "Ask the clerk at the counter:"]
 
@@ -72,22 +75,13 @@ def test_shares_of_equal_tokens() -> None:
     assert compare_outputs("x", base, empty, empty, tolerance=1).same_tokens == 1.0
 
 
-@torch.no_grad()
-def test_deviation_of_leaving_out_the_rescaling(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    found = measure_deviation(llama, tokenizer, small_edit, PROMPTS)
-    divergences, same = [], []
-    for prompt in PROMPTS:
-        ids = torch.tensor([tokenizer.encode(prompt)])
-        logs = []
-        for normalization in ("token", "none"):
-            with sealign.apply_edit(llama, small_edit.with_settings(normalization=normalization)):  # type: ignore[arg-type]
-                logs.append(torch.log_softmax(llama(ids).logits[0].double(), -1))
-        kl = torch.nn.functional.kl_div(logs[1], logs[0], log_target=True, reduction="none").sum(-1)
-        divergences += kl.tolist()
-        same += (logs[0].argmax(-1) == logs[1].argmax(-1)).tolist()
-    assert found.mean_divergence == pytest.approx(np.mean(divergences), rel=1e-6)
-    assert found.largest_divergence == pytest.approx(max(divergences), rel=1e-6)
-    assert found.same_top == pytest.approx(np.mean(same))
-    linear = measure_deviation(llama, tokenizer, small_edit.with_settings(normalization="none"), PROMPTS)
-    assert linear.largest_divergence == pytest.approx(0, abs=1e-12)
-    assert linear.same_top == 1.0
+def test_a_model_of_another_fingerprint(llama: Any, tokenizer: Any) -> None:
+    edit = random_edit(llama, tokenizer)
+    other = build_model("llama", vocab_size=len(tokenizer), intermediate_size=96)
+    with pytest.raises(FingerprintError):
+        reference_outputs(other, tokenizer, edit, PROMPTS)
+    base, edited = reference_outputs(other, tokenizer, edit, PROMPTS, ignore_mismatch=True)
+    plain = model_outputs(other, tokenizer, PROMPTS)
+    for one, two, three in zip(base.log_probabilities, plain.log_probabilities, edited.log_probabilities, strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert np.abs(one - three).max() > 1e-3
