@@ -151,7 +151,7 @@ def test_models_split_over_memory_and_disk(
 ) -> None:
     """Two at once, with parameters of the same names; a mixture's experts are written again when it is loaded."""
     monkeypatch.setenv("SEALIGN_CACHE", str(tmp_path / "cache"))
-    config = sealign.FitConfig(layers="all", rank=(3, 2))
+    config = sealign.SEAConfig(layers="all", rank=(3, 2))
     ids = torch.tensor([[7, 31, 12, 55, 90, 23]])
     whole, split = {}, {}
     for seed in (0, 1):
@@ -173,9 +173,10 @@ def test_models_split_over_memory_and_disk(
         edit, expected = (
             sealign.fit_edit(one, tokenizer, demonstrations, config=config) for one in (model, whole[seed])
         )
-        for layer, projection in expected.projections.items():
-            u, v = edit.projections[layer].positive, projection.positive
-            torch.testing.assert_close(u @ u.T, v @ v.T, atol=1e-4, rtol=1e-4)
+        assert expected.layers == [0, 1, 2, 3]
+        for layer, change in expected.affine_edits.items():
+            found = edit.affine_edits[layer]
+            torch.testing.assert_close(found.left @ found.right, change.left @ change.right, atol=1e-4, rtol=1e-4)
         logits = []
         for one in (model, whole[seed]):
             with torch.no_grad(), sealign.apply_edit(one, expected):
@@ -265,7 +266,7 @@ def test_another_real_model_with_a_norm_after_the_mlp(tmp_path: Path) -> None:
     folder = embedded.convert_gguf(Path(package.assemble(source)), cache_dir() / "models")
     model, tokenizer = sealign.load_model(str(folder), dtype="float32", device="cpu")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
-    config = sealign.FitConfig(explained_variance=0.9, centered=True, strength=0.3, layers="last:12")
+    config = sealign.SEAConfig(explained_variance=0.9, centered=True, strength=0.3, layers="last:12")
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     assert edit.modules[0] == "model.layers.6.mlp"
     ids = torch.tensor([tokenizer.encode("The capital of France is")])

@@ -49,10 +49,10 @@ found = {"base": logits()}
 edit = sealign.Edit.from_pretrained(folder / "edit")
 with sealign.apply_edit(model, edit):
     found["edited"] = logits()
-config = sealign.FitConfig(layers="all", rank=(3, 2))
+config = sealign.SEAConfig(layers="all", rank=(3, 2))
 fitted = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
-for layer, projection in fitted.projections.items():
-    found[f"positive.{layer}"] = projection.positive
+for layer, change in fitted.affine_edits.items():
+    found[f"change.{layer}"] = change.left @ change.right
 with worker_group():
     try:
         sealign.fit_edit(model, tokenizer, demonstrations, config=config)
@@ -93,7 +93,7 @@ def test_split_over_two_processes(
         torch.testing.assert_close(found["base"], model(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
         with sealign.apply_edit(model, small_edit):
             torch.testing.assert_close(found["edited"], model(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
-    whole = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(layers="all", rank=(3, 2)))
-    for layer, projection in whole.projections.items():
-        u, v = found[f"positive.{layer}"], projection.positive
-        torch.testing.assert_close(u @ u.T, v @ v.T, atol=1e-4, rtol=1e-4)
+    whole = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(layers="all", rank=(3, 2)))
+    assert whole.layers == [0, 1, 2, 3]
+    for layer, change in whole.affine_edits.items():
+        torch.testing.assert_close(found[f"change.{layer}"], change.left @ change.right, atol=1e-4, rtol=1e-4)
