@@ -1,4 +1,4 @@
-"""Small data sets in the Hub's schemas, and results with planted effects, for the tests of evaluation."""
+"""Small data sets in the schemas of the Hub, and results with planted effects, for the tests of evaluation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sealign.edits.record import EditSettings, ModelRecord
+from sealign.edits.record import ModelRecord
 from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.evaluation.results import Arm, DamageRecord, Metric, Results, Scores, Task
 
@@ -17,9 +17,7 @@ HARNESS_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
     for kind in ("DeprecationWarning", "FutureWarning", "ResourceWarning", "UserWarning")
 ]
-"""Raised inside the harness and its libraries."""
-
-SETTINGS = EditSettings("mlp", "both", "token", 0.5, "identity", False)
+"""Warnings that the harness and its libraries raise."""
 
 
 def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
@@ -99,9 +97,21 @@ def write_controls(folder: Path) -> None:
     )
 
 
-def _arm(kind: Any, of: str | None = None, seed: int | None = None) -> Arm:
-    settings = None if kind == "base" else SETTINGS
-    return Arm(kind, of, of and f"edits/{of}", None if kind == "base" else f"{of}{kind}{seed}", seed, settings, [1], {})
+def _arm(kind: Any, edit: str | None = None, seed: int | None = None) -> Arm:
+    if edit is None:
+        return Arm(kind=kind)
+    return Arm(
+        kind=kind,
+        edit=edit,
+        source=f"edits/{edit}" if kind == "edit" else None,
+        method="sea",
+        config={"rank": 2, "layers": [1]},
+        strength=0.5,
+        layers=[1],
+        hash=f"{edit}{kind}{seed}",
+        seed=seed,
+        fit_seconds=0.25 if kind == "edit" else None,
+    )
 
 
 def _damage(rise: float) -> DamageRecord:
@@ -123,13 +133,17 @@ def planted_results(gain: float = 0.0, *, random_gain: float = 0.0, rise: float 
         return Scores((base + shift + noise).tolist(), None)
 
     everything = list(range(items))
+
+    def metric(aim: Any, arms: dict[str, Scores], items: list[int] = everything, **changes: Any) -> Metric:
+        plain = {"scale": 1.0, "offset": 0.0, "headline": True}
+        return Metric(items=items, aim=aim, arms=arms, **(plain | changes))
+
     first = Task(
-        "2.0",
-        [f"question {item}" for item in everything],
-        None,
-        {"mc2": Metric(everything, "higher", 1.0, 0.0, True, {name: scores(name) for name in names})},
-        {name: [f"answer {item} of {name}" for item in everything] for name in names},
-        [],
+        version="2.0",
+        questions=[f"question {item}" for item in everything],
+        groups=None,
+        metrics={"mc2": metric("higher", {name: scores(name) for name in names})},
+        answers={name: [f"answer {item} of {name}" for item in everything] for name in names},
     )
     known = (generator.random(items) < 0.8).astype(float)
     biased = known * (generator.random(items) < 0.6)
@@ -139,18 +153,19 @@ def planted_results(gain: float = 0.0, *, random_gain: float = 0.0, rise: float 
     def part(chosen: list[int]) -> dict[str, Scores]:
         return {name: Scores([s.numerators[i] for i in chosen], None) for name, s in accuracy.items()}
 
+    old, one = everything[:-1], everything[-1:]
     second = Task(
-        "1.0",
-        [f"who was it, {item}?" for item in everything],
-        [f"template {item // 4}" for item in everything],
-        {
-            "acc": Metric(everything, "higher", 1.0, 0.0, True, accuracy),
-            "bias": Metric(everything, 0.0, 2.0, -1.0, True, ratio),
-            "acc/Age": Metric(everything[:-1], "higher", 1.0, 0.0, False, part(everything[:-1])),
-            "acc/Religion": Metric(everything[-1:], "higher", 1.0, 0.0, False, part(everything[-1:])),
+        version="1.0",
+        questions=[f"who was it, {item}?" for item in everything],
+        groups=[f"template {item // 4}" for item in everything],
+        metrics={
+            "acc": metric("higher", accuracy),
+            "bias": metric(0.0, ratio, scale=2.0, offset=-1.0),
+            "acc/Age": metric("higher", part(old), old, headline=False),
+            "acc/Religion": metric("higher", part(one), one, headline=False),
         },
-        {name: ["unknown"] * items for name in names},
-        ["Something was left out"],
+        answers={name: ["unknown"] * items for name in names},
+        notes=["Something was left out"],
     )
     kinds = [("base", None, None), ("edit", "mild", None), ("random", "mild", 0), ("random", "mild", 1)]
     arms = {name: _arm(*kind) for name, kind in zip(names, [*kinds, ("reversed", "mild", None)], strict=True)}

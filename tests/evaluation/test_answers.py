@@ -8,8 +8,8 @@ import torch
 
 import sealign
 from sealign.errors import FingerprintError, SettingError
-from sealign.evaluation import answers
 from sealign.evaluation.answers import Answers, compare_answers
+from sealign.models import generation
 from sealign.models.generation import room_for_answer
 from sealign.models.prompt_format import PromptFormat
 from tests.conftest import our_hooks
@@ -42,14 +42,14 @@ def test_answers_are_greedy_with_and_without_the_edit(llama: Any, tokenizer: Any
 def test_an_answer_does_not_depend_on_the_other_prompts(
     llama: Any, tokenizer: Any, small_edit: sealign.Edit, normalization: Any
 ) -> None:
-    edit = small_edit.with_settings(normalization=normalization)
+    edit = small_edit.with_normalization(normalization)
     together = compare_answers(llama, tokenizer, edit, PROMPTS, max_new_tokens=6)
     alone = [compare_answers(llama, tokenizer, edit, [prompt], max_new_tokens=6)[0] for prompt in PROMPTS]
     assert together == alone
 
 
 def test_rescaling_per_feature_sees_the_whole_sequence(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    edit = small_edit.with_settings(normalization="feature")
+    edit = small_edit.with_normalization("feature")
     found = compare_answers(llama, tokenizer, edit, PROMPTS, prompt_format=PLAIN, max_new_tokens=5)
     with sealign.apply_edit(llama, edit):
         assert [answer.edited for answer in found] == [greedy(llama, tokenizer, prompt, 5) for prompt in PROMPTS]
@@ -59,9 +59,7 @@ def test_strength_in_place_of_the_edits_own(llama: Any, tokenizer: Any, small_ed
     none = compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=0.0, max_new_tokens=6)
     assert [answer.edited for answer in none] == [answer.base for answer in none]
     strong = compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=2.0, max_new_tokens=6)
-    assert strong == compare_answers(
-        llama, tokenizer, small_edit.with_settings(strength=2.0), PROMPTS, max_new_tokens=6
-    )
+    assert strong == compare_answers(llama, tokenizer, small_edit.with_strength(2.0), PROMPTS, max_new_tokens=6)
     with pytest.raises(SettingError, match="must be finite"):
         compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=float("nan"))
 
@@ -103,23 +101,23 @@ def test_the_context_bounds_prompts_and_answers(
 ) -> None:
     # Learnt positions: one token more than the context would be an index error in the model.
     model = tiny_model("gpt2")
-    config = sealign.FitConfig(rank=2, layers=(1, 2), prompt_format=PLAIN)
+    config = sealign.SEAConfig(rank=2, layers=(1, 2), prompt_format=PLAIN)
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     prompt = tokenizer.decode(tokenizer.encode("ice " * 300)[:250])
     length = len(PLAIN.encode_prompt(tokenizer, prompt))
     assert 240 < length < 256
     (answer,) = compare_answers(model, tokenizer, edit, [prompt], prompt_format=PLAIN, max_new_tokens=64)
     assert answer.base == greedy(model, tokenizer, prompt, 256 - length)
-    with pytest.raises(SettingError, match=r"prompt 2 of 2 is \d+ tokens long, but the model's context is 256"):
+    with pytest.raises(SettingError, match=r"prompt 2 of 2 is \d+ tokens long, but the context of the model is 256"):
         compare_answers(model, tokenizer, edit, ["a", prompt * 2], prompt_format=PLAIN)
 
 
 def test_room_for_answer(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert room_for_answer(llama, 255, "it", "cut it") == 1
-    with pytest.raises(SettingError, match="it is 256 tokens long, but the model's context is 256, .*; cut it"):
+    with pytest.raises(SettingError, match="it is 256 tokens long, but the context of the model is 256 .*; cut it"):
         room_for_answer(llama, 256, "it", "cut it")
     # Some architectures have no bound.
-    monkeypatch.setattr(answers, "context_length", lambda _: None)
+    monkeypatch.setattr(generation, "context_length", lambda _: None)
     assert room_for_answer(llama, 10**6, "it", "cut it") > 10**6
 
 

@@ -75,7 +75,7 @@ def _renamed(results: Results, name: str) -> Results:
     """The same results with another name for the edit."""
     arms = {}
     for old, arm in results.arms.items():
-        arms[old.replace("mild", name)] = dataclasses.replace(arm, of=arm.of and name)
+        arms[old.replace("mild", name)] = dataclasses.replace(arm, edit=arm.edit and name)
     tasks = {
         task: dataclasses.replace(
             found,
@@ -120,10 +120,13 @@ def test_only_items_that_both_have_are_compared() -> None:
 def test_evaluations_that_do_not_belong_together() -> None:
     first, second = planted_results(), planted_results()
     alone = dataclasses.replace(second, tasks={"other": second.tasks["bbq"]})
-    with pytest.raises(ResultsFileError, match="share no task: one has truthfulqa_mc2, bbq, the other other; eval"):
+    with pytest.raises(
+        ResultsFileError, match="have no task in common: one has truthfulqa_mc2, bbq, the other has other; eval"
+    ):
         compare_results(first, alone)
     second.tasks["bbq"].questions[2] = "something else"
     with pytest.raises(
-        ResultsFileError, match="item 2 of task 'bbq' is not the same .*'who was it, 2.*'something else'"
+        ResultsFileError,
+        match="item 2 of task 'bbq' differs between the evaluations .*'who was it, 2.*'something else'",
     ):
         compare_results(first, second)

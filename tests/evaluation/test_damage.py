@@ -51,13 +51,13 @@ def test_several_edits_are_measured_apart(llama: Any, tokenizer: Any, small_edit
 
 
 def test_no_edit_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    damage = measure_damage(llama, tokenizer, small_edit.with_settings(strength=0.0), texts=TEXTS)
+    damage = measure_damage(llama, tokenizer, small_edit.with_strength(0.0), texts=TEXTS)
     assert damage.loss_increase == 0
     assert damage.mean_divergence == pytest.approx(0, abs=1e-9)
 
 
 def test_per_feature_edits_run_one_text_at_a_time(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    edit = small_edit.with_settings(normalization="feature")
+    edit = small_edit.with_normalization("feature")
     assert measure_damage(llama, tokenizer, edit, texts=TEXTS, batch_size=3).loss_increase != 0
 
 
@@ -65,10 +65,10 @@ def test_per_feature_edits_run_one_text_at_a_time(llama: Any, tokenizer: Any, sm
 def test_a_destroyed_model_shows(smollm2: Any) -> None:
     """The damage that hides behind a gain in MC2: a strong edit of many layers."""
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=60)
-    config = sealign.FitConfig(explained_variance=0.9, centered=True)
+    config = sealign.SEAConfig(explained_variance=0.9, centered=True)
     edit = sealign.fit_edit(*smollm2, demonstrations, config=config)
     texts = bundled_texts()[:2]
     strong = measure_damage(*smollm2, edit, texts=texts)
-    mild = measure_damage(*smollm2, edit.with_settings(strength=0.25), texts=texts)
+    mild = measure_damage(*smollm2, edit.with_strength(0.25), texts=texts)
     assert 2.5 < strong.base_loss < 4.5
     assert strong.loss_increase > 3 * max(mild.loss_increase, 0.01)

@@ -15,8 +15,9 @@ pytest.importorskip("lm_eval")
 import sealign
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation import evaluate_edits as run
-from sealign.evaluation.damage import measure_damage, rise_with_bound, text_losses
-from sealign.evaluation.evaluate_edits import EvaluationConfig, evaluate
+from sealign.evaluation.damage import increase_with_bound, measure_damage, text_losses
+from sealign.evaluation.evaluate_edits import evaluate
+from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.judge import NOT_JUDGED
 from sealign.evaluation.results import Results
 from tests.conftest import our_hooks
@@ -38,7 +39,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(local: Path) -> EvaluationConfig:
-    return EvaluationConfig(TASKS, local, control_seeds=(0, 4), batch_size=3)
+    return EvaluationConfig(tasks=TASKS, data_dir=local, control_seeds=(0, 4), batch_size=3)
 
 
 def _without_times(results: Results) -> Results:
@@ -57,6 +58,10 @@ def test_arms_scores_and_damage(
     assert results.arms["mild"].hash == small_edit.hash
     assert results.arms["mild random 4"].hash == small_edit.randomized(4).hash
     assert results.arms["mild reversed"].hash == small_edit.reversed().hash
+    mild = results.arms["mild"]
+    assert (mild.method, mild.strength, mild.layers) == ("sea", 0.7, [1, 3])
+    assert mild.config == small_edit.record.config
+    assert mild.fit_seconds == small_edit.fit_seconds
     assert results.model.fingerprint == small_edit.record.model.fingerprint
     assert results.command == "as typed"
     for task in TASKS:
@@ -85,8 +90,8 @@ def test_the_harness_itself_gives_the_same_scores(
 
     from sealign.evaluation.local_tasks import task_manager
 
-    edit = small_edit.with_settings(normalization=normalization)
-    config = dataclasses.replace(config, control_seeds=(), reversed_control=False)
+    edit = small_edit.with_normalization(normalization)
+    config = config.replace(control_seeds=(), reversed_control=False)
     results = evaluate(llama, tokenizer, {"mild": edit}, config=config, output=tmp_path)
     assert list(results.arms) == ["base", "mild"]
     metrics = {"truthfulqa_mc1": ("acc", "acc"), "truthfulqa_mc2": ("mc2", "acc")}
@@ -144,20 +149,23 @@ def test_a_killed_run_goes_on(
 def test_other_settings_do_not_replace_results(
     llama: Any, tokenizer: Any, small_edit: sealign.Edit, config: EvaluationConfig, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(config, tasks=["truthfulqa_mc1"], control_seeds=(), reversed_control=False)
+    config = config.replace(tasks=["truthfulqa_mc1"], control_seeds=(), reversed_control=False)
     evaluate(llama, tokenizer, {"mild": small_edit}, config=config, output=tmp_path)
     before = (tmp_path / "results.json").read_bytes()
-    stronger = small_edit.with_settings(strength=0.9)
-    for edits, other in (({"mild": stronger}, config), ({"mild": small_edit}, dataclasses.replace(config, limit=4))):
-        with pytest.raises(ResultsFileError, match="has the results of another evaluation.*choose another --output"):
+    stronger = small_edit.with_strength(0.9)
+    for edits, other in (({"mild": stronger}, config), ({"mild": small_edit}, config.replace(limit=4))):
+        with pytest.raises(
+            ResultsFileError,
+            match="an evaluation with other edits or settings; choose another --output",
+        ):
             evaluate(llama, tokenizer, edits, config=other, output=tmp_path)
     assert (tmp_path / "results.json").read_bytes() == before
 
 
 def test_the_base_model_alone_and_chosen_items(llama: Any, tokenizer: Any, local: Path, tmp_path: Path) -> None:
-    config = EvaluationConfig(["truthfulqa_mc2"], local, items={"truthfulqa_mc2": [7, 2, 5]})
+    config = EvaluationConfig(tasks=["truthfulqa_mc2"], data_dir=local, items={"truthfulqa_mc2": [7, 2, 5]})
     results = evaluate(llama, tokenizer, {}, config=config, output=tmp_path / "some")
-    everything = EvaluationConfig(["truthfulqa_mc2"], local)
+    everything = EvaluationConfig(tasks=["truthfulqa_mc2"], data_dir=local)
     full = evaluate(llama, tokenizer, {}, config=everything, output=tmp_path / "all")
     task, whole = results.tasks["truthfulqa_mc2"], full.tasks["truthfulqa_mc2"]
     assert sorted(task.questions) == sorted(whole.questions[i] for i in (2, 5, 7))
@@ -176,9 +184,13 @@ def roomy(tokenizer: Any) -> Any:
 def test_control_tasks_and_generation(
     roomy: Any, tokenizer: Any, demonstrations: Any, local: Path, tmp_path: Path
 ) -> None:
-    edit = sealign.fit_edit(roomy, tokenizer, demonstrations, config=sealign.FitConfig(rank=2, layers=(1,)))
+    edit = sealign.fit_edit(roomy, tokenizer, demonstrations, config=sealign.SEAConfig(rank=2, layers=(1,)))
     config = EvaluationConfig(
-        ["hellaswag", "mathqa", "toxigen", "truthfulqa_gen"], local, limit=3, control_seeds=(), reversed_control=False
+        tasks=["hellaswag", "mathqa", "toxigen", "truthfulqa_gen"],
+        data_dir=local,
+        limit=3,
+        control_seeds=(),
+        reversed_control=False,
     )
     results = evaluate(roomy, tokenizer, {"mild": edit}, config=config, output=tmp_path)
     for task in ("hellaswag", "mathqa", "toxigen"):
@@ -195,9 +207,9 @@ def test_preamble_length_of_answers_and_a_shared_journal(
     roomy: Any, tokenizer: Any, local: Path, tmp_path: Path
 ) -> None:
     tasks = ["truthfulqa_gen", "truthfulqa_mc2"]
-    own = EvaluationConfig(tasks, local, limit=3, max_new_tokens={"truthfulqa_gen": 3})
+    own = EvaluationConfig(tasks=tasks, data_dir=local, limit=3, max_new_tokens={"truthfulqa_gen": 3})
     plain = evaluate(roomy, tokenizer, {}, config=own, output=tmp_path / "plain", journal=tmp_path / "journal")
-    longer = dataclasses.replace(own, max_new_tokens={"truthfulqa_gen": 30})
+    longer = own.replace(max_new_tokens={"truthfulqa_gen": 30})
     more = evaluate(roomy, tokenizer, {}, config=longer, output=tmp_path / "longer", journal=tmp_path / "journal")
     answers = [found.tasks["truthfulqa_gen"].answers["base"] for found in (plain, more)]
     assert all(len(few) < len(many) for few, many in zip(*answers, strict=True))
@@ -206,7 +218,7 @@ def test_preamble_length_of_answers_and_a_shared_journal(
     again = evaluate(roomy, tokenizer, {}, config=own, output=tmp_path / "again", journal=tmp_path / "journal")
     assert again.tasks == plain.tasks
     assert sum(len(file.read_text().splitlines()) for file in (tmp_path / "journal").glob("*.jsonl")) == lines
-    asked = dataclasses.replace(own, preamble="Q: What do bees make?\nA: Honey.\n\n")
+    asked = own.replace(preamble="Q: What do bees make?\nA: Honey.\n\n")
     other = evaluate(roomy, tokenizer, {}, config=asked, output=tmp_path / "asked", journal=tmp_path / "journal")
     values = [found.tasks["truthfulqa_mc2"].metrics["mc2"].value("base") for found in (plain, other)]
     assert values[0] != values[1]
@@ -219,7 +231,7 @@ def test_judged_generation(roomy: Any, tokenizer: Any, local: Path, tmp_path: Pa
         def decide(self, questions: Any, track: Any) -> list[bool]:
             return [len(question) % 2 == 0 for question in questions]
 
-    config = EvaluationConfig(["truthfulqa_gen"], local, limit=4, judge=Length())
+    config = EvaluationConfig(tasks=["truthfulqa_gen"], data_dir=local, limit=4, judge=Length())
     task = evaluate(roomy, tokenizer, {}, config=config, output=tmp_path).tasks["truthfulqa_gen"]
     headlines = [name for name, metric in task.metrics.items() if metric.headline]
     assert headlines == ["truth", "info", "truth*info"]
@@ -231,16 +243,16 @@ def test_judged_generation(roomy: Any, tokenizer: Any, local: Path, tmp_path: Pa
 
 
 def test_refusals(llama: Any, tokenizer: Any, small_edit: sealign.Edit, local: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="no tasks are named"):
-        EvaluationConfig([])
+    with pytest.raises(SettingError, match="tasks is empty"):
+        EvaluationConfig(tasks=[])
     with pytest.raises(SettingError, match="task 'bbq' is named 2 times"):
-        EvaluationConfig(["bbq", "bbq"])
+        EvaluationConfig(tasks=["bbq", "bbq"])
     with pytest.raises(SettingError, match="limit is 0"):
-        EvaluationConfig(["bbq"], limit=0)
-    config = EvaluationConfig(["truthfulqa_mc1"], local)
-    with pytest.raises(SettingError, match="an edit is called 'base', which is the name of another arm"):
+        EvaluationConfig(tasks=["bbq"], limit=0)
+    config = EvaluationConfig(tasks=["truthfulqa_mc1"], data_dir=local)
+    with pytest.raises(SettingError, match="an edit is named 'base', which is the name of another arm"):
         evaluate(llama, tokenizer, {"base": small_edit}, config=config, output=tmp_path / "x")
-    missing = EvaluationConfig(["bbq"], local)
+    missing = EvaluationConfig(tasks=["bbq"], data_dir=local)
     with pytest.raises(SettingError, match="task 'bbq' needs the file"):
         evaluate(llama, tokenizer, {}, config=missing, output=tmp_path / "y")
 
@@ -261,9 +273,9 @@ def test_the_bound_on_the_damage_covers() -> None:
     for _ in range(2000):
         tokens = np.full(10, 40.0)
         rises = generator.normal(0.05, 0.04, 10)
-        mean, bound = rise_with_bound(tokens, np.zeros(10), rises)
+        mean, bound = increase_with_bound(tokens, np.zeros(10), rises)
         assert mean == pytest.approx(rises.mean())
         above.append(bound >= 0.05)
     assert 0.94 <= np.mean(above) <= 0.96
-    mean, _ = rise_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
+    mean, _ = increase_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
     assert mean == 0.25

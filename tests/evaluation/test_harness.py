@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def test_edited_model_scores_as_the_harness_does(
 ) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    edit = small_edit.with_settings(normalization=normalization)
+    edit = small_edit.with_normalization(normalization)
     ours = _sealign_model(llama, tokenizer, edit=edit)
     found = ours.loglikelihood(_requests())
     ours.close()
@@ -75,7 +76,7 @@ def test_edited_model_scores_as_the_harness_does(
 
 @pytest.mark.parametrize("normalization", ["token", "feature"])
 def test_generation(normalization: Any, llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    edit = small_edit.with_settings(normalization=normalization)
+    edit = small_edit.with_normalization(normalization)
     ours = _sealign_model(llama, tokenizer, edit=edit)
     texts = ours.generate_until(_requests("generate_until"))
     for context, text in zip(CONTEXTS, texts, strict=True):
@@ -90,21 +91,19 @@ def test_generation(normalization: Any, llama: Any, tokenizer: Any, small_edit: 
 BEGINNING = "The town lies by the river and the hills, and the baker opens his shop early in the morning. "
 
 
-@pytest.mark.parametrize("change", ["none", "edit", "best_of_n", "icd"])
-def test_what_prompts_begin_with_is_run_once_for_generation(
-    change: str, llama: Any, tokenizer: Any, small_edit: sealign.Edit, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["none", "edit", "best_of_n", "icd"])
+def test_the_common_prefix_of_prompts_runs_once_for_generation(
+    name: str, llama: Any, tokenizer: Any, small_edit: sealign.Edit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sealign.evaluation import harness
-    from sealign.methods.contrastive_decoding import ICDConfig
-    from sealign.methods.registry import fit_method
 
-    changes = {
+    edits: dict[str, Callable[[], sealign.Intervention | None]] = {
         "none": lambda: None,
         "edit": lambda: small_edit,
-        "best_of_n": lambda: fit_method("best_of_n", llama, tokenizer, []),
-        "icd": lambda: fit_method("icd", llama, tokenizer, [], config=ICDConfig(induce="prompt")),
+        "best_of_n": lambda: sealign.fit_edit(llama, tokenizer, config=sealign.BestOfNConfig()),
+        "icd": lambda: sealign.fit_edit(llama, tokenizer, config=sealign.ICDConfig(induce="prompt")),
     }
-    fitted = changes[change]()
+    fitted = edits[name]()
     requests = _requests("generate_until")
     for request in requests:
         request.arguments = (BEGINNING + request.args[0], request.args[1])
@@ -124,7 +123,7 @@ def test_what_prompts_begin_with_is_run_once_for_generation(
     monkeypatch.setattr(harness, "share_prefix", lambda *_: None)
     expected, without = run()
     assert texts == expected
-    assert tokens == without if change == "icd" else tokens < without
+    assert tokens == without if name == "icd" else tokens < without
 
 
 def test_a_journal_saves_the_work(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_the_edit_is_in_the_model_info(llama: Any, tokenizer: Any, small_edit: s
     ours = _sealign_model(llama, tokenizer, edit=small_edit, strength=0.3)
     info = ours.get_model_info()
     ours.close()
-    assert info["sealign_edit_hash"] == small_edit.with_settings(strength=0.3).hash
+    assert info["sealign_edit_hash"] == small_edit.with_strength(0.3).hash
     assert info["sealign_edit_strength"] == 0.3
     assert info["sealign_edited_modules"] == small_edit.modules
 

@@ -133,7 +133,7 @@ def test_an_endpoint_that_fails_or_rambles(endpoint: _Server) -> None:
     with pytest.raises(JudgeError, match=r"big at http://127.*did not answer \(InternalServerError.*check --judge-url"):
         _judge(endpoint).decide(["a?"])
     endpoint.replies = ["It depends."]
-    with pytest.raises(JudgeError, match="answered 'It depends.', but must answer yes or no"):
+    with pytest.raises(JudgeError, match="answered 'It depends.', but it must answer yes or no"):
         _judge(endpoint).decide(["a?"])
 
 

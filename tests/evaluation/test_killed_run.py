@@ -35,7 +35,7 @@ def assert_nothing_lost(kept: dict[str, list[str]], found: dict[str, list[str]])
 def test_killed_in_the_middle_of_a_batch_and_gone_on_with(tmp_path: Path) -> None:
     model, tokenizer = sealign.load_model("smollm2", dtype="float32")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
-    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(layers="last:2"))
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(layers="last:2"))
     edit.save_pretrained(tmp_path / "edit")
     write_truthfulqa(tmp_path / "data", 24)
 

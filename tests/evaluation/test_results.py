@@ -55,10 +55,10 @@ def _break(folder: Path, change: Any) -> None:
             "is not a sealign.results file: its 'format' is 'other'; check the path",
         ),
         (
-            lambda data: data.update(format_version=2),
-            "format version 2, but this version of Sealign reads version 1; upgrade",
+            lambda data: data.update(format_version=3),
+            "format version 3, but this version of Sealign reads version 2; upgrade",
         ),
-        (lambda data: data.update(format_version=0), "version 0, .* version 1; run the evaluation again with this"),
+        (lambda data: data.update(format_version=1), "version 1, .* version 2; run the evaluation again with this"),
         (lambda data: data.update(surprise=1), "unknown key 'surprise'"),
         (lambda data: data.pop("arms"), "no key 'arms'"),
         (lambda data: data["arms"]["mild"].pop("method"), "no key 'arms.mild.method'"),

@@ -34,8 +34,8 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(local: Path) -> TuneConfig:
-    fit = sealign.FitConfig(batch_size=4)
-    return TuneConfig(["truthfulqa_mc2"], local, max_damage=0.1, trials=6, seed=1, fit=fit)
+    fit = sealign.SEAConfig(batch_size=4)
+    return TuneConfig(tasks=["truthfulqa_mc2"], data_dir=local, max_damage=0.1, trials=6, seed=1, fit=fit)
 
 
 @pytest.mark.slow
@@ -59,10 +59,10 @@ def test_the_winner_is_tested_on_items_it_never_saw(
     assert result.report is not None
     assert sealign.Edit.from_pretrained(tmp_path / "edit").hash == result.edit.hash
     # Fitted anew from its settings, the winner is the same edit.
-    again = dataclasses.replace(trial_config(config.fit, result.winner), strength=result.winner.strength)
+    again = trial_config(config.fit, result.winner).replace(strength=result.winner.strength)
     fitted = sealign.fit_edit(llama, tokenizer, demonstrations, config=again)
     assert fitted.layers == result.edit.layers
-    assert fitted.settings == result.edit.settings
+    assert fitted.hash == result.edit.hash
     tested = result.results.tasks["truthfulqa_mc2"]
     assert len(tested.questions) == 8
     assert list(result.results.arms) == [
@@ -73,7 +73,7 @@ def test_the_winner_is_tested_on_items_it_never_saw(
     # The same call goes on: nothing left to try, and the same result.
     more = tune(llama, tokenizer, demonstrations, config=config, output=tmp_path, command="as typed")
     assert more.trials == result.trials
-    longer = dataclasses.replace(config, trials=7)
+    longer = config.replace(trials=7)
     with pytest.raises(SettingError, match="study of a search with other settings"):
         tune(llama, tokenizer, demonstrations[:-1], config=longer, output=tmp_path)
 
@@ -86,7 +86,7 @@ def test_the_split_holds_for_every_task(
     from sealign.evaluation.tuning import _Search
     from sealign.progress import no_progress
 
-    config = TuneConfig(["truthfulqa_mc1", "truthfulqa_mc2"], local, limit=13, development_share=0.6)
+    config = TuneConfig(tasks=["truthfulqa_mc1", "truthfulqa_mc2"], data_dir=local, limit=13, development_share=0.6)
     with task_manager(config.tasks, config.data_dir) as manager:
         search = _Search(llama, tokenizer, demonstrations, config, manager, tmp_path, no_progress)
     for task in config.tasks:
@@ -94,7 +94,7 @@ def test_the_split_holds_for_every_task(
         assert len(development) == 8
         assert sorted(development + search.test_items[task]) == list(range(13))
     assert not set(search.development_texts) & set(search.test_texts)
-    few = dataclasses.replace(config, limit=5)
+    few = config.replace(limit=5)
     with task_manager(config.tasks, config.data_dir) as manager, pytest.raises(SettingError, match="has 5 items, but"):
         _Search(llama, tokenizer, demonstrations, few, manager, tmp_path, no_progress)
 
@@ -102,11 +102,11 @@ def test_the_split_holds_for_every_task(
 def test_deployable_edits_are_those_that_weights_carry() -> None:
     llama, opt = build_model("llama", vocab_size=50), build_model("opt", vocab_size=50)
     for model, centerable in ((llama, {"mlp", "attention"}), (opt, set())):
-        space = SearchSpace.of(model, deployable=True)
+        space = SearchSpace.of(model, sealign.SEAConfig(), deployable=True)
         assert set(space.centerable) == centerable
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(40):
-            drawn, share = space.draw(study.ask(), sealign.FitConfig())
+            drawn, share = space.draw(study.ask(), sealign.SEAConfig())
             assert drawn.site in ("mlp", "attention")
             assert drawn.normalization == "none"
             assert drawn.feature_map == "identity"
@@ -116,9 +116,9 @@ def test_deployable_edits_are_those_that_weights_carry() -> None:
 
 def test_the_whole_space_is_drawn() -> None:
     model = build_model("llama", vocab_size=50)
-    space = SearchSpace.of(model)
+    space = SearchSpace.of(model, sealign.SEAConfig())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space.draw(study.ask(), sealign.FitConfig(batch_size=3))[0] for _ in range(150)]
+    drawn = [space.draw(study.ask(), sealign.SEAConfig(batch_size=3))[0] for _ in range(150)]
     assert {config.site for config in drawn} == {"mlp", "attention", "residual"}
     assert {config.feature_map for config in drawn} == {"identity", "squared_exponential", "tanh", "elu"}
     assert {config.normalization for config in drawn} == {"token", "none"}
@@ -130,9 +130,27 @@ def test_the_whole_space_is_drawn() -> None:
     assert any(isinstance(config.layers, str) for config in drawn)
 
 
+def test_a_method_is_searched_over_the_settings_that_it_has() -> None:
+    base = sealign.MeanDifferenceConfig(token="mean")
+    space = SearchSpace.of(build_model("llama", vocab_size=50), base)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn = []
+    for number in range(40):
+        trial = study.ask()
+        config, _ = space.draw(trial, base)
+        assert not {"feature_map", "combine", "centered", "left_out_positive"} & set(trial.params)
+        record = dataclasses.replace(_trial(number, "complete", 0.1, 0.01), settings=config.dump())
+        assert trial_config(base, record) == config
+        drawn.append(config)
+    assert {config.site for config in drawn} == {"mlp", "attention", "residual"}
+    assert {config.token for config in drawn} == {"mean"}
+
+
 def _trial(number: int, state: str, gain: float | None, damage: float | None) -> TrialRecord:
     bound = None if damage is None else 1.2 * damage
-    return TrialRecord(number, state, gain, damage, bound, 0.5, {})
+    return TrialRecord(
+        number=number, state=state, gain=gain, damage=damage, damage_bound=bound, strength=0.5, settings={}
+    )
 
 
 def test_the_winner_is_complete_within_budget_and_gains() -> None:
@@ -163,7 +181,9 @@ def test_bounds() -> None:
         ({"max_damage": 0.0}, "max_damage is 0.0, but it must be above 0"),
         ({"development_share": 1.0}, "development_share is 1.0"),
         ({"trials": 0}, "trials is 0"),
-        ({"tasks": []}, "no tasks are named"),
+        ({"tasks": []}, "tasks is empty"),
     ):
         with pytest.raises(SettingError, match=words):
             TuneConfig(**({"tasks": ["bbq"]} | changed))  # type: ignore[arg-type]
+    with pytest.raises(SettingError, match="fit is LEACEConfig.*must be a SEAConfig or a MeanDifferenceConfig"):
+        TuneConfig(tasks=["bbq"], fit=sealign.LEACEConfig())  # type: ignore[arg-type]

@@ -48,7 +48,7 @@ MORE_BIAS = effect(0.05, 0.001, name="bias", aim="lower")
         ([LOSS], 0.01, "harms", "worsens mmlu"),
         ([GAIN, LOSS], 0.01, "harms", "worsens mmlu .*, though it improves acc"),
         ([MORE_BIAS], 0.01, "harms", "worsens bias"),
-        ([GAIN], 0.051, "harms", r"over the budget of 0\.05; acc .* does not count"),
+        ([GAIN], 0.051, "harms", r"over the budget of 0\.05; the gain on acc .* does not count"),
         ([TO_THE_VALUE], 0.01, "helps", "score"),
         ([PAST_THE_VALUE], 0.01, "harms", "score"),
         ([NO_AIM], 0.01, "no evidence", "noise"),
@@ -67,7 +67,7 @@ def test_a_reversed_edit_that_does_as_well_is_told() -> None:
         both = dataclasses.replace(GAIN, reversed=difference(value, 0.01))
         verdict = judge_effects([both], 0.0)
         assert verdict.word == "helps"
-        assert ("Reversed, it does as well on acc" in verdict.sentence) is told
+        assert ("The reversed edit does as well on acc" in verdict.sentence) is told
 
 
 def test_the_budget_is_the_callers() -> None:

@@ -480,7 +480,7 @@ def test_points_as_csv(name: str, tmp_path: Path) -> None:
 def test_the_embedded_model(smollm2: Any, tmp_path: Path) -> None:
     model, tokenizer = smollm2
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
-    config = sealign.FitConfig(layers=(5, 20), rank=(4, 3), centered=True)
+    config = sealign.SEAConfig(layers=(5, 20), rank=(4, 3), centered=True)
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     before = sealign.collect_activations(model, tokenizer, demonstrations, layers=(5, 20))
     with sealign.apply_edit(model, edit):

@@ -103,7 +103,7 @@ def test_the_edit_on_the_model_answers(llama: Any, tokenizer: Any, small_edit: s
 
 
 def test_rescaling_per_feature_needs_no_cache(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
-    edit = small_edit.with_settings(normalization="feature")
+    edit = small_edit.with_normalization("feature")
     with sealign.apply_edit(llama, edit):
         answer = Conversation(llama, tokenizer, max_new_tokens=4, use_cache=False).say("What is ice?")
         assert answer == greedy(llama, tokenizer, "What is ice?", 4, sealign.PromptFormat("chat"))

@@ -48,7 +48,7 @@ def test_every_part_is_what_the_library_measures(llama: Any, tokenizer: Any, mon
     """The demo again, step by step, on a third of the questions."""
     questions = bundled_questions()[::3]
     monkeypatch.setattr(demo, "bundled_questions", lambda: questions)
-    config = dataclasses.replace(DEMO_CONFIG, layers=(1, 2), strength=0.8)
+    config = DEMO_CONFIG.replace(layers=(1, 2), strength=0.8)
     prompts = ["What is ice?", "Who bakes bread?"]
     steps: list[str] = []
 

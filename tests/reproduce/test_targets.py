@@ -140,7 +140,7 @@ def test_a_target_that_cannot_be_made_does_not_stop_the_others(config: Reproduce
     empty = tmp_path / "data"
     empty.mkdir()
     (empty / "halueval_qa").symlink_to(Path(str(config.data_dir)) / "halueval_qa")
-    few = dataclasses.replace(config, output=tmp_path / "out", data_dir=empty, demonstrations={"halueval_qa": 8})
+    few = config.replace(output=tmp_path / "out", data_dir=empty, demonstrations={"halueval_qa": 8})
     found = dict(reproduce("figure-spectrum", few)) | dict(reproduce("table-crows", few))
     assert isinstance(found["figure-spectrum"], Drawing)
     assert "bbq" in str(found["table-crows"])
