@@ -1,9 +1,10 @@
-"""The application: help texts, version, how errors are told; and what the tests of all commands share."""
+"""The application: help texts, version, errors; and the helpers of the tests of all commands."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import re
@@ -19,28 +20,16 @@ import typer
 from typer.testing import CliRunner
 
 import sealign
-from sealign.cli import app
-from sealign.cli.app import messages, output
+from sealign.cli import app, options
+from sealign.cli.app import ORDER, messages, output
+from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
-from sealign.methods.sea_config import FitConfig
-from sealign.reproduce.embedded_demo import DEMO_CONFIG
+from sealign.methods import edit_sources
+from sealign.methods.registry import METHODS
 from tests.tiny_models import build_model
 
 CONTEXT = 2048
-COMMANDS = (
-    "demo",
-    "fit",
-    "inspect",
-    "baseline",
-    "generate",
-    "chat",
-    "evaluate",
-    "compare",
-    "reproduce",
-    "tune",
-    "verify",
-)
 
 # --- what the tests of all commands share ---
 
@@ -123,7 +112,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Pa
 def edit_folder(tmp_path_factory: pytest.TempPathFactory, model_folder: Path) -> Path:
     """An edit of two layers of the tiny Llama, with unequal ranks."""
     model, tokenizer = sealign.load_model(str(model_folder), device="cpu")
-    config = FitConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
+    config = sealign.SEAConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
     edit = sealign.fit_edit(model, tokenizer, sealign.load_demonstrations("bundled:fairness", limit=6), config=config)
     folder = tmp_path_factory.mktemp("edits") / "edit"
     edit.save_pretrained(folder)
@@ -161,46 +150,120 @@ def rows(tmp_path: Path, demonstrations: list[Demonstration]) -> Path:
 # --- help ---
 
 
-def _options(command: str) -> dict[str, Any]:
+def commands() -> dict[str, Any]:
+    """All commands by their words, such as ``plot tsne``; groups are not listed."""
+    found: dict[str, Any] = {}
+    group: Any = typer.main.get_command(app)
+
+    def walk(group: Any, words: tuple[str, ...]) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, (*words, name))
+            else:
+                found[" ".join((*words, name))] = command
+
+    walk(group, ())
+    return found
+
+
+def shared_options(command: Any) -> dict[str, Any]:
     """The options of a command by their first name."""
-    found: Any = typer.main.get_command(app)
-    return {param.opts[0]: param for param in found.commands[command].params if param.param_type_name == "option"}
+    return {param.opts[0]: param for param in command.params if param.param_type_name == "option"}
 
 
-def _defaults(command: str) -> dict[str, str]:
-    """The defaults that a command's help texts name in brackets."""
-    texts = {name: re.search(r"\[default: (.+)\]$", param.help or "") for name, param in _options(command).items()}
-    return {name: match[1] for name, match in texts.items() if match}
+def described(param: Any) -> str:
+    """The help text of an option without the default, which may differ between commands."""
+    return re.sub(r"\s*\\\[default: .+\]$", "", param.help or "")
 
 
-def test_help_lists_all_commands() -> None:
+def test_commands_are_listed_in_the_order_of_work() -> None:
     text = passed("--help")
-    for command in COMMANDS:
-        assert re.search(rf"^│ {command} +[A-Z]", text, re.MULTILINE), command
-    assert "sealign demo" in text
+    listed = re.findall(r"^│ ([a-z]+) +[A-Z]", text, re.MULTILINE)
+    assert listed == list(ORDER)
     assert run().stdout.strip() == text.strip()  # alone, it helps
     assert passed("-h") == text
 
 
 @pytest.mark.parametrize("width", ["80", "120"])
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_names_each_option_with_text(command: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_help_names_each_option_with_its_text(command: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", width)
-    text = passed(command, "--help")
+    text = passed(*command.split(), "--help")
     assert "…" not in text  # nothing is cut
     flat = "".join(re.sub(r"[│╭╰─╮╯]", " ", text).split())
-    for name, param in _options(command).items():
+    for name, param in shared_options(commands()[command]).items():
         assert re.search(rf"{name}\b", text), name
         assert len(param.help.split()) >= 3, name
-        assert "".join(param.help.replace("\\[", "[").split())[:20] in flat, name
-    for name, default in _defaults(command).items():
-        assert "".join(f"[default: {default}]".split()) in flat, name
+        assert "".join(described(param).replace("\\[", "[").split())[:20] in flat, name
+        default = re.search(r"\\\[default: (.+)\]$", param.help)
+        if default:
+            assert "".join(f"[default: {default[1]}]".split()) in flat, name
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", sorted(commands()))
+def test_paragraphs_of_help_are_whole(command: str, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line ends early only where the next word would not have fitted, or at the end of a paragraph."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = passed(*command.split(), "--help")
+    lines = [line.strip() for line in text[: text.index("╭")].splitlines()]
+    for line, after in itertools.pairwise(lines):
+        if line and after and not line.startswith("Usage"):
+            assert len(line) + 1 + len(after.split()[0]) > width - 2, line
+
+
+SEVERAL = {"--edit": ("evaluate", "serve"), "--method": ("evaluate", "tune")}
+"""Options that some commands take several times and with a name, or restrict; their help texts begin alike."""
+
+
+def _meaning(param: Any) -> tuple[object, ...]:
+    kind = param.type_descriptor.annotation if hasattr(param, "type_descriptor") else param.type.name
+    return described(param), kind, param.metavar, param.is_flag, param.secondary_opts, getattr(param, "min", None)
+
+
+def test_one_option_means_one_thing_in_all_commands() -> None:
+    seen: dict[str, dict[str, Any]] = {}
+    for command, made in commands().items():
+        for name, param in shared_options(made).items():
+            seen.setdefault(name, {})[command] = param
+    shared = {name: found for name, found in seen.items() if len(found) > 1}
+    assert {"--edit", "--model", "--output", "--limit", "--demonstrations-limit", "--data-dir"} <= set(shared)
+    for name, found in shared.items():
+        alike = {command: param for command, param in found.items() if command not in SEVERAL.get(name, ())}
+        wanted = next(iter(alike.values()))
+        assert {command: _meaning(param) for command, param in alike.items()} == dict.fromkeys(alike, _meaning(wanted))
+        for command in set(found) - set(alike):
+            start = re.split("[.;]", described(wanted))[0]
+            assert described(found[command]).startswith(start), f"{name} of {command}"
+
+
+def test_items_and_demonstrations_are_limited_by_options_of_two_names() -> None:
+    assert "items per task" in shared_options(commands()["evaluate"])["--limit"].help
+    assert "demonstrations per source" in shared_options(commands()["evaluate"])["--demonstrations-limit"].help
+    for command, made in commands().items():
+        names = set(shared_options(made))
+        if "--demonstrations" in names:
+            assert "--demonstrations-limit" in names, command
+        if "--tasks" in names:
+            assert "--limit" in names, command
+        assert not names & {"--task-limit", "--learn-from"}
+
+
+def test_a_model_is_loaded_with_the_same_options_by_every_command() -> None:
+    for command, made in commands().items():
+        names = set(shared_options(made))
+        if "--device" in names:
+            assert {"--model", "--dtype", "--revision", "--trust-remote-code", "--attn-implementation"} <= names, command
+
+
+def test_what_is_printed_can_be_json() -> None:
+    without = {command for command, made in commands().items() if "--json" not in shared_options(made)}
+    assert without == {"chat", "serve"}
 
 
 def test_options_are_spelled_as_designed() -> None:
     spelled = {
-        "fit": "--model --demonstrations --output --data-dir --explained-variance --normalization --strength --layers "
-        "--site --centered --feature-map --combine --seed --dtype --device --reference --json",
+        "fit": "--method --model --demonstrations --output --data-dir --set --seed --dtype --device --plan --json",
         "inspect": "--edit --json",
         "generate": "--model --edit --prompt --strength --dtype --device --ignore-mismatch --json",
         "chat": "--model --edit --strength --dtype --device --ignore-mismatch",
@@ -211,43 +274,30 @@ def test_options_are_spelled_as_designed() -> None:
         "verify": "--edit --against --model --strength --dtype --device --json",
     }
     for command, names in spelled.items():
-        assert set(names.split()) <= set(_options(command)), command
+        assert set(names.split()) <= set(shared_options(commands()[command])), command
 
 
-def test_defaults_in_help_texts_are_those_of_the_library() -> None:
-    config = FitConfig()
-    shown = {
-        "--explained-variance": config.explained_variance,
-        "--centered": "centered" if config.centered else "uncentered",
-        "--feature-map": config.feature_map,
-        "--site": config.site,
-        "--layers": config.layers,
-        "--combine": config.combine,
-        "--normalization": config.normalization,
-        "--strength": f"{config.strength:g}",
-        "--token": config.token,
-        "--neutral": config.neutral,
-        "--max-new-tokens": config.max_new_tokens,
-        "--prompt-format": config.prompt_format.style,
-        "--batch-size": config.batch_size,
-        "--model": "smollm2",
-        "--fit-site": "where the edit acts",
+def test_texts_of_shared_options_are_those_of_the_settings_of_methods() -> None:
+    """What ``plot --site`` or ``generate --strength`` means is what the setting of a method means."""
+    shared = {
+        "--strength": options.STRENGTH_HELP,
+        "--prompt-format": options.PROMPT_FORMAT_HELP,
+        **{name: described(shared_options(commands()["plot effect"])[name]) for name in ("--layers", "--site")},
+        "--max-new-tokens": described(shared_options(commands()["generate"])["--max-new-tokens"]),
+        "--batch-size": described(shared_options(commands()["evaluate"])["--batch-size"]),
     }
-    assert config.fit_site is None
-    assert config.seed == _options("fit")["--seed"].default
-    assert _defaults("fit") == {name: str(value) for name, value in shown.items()}
-    assert _defaults("demo") == {"--strength": f"{DEMO_CONFIG.strength:g}", "--model": "smollm2"}
-    for command in ("generate", "chat"):
-        assert _defaults(command)["--strength"] == "the edit's own"
+    own = {option.flag: option for option in method_options("sea")}
+    for name, text in shared.items():
+        assert own[name].help == text, name
+    for name in METHODS:
+        assert re.search(rf"\b{name}\b", options.METHOD_HELP), name
 
 
-def test_the_same_option_means_the_same_in_every_command() -> None:
-    # Commands that write more than an edit say what, and one takes several edits by name.
-    own = {"--output": ("baseline", "evaluate", "reproduce", "tune"), "--edit": ("evaluate",)}
-    for name in ("--edit", "--dtype", "--device", "--ignore-mismatch", "--json", "--seed", "--output", "--max-damage"):
-        commands = [command for command in COMMANDS if command not in own.get(name, ())]
-        texts = {_options(command)[name].help for command in commands if name in _options(command)}
-        assert len(texts) == 1, name
+def test_defaults_that_help_texts_name_are_those_of_the_library() -> None:
+    from sealign.reproduce.embedded_demo import DEMO_CONFIG
+
+    for command, value in (("demo", f"{DEMO_CONFIG.strength:g}"), ("generate", "the edit's own")):
+        assert shared_options(commands()[command])["--strength"].help.endswith(f"[default: {value}]")
 
 
 def test_version() -> None:
@@ -265,7 +315,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException
         def raising(*_: object, **__: object) -> None:
             raise error
 
-        monkeypatch.setattr(sealign.Edit, "from_pretrained", raising)
+        monkeypatch.setattr(edit_sources, "load_edit_source", raising)
         return run("inspect", "--edit", "x")
 
     return fail
@@ -312,7 +362,7 @@ def test_long_sentences_are_not_wrapped(failing: Callable[[BaseException], Any])
     [
         (["fti"], "fit"),
         (["fit", "--stregth", "1"], "--strength"),
-        (["fit", "--output", "x"], "--demonstrations"),
+        (["tune", "--output", "x", "--tasks", "y"], "--demonstrations"),
         (["inspect"], "--edit"),
         (["generate", "--edit", "x", "--strength", "abc"], "--strength"),
         (["generate", "--edit", "x", "--max-new-tokens", "0"], "--max-new-tokens"),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import os
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -16,6 +18,8 @@ from sealign import __version__
 from sealign.errors import SealignError
 
 ERROR_EXIT_CODE = 2
+
+CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
 output = Console(highlight=False)
 """Console of the results: standard output."""
@@ -119,7 +123,35 @@ def recorded_command() -> str:
     return shlex.join(["sealign", *sys.argv[1:]])
 
 
-app = typer.Typer(
+class Commands(typer.Typer):
+    """An application or group whose help texts are paragraphs, wherever their source breaks the lines."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunction], CommandFunction]:
+        """Return the decorator of a command, whose docstring is its help text."""
+
+        def decorate(function: CommandFunction) -> CommandFunction:
+            text = help_text(function.__doc__ or "")
+            typer.Typer.command(self, name, **({"help": text} | settings))(function)
+            return function
+
+        return decorate
+
+
+def help_text(docstring: str) -> str:
+    """Return a docstring with each paragraph on one line; an indented paragraph is kept.
+
+    Args:
+        docstring: Docstring of a command.
+
+    Example:
+        >>> help_text("One\ntwo.\n\nThree.")
+        'One two.\n\nThree.'
+    """
+    paragraphs = inspect.cleandoc(docstring).split("\n\n")
+    return "\n\n".join(text if text.startswith(" ") else " ".join(text.split()) for text in paragraphs)
+
+
+app = Commands(
     name="sealign",
     cls=_Group,
     no_args_is_help=True,
@@ -135,13 +167,12 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Edit the activations of language models: fit from demonstrations, measure, deploy.
+    """Fit, measure and deploy edits of the activations of language models.
 
     [bold]Start here:[/]
 
@@ -157,7 +188,7 @@ def _root(
 
         sealign chat --edit EDIT
 
-        sealign evaluate --edit EDIT --tasks truthfulqa_mc1,truthfulqa_mc2 --output RESULTS
+        sealign evaluate --edit EDIT --tasks truthfulqa_mc2 --output RESULTS
 
         sealign export lora --edit EDIT --output ADAPTER
 
@@ -167,8 +198,11 @@ def _root(
 
         sealign fit --method iti --help
 
-        sealign fit --method iti --heads 24 --model MODEL --demonstrations FILE.jsonl --output EDIT
+        sealign fit --method iti --heads 24 --demonstrations FILE.jsonl --output EDIT
 
-    A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per
-    line: {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
+    A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per line:
+    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
     """
+
+
+app.callback(help=help_text(_root.__doc__ or ""))(_root)

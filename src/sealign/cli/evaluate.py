@@ -56,12 +56,9 @@ def evaluate(
             help="Seeds of the controls in random directions; an empty text for none.",
         ),
     ] = "0,1,2",
-    reversed_control: Annotated[
-        bool,
-        typer.Option(
-            "--reversed/--no-reversed", help="Also evaluate each edit in the opposite direction, as a control."
-        ),
-    ] = True,
+    no_reversed: Annotated[
+        bool, typer.Option("--no-reversed", help="Leave out the controls in the opposite direction.")
+    ] = False,
     max_damage: options.MaxDamage = 0.05,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
@@ -95,7 +92,7 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         control_seeds=_numbers("--control-seeds", control_seeds),
-        reversed_control=reversed_control,
+        reversed_control=not no_reversed,
         batch_size=batch_size,
         judge=load_judge(judge, judge_url, model.dtype, model.device),
     )

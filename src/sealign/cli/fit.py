@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperCommand
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output
-from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.app import Commands, app, messages, output
+from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, with_model_options
 
 if TYPE_CHECKING:
     from sealign.configuration import Config
@@ -61,10 +61,12 @@ def _method_command(name: str, arguments: list[str]) -> Any:
     def run(**given: Any) -> None:
         fit(**given)
 
-    parameters = [*inspect.signature(fit).parameters.values(), *own]
+    common = list(inspect.signature(fit).parameters.values())
+    first = len(common) - len(MODEL_OPTIONS)
+    parameters = [*common[:first], *own, *common[first:]]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    made = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+    made = Commands(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
     made.command()(run)
     command: Any = typer.main.get_command(made)
     known = [flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)]
@@ -185,7 +187,7 @@ def _print_plan(
 
     if not isinstance(config, EditConfig):
         raise SettingError(
-            f"--plan estimates the collection of activations, which {method_of(config).name} does not need; leave it out"
+            f"--plan estimates the collection of activations, but {method_of(config).name} collects none; leave it out"
         )
     skeleton, tokenizer = model.load_skeleton()
     found = plan_fit(skeleton, tokenizer, demonstrations, config, device=model.device, tflops=tflops)

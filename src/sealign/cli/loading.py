@@ -72,7 +72,7 @@ class ModelOptions:
         return loading.load_skeleton(self.name or EMBEDDED, **chosen)
 
 
-_OPTIONS: dict[str, tuple[Any, Any]] = {
+MODEL_OPTIONS: dict[str, tuple[Any, Any]] = {
     "revision": (options.Revision, None),
     "trust_remote_code": (options.TrustRemoteCode, False),
     "attn_implementation": (options.AttnImplementation, None),
@@ -80,7 +80,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "dtype": (options.Dtype, "auto"),
     "device": (options.Device, "auto"),
 }
-"""Annotation and default of each option beside ``--model``."""
+"""Annotation and default of each option that follows the others of a command that loads a model."""
 
 
 def with_model_options(
@@ -96,7 +96,7 @@ def with_model_options(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            chosen = {name: given.pop(name) for name in _OPTIONS}
+            chosen = {name: given.pop(name) for name in MODEL_OPTIONS}
             command(**(given | {"model": ModelOptions(given["model"], **chosen)}))
 
         signature = inspect.signature(command, eval_str=True)
@@ -109,7 +109,7 @@ def with_model_options(
             inspect.Parameter(
                 name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=defaults.get(name, default)
             )
-            for name, (annotation, default) in _OPTIONS.items()
+            for name, (annotation, default) in MODEL_OPTIONS.items()
         ]
         keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
         run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]

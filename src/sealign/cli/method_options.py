@@ -21,7 +21,8 @@ from rich.markup import escape
 from sealign.cli import options
 from sealign.configuration import Config
 from sealign.errors import SettingError, check_choice
-from sealign.methods.registry import METHODS, get_method, parse_settings, parse_value
+from sealign.methods.parse_settings import parse_settings, parse_value
+from sealign.methods.registry import METHODS, get_method
 from sealign.models.prompt_format import PromptFormat, read_preamble
 
 PREFIX = "set_"

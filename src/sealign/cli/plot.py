@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import app, output, require_extra
+from sealign.cli.app import Commands, app, output, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sealign.fitting.activations import Activations
     from sealign.fitting.edit_config import EditConfig
 
-plots = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+plots = Commands(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(plots, name="plot", help="Draw activations, spectra, signatures or the effect of an edit.")
 
 _SUFFIXES = (".pdf", ".png", ".csv")
@@ -82,7 +82,7 @@ def spectrum(
     layers: AllLayers = None,
     site: Site = None,
     centered: Annotated[
-        bool, typer.Option("--centered/--no-centered", help="Subtract each matrix's own mean before the decomposition.")
+        bool, typer.Option("--centered", help="Subtract each matrix's own mean before the decomposition.")
     ] = False,
     seed: options.Seed = 0,
     json: options.Json = False,

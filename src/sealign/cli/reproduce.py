@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,7 +9,6 @@ import typer
 from sealign.cli import options
 from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
-
 
 PaperLimit = with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")
 

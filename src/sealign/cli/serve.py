@@ -20,7 +20,8 @@ def serve(
         typer.Option(
             "--edit",
             metavar="NAME=EDIT",
-            help="An edit, and its name in requests. Repeat the option for several edits.",
+            help="Folder of an edit, or its repository on the Hub as owner/name. NAME is its name in requests. Repeat the "
+            "option for several edits.",
         ),
     ] = None,
     edits_dir: Annotated[
@@ -40,14 +41,14 @@ def serve(
             help="Number of LoRAs, and number of other edits, that can be loaded at once.",
         ),
     ] = 4,
-    lora: Annotated[
+    no_lora: Annotated[
         bool,
         typer.Option(
-            "--lora/--no-lora",
-            help="Serve edits that are exactly LoRAs by vLLM's own LoRA code, or like all other edits by the plug-in, "
-            "which is faster on a CPU.",
+            "--no-lora",
+            help="Serve edits that are exactly LoRAs by the plug-in, like all others, instead of by vLLM's own LoRA code; "
+            "this is faster on a CPU.",
         ),
-    ] = True,
+    ] = False,
 ) -> None:
     """Serve a model with vLLM, and edits that each request chooses for itself.
 
@@ -65,7 +66,7 @@ def serve(
             parse_named_edits(edit or []),
             edits_dir=edits_dir,
             max_edits=max_edits,
-            loras=lora,
+            loras=not no_lora,
             arguments=context.args,
         )
     messages.print("Starting vLLM", style="dim")
