@@ -12,8 +12,13 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"
 # Read when tqdm is imported; the command line sets it itself, early enough in a process of its own.
 os.environ["TQDM_DISABLE"] = "1"
+# One thread for each worker of pytest-xdist, and for the processes that its tests start; read when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+from filelock import FileLock
+from hypothesis import settings
 
 import tests.shapes
 
@@ -22,9 +27,23 @@ tests.shapes.install()
 import torch  # noqa: E402
 
 import sealign  # noqa: E402
+from sealign.files import cache_dir  # noqa: E402
+from sealign.models.loading import embedded_model  # noqa: E402
 from tests.tiny_models import build_model  # noqa: E402
 
+# A deadline would measure what else the machine does.
+settings.register_profile("sealign", deadline=None)
+settings.load_profile("sealign")
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Convert the embedded model in one worker while the others wait, rather than in each of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ and session.items:
+        cache_dir().mkdir(parents=True, exist_ok=True)
+        with FileLock(cache_dir() / "tests.lock"):
+            embedded_model()
 
 
 def our_hooks(model: Any) -> int:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,8 +17,9 @@ import pytest
 from typer.testing import CliRunner
 
 from sealign.cli import app
+from sealign.models import loading
 from tests.edit_server import engine_command
-from tests.embedded_model import embedded_model_kept
+from tests.tiny_models import save_stand_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
@@ -139,15 +139,16 @@ def _marked(page: Path) -> object:
     return pytest.param(page, id=page.name, marks=[pytest.mark.vllm] if serves else [])
 
 
-@pytest.fixture(scope="module")
-def _kept() -> Iterator[None]:
-    with embedded_model_kept():
-        yield
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that answers in a fraction of the embedded model's time, with its depth and tokenizer."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    save_stand_in(loading.embedded_model(), folder)
+    return folder
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.usefixtures("_kept")
 @pytest.mark.parametrize("page", [_marked(page) for page in PAGES if _blocks(page)])
 def test_commands_run(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -157,6 +158,9 @@ def test_commands_run(
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
     monkeypatch.chdir(tmp_path)
     serves, port = "sealign serve" in text, str(_free_port())
+    if not serves:  # an engine loads the embedded model itself
+        folder = request.getfixturevalue("stand_in")
+        monkeypatch.setattr(loading, "embedded_model", lambda: folder)
     shell = Shell(tmp_path, serves=serves)
     try:
         for language, block in _blocks(page):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,6 +77,20 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
+
+
+def save_stand_in(source: Path, folder: Path) -> None:
+    """Save a narrow random model with the depth, the vocabulary and the tokenizer of the model in a folder."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(source)
+    sizes = _GATED | {"num_hidden_layers": config.num_hidden_layers, "head_dim": 12}
+    kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    length = {"max_position_embeddings": config.max_position_embeddings}
+    model = build_model("llama", vocab_size=config.vocab_size, **(sizes | kept | length))
+    model.generation_config.eos_token_id = config.eos_token_id
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
 
 
 @torch.no_grad()
