@@ -8,37 +8,41 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import torch
 
 import sealign
 from sealign.errors import ExportError
-from sealign.export.gguf import _write, _written_type, export_gguf, export_gguf_lora
+from sealign.export.gguf import _written_type, export_gguf, export_gguf_lora, mean_kept
+from sealign.export.gguf_file import base_file, file_names, open_gguf, write_copy
 from sealign.export.lora import lora_factors
+from sealign.export.matrix_changes import matrix_changes
 from sealign.export.verify import compare_outputs, model_outputs, reference_outputs
 from sealign.models.embedded_model import embedded_file
+from tests.export.made_edits import affine, edit_of, random_edit
+from tests.tiny_models import build_model
 
 F16 = gguf.GGMLQuantizationType.F16
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def edit(smollm2: Any) -> sealign.Edit:
     model, tokenizer = smollm2
-    learnt = sealign.load_demonstrations("bundled:truthfulness", limit=12)
-    config = sealign.FitConfig(rank=(3, 2), layers=(27, 29), normalization="none", strength=0.5)
-    return sealign.fit_edit(model, tokenizer, learnt, config=config)
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
+    config = sealign.SEAConfig(rank=(3, 2), layers=(27, 29), normalization="none", strength=0.5)
+    return sealign.fit_edit(model, tokenizer, demonstrations, config=config)
 
 
 def _tensors(path: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
 
 
+@pytest.mark.slow
 def test_weights_in_a_copy(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
     target = tmp_path / "edited.gguf"
     with pytest.raises(ExportError, match=r"would be left after rounding to Q4_1.*--lora"):
         export_gguf(smollm2[0], embedded_file(), edit, target)
     assert list(tmp_path.iterdir()) == []
-    rewritten = export_gguf(smollm2[0], embedded_file(), edit.with_settings(strength=2), target)
+    rewritten = export_gguf(smollm2[0], embedded_file(), edit.with_strength(2), target)
     assert [tensor.name for tensor in rewritten] == ["blk.27.ffn_down.weight", "blk.29.ffn_down.weight"]
     before, after = _tensors(embedded_file()), _tensors(target)
     assert list(before) == list(after)
@@ -54,30 +58,30 @@ def test_weights_in_a_copy(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> 
         name = f"blk.{layer}.ffn_down.weight"
         weight = gguf.quants.dequantize(before[name].data, before[name].tensor_type).astype(np.float64)
         found = gguf.quants.dequantize(after[name].data, after[name].tensor_type).astype(np.float64)
-        projection = edit.projections[layer]
-        u, v = projection.positive.double().numpy(), projection.negative.double().numpy()
-        expected = weight + 2 * (u @ (u.T @ weight) - v @ (v.T @ weight))
+        factors = edit.affine_edits[layer]
+        expected = weight + 2 * factors.left.double().numpy() @ (factors.right.double().numpy() @ weight)
         kind = before[name].tensor_type
         assert after[name].tensor_type == kind
         again = gguf.quants.dequantize(gguf.quants.quantize(expected.astype(np.float32), kind), kind)
         np.testing.assert_allclose(found, again, atol=1e-6)
         change, wanted = found - weight, expected - weight
-        (told,) = [tensor.kept for tensor in rewritten if tensor.name == name]
-        assert told == pytest.approx((change * wanted).sum() / np.square(wanted).sum(), abs=1e-3)
-        assert 0.5 < told < 0.99  # in four bits, some of even this change is rounded away, and that is said
+        (kept,) = [tensor.kept for tensor in rewritten if tensor.name == name]
+        assert kept == pytest.approx((change * wanted).sum() / np.square(wanted).sum(), abs=1e-3)
+        assert 0.5 < kept < 0.99  # in four bits, a part of even this change is rounded away, and that is reported
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.slow
 def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
     target = tmp_path / "lora.gguf"
     names = export_gguf_lora(smollm2[0], embedded_file(), edit, target)
     assert names == ["blk.27.ffn_down.weight", "blk.29.ffn_down.weight"]
     reader, tensors = gguf.GGUFReader(str(target)), _tensors(target)
-    told = {key: field.contents() for key, field in reader.fields.items()}
-    assert told["general.type"] == "adapter"
-    assert told["adapter.type"] == "lora"
-    assert told["adapter.lora.alpha"] == 5.0
-    assert told["general.architecture"] == "llama"
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    assert values["general.type"] == "adapter"
+    assert values["adapter.type"] == "lora"
+    assert values["adapter.lora.alpha"] == 5.0
+    assert values["general.architecture"] == "llama"
     factors = lora_factors(smollm2[0], edit)
     for layer in (27, 29):
         factor = factors[f"model.layers.{layer}.mlp.down_proj"]
@@ -85,6 +89,7 @@ def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.Edit, tmp_path: Path
         np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_b"].data, factor.b.numpy())
 
 
+@pytest.mark.slow
 def test_transformers_computes_what_the_hooks_compute(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
     """From a base file whose edited tensors are 16 bits wide, so that rounding hides nothing."""
     model, tokenizer = smollm2
@@ -94,7 +99,7 @@ def test_transformers_computes_what_the_hooks_compute(smollm2: Any, edit: sealig
         name: (gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float16), F16)
         for name in names
     }
-    _write(gguf.GGUFReader(str(embedded_file())), tmp_path / "wide.gguf", wide)
+    write_copy(gguf.GGUFReader(str(embedded_file())), tmp_path / "wide.gguf", wide)
     rewritten = export_gguf(model, tmp_path / "wide.gguf", edit, tmp_path / "edited.gguf")
     assert [(tensor.before, tensor.after) for tensor in rewritten] == [("F16", "F16")] * 2
     assert [tensor.kept for tensor in rewritten] == pytest.approx([1.0, 1.0], abs=1e-3)
@@ -114,6 +119,87 @@ def test_types_that_cannot_be_written() -> None:
     assert _written_type(kinds.Q6_K, 1537) == kinds.F16  # not a multiple of a block
 
 
+@pytest.fixture(scope="module")
+def small(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """A tiny GPT-2, whose matrices have biases, and a GGUF file with its output matrices of the MLPs."""
+    model = build_model("gpt2", vocab_size=len(tokenizer))
+    file = tmp_path_factory.mktemp("small") / "small.gguf"
+    writer = gguf.GGUFWriter(None, "gpt2")
+    writer.add_block_count(4)
+    for layer, block in enumerate(model.transformer.h):
+        with torch.no_grad():
+            block.mlp.c_proj.bias.normal_(0, 0.1)
+        weight = np.ascontiguousarray(block.mlp.c_proj.weight.detach().T.numpy())
+        writer.add_tensor(f"blk.{layer}.ffn_down.weight", weight)
+        if layer != 2:
+            writer.add_tensor(f"blk.{layer}.ffn_down.bias", block.mlp.c_proj.bias.detach().numpy())
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return model, file
+
+
+def test_biases_that_the_file_has(tokenizer: Any, small: tuple[Any, Path], tmp_path: Path) -> None:
+    model, file = small
+    edit = random_edit(model, tokenizer, scale=0.3, shift=True, center=True)
+    rewritten = export_gguf(model, file, edit, tmp_path / "edited.gguf")
+    names = [f"blk.{layer}.ffn_down.{kind}" for layer in (1, 3) for kind in ("weight", "bias")]
+    assert [tensor.name for tensor in rewritten] == names
+    assert [tensor.kept for tensor in rewritten] == pytest.approx([1.0] * 4, abs=1e-5)
+    assert mean_kept(rewritten) == pytest.approx(1.0, abs=1e-5)
+    before, after = _tensors(file), _tensors(tmp_path / "edited.gguf")
+    for change in matrix_changes(model, edit):
+        name = f"blk.{change.matrix.layer}.ffn_down"
+        weight, bias = (torch.tensor(before[f"{name}.{kind}"].data) for kind in ("weight", "bias"))
+        np.testing.assert_allclose(after[f"{name}.weight"].data, change.new_weight(weight), atol=1e-6)
+        np.testing.assert_allclose(after[f"{name}.bias"].data, change.new_bias(bias), atol=1e-6)
+
+
+def test_a_pure_shift_changes_biases_only(tokenizer: Any, small: tuple[Any, Path], tmp_path: Path) -> None:
+    model, file = small
+    edit = edit_of(model, tokenizer, {1: sealign.AffineEdit.constant(torch.ones(48))}, strength=2.0)
+    rewritten = export_gguf(model, file, edit, tmp_path / "edited.gguf")
+    assert [tensor.name for tensor in rewritten] == ["blk.1.ffn_down.bias"]
+    found = _tensors(tmp_path / "edited.gguf")["blk.1.ffn_down.bias"].data - _tensors(file)["blk.1.ffn_down.bias"].data
+    np.testing.assert_allclose(found, 2.0, atol=1e-6)
+
+
+def test_a_bias_that_the_file_lacks(tokenizer: Any, small: tuple[Any, Path], tmp_path: Path) -> None:
+    model, file = small
+    for layer_edit in (affine(48), sealign.AffineEdit.constant(torch.ones(48))):
+        edit = edit_of(model, tokenizer, {2: layer_edit})
+        with pytest.raises(ExportError, match=r"the edit needs 'transformer.h.2.mlp.c_proj.bias', which the GGUF file"):
+            export_gguf(model, file, edit, tmp_path / "edited.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_other_models(tokenizer: Any, small: tuple[Any, Path], tmp_path: Path) -> None:
+    model, file = small
+    attention = random_edit(model, tokenizer, site="attention")
+    with pytest.raises(ExportError, match="the GGUF file has no tensor for 'transformer.h.1.attn.c_proj.weight'; give"):
+        export_gguf(model, file, attention, tmp_path / "x.gguf")
+    wide = build_model("gpt2", vocab_size=len(tokenizer), n_embd=64)
+    with pytest.raises(ExportError, match="'blk.1.ffn_down.weight' has 48 rows, but the edit has 64 features; give"):
+        export_gguf(wide, file, random_edit(wide, tokenizer), tmp_path / "x.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "unknown.gguf", "martian")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(ExportError, match="does not know the architecture 'martian' of the GGUF file; upgrade"):
+        file_names(open_gguf(tmp_path / "unknown.gguf"), model, ["a.weight"])
+    with pytest.raises(ExportError, match="not loaded from a GGUF file; name its GGUF file with --base"):
+        export_gguf(model, None, random_edit(model, tokenizer), tmp_path / "x.gguf")
+
+
+def test_the_file_of_a_base_model() -> None:
+    assert base_file("smollm2", None) == embedded_file()
+    assert base_file("smollm2", Path("x.gguf")) == Path("x.gguf")
+    assert base_file("folder/y.gguf", None) == Path("folder/y.gguf")
+    assert base_file("owner/name", None) is None
+
+
+@pytest.mark.slow
 def test_refusals(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
     model, _ = smollm2
     target = tmp_path / "x.gguf"
@@ -123,5 +209,5 @@ def test_refusals(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="cannot be read as GGUF"):
         export_gguf(model, tmp_path / "bad.gguf", edit, target)
     with pytest.raises(ExportError, match="rescaled per token"):
-        export_gguf(model, embedded_file(), edit.with_settings(normalization="token"), target)
+        export_gguf(model, embedded_file(), edit.with_normalization("token"), target)
     assert not target.exists()
