@@ -1,4 +1,4 @@
-"""What a fit keeps of activations: a killed run goes on from it, and comes to the same."""
+"""What a fit stores of activations: an interrupted run continues from it and gives the same result."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ import torch
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.fitting import activations
+from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, Kept, Place
-from sealign.fitting.collected import collect
-from sealign.methods.sea_config import FitConfig
+from sealign.fitting.activations import Activations
+from sealign.fitting.collected import Collected, collect
+from sealign.fitting.collecting import Collector, collect_activations, resolve_read_sites
+from sealign.methods.iti import ITIConfig
+from sealign.methods.sea import SEAConfig
 
 LAYERS = [0, 2]
 
@@ -38,7 +41,7 @@ class Batches:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.finished = 0
         self.killed: int | None = None
-        real = activations._run_batch
+        real = Collector._run_batch
 
         def run(*args: Any) -> Any:
             if self.finished == self.killed:
@@ -47,7 +50,7 @@ class Batches:
             self.finished += 1
             return rows
 
-        monkeypatch.setattr(activations, "_run_batch", run)
+        monkeypatch.setattr(Collector, "_run_batch", run)
 
     def start(self, killed: int | None = None) -> None:
         self.finished, self.killed = 0, killed
@@ -55,15 +58,17 @@ class Batches:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
-    monkeypatch.setattr("sealign.collected.CHUNK", 13)
+    monkeypatch.setattr("sealign.fitting.collected.CHUNK", 13)
     return Batches(monkeypatch)
 
 
 def signatures_and_sums(
     llama: Any, tokenizer: Any, many: Any, keep: Keep, folder: Path | None, **settings: Any
 ) -> dict[int, tuple[float, list[torch.Tensor]]]:
-    config = FitConfig(token="random", batch_size=8, **settings)
-    with collect(llama, tokenizer, many, config, LAYERS, keep, checkpoint_dir=folder) as found:
+    config = SEAConfig(token="random", batch_size=8, **settings)
+    sites = resolve_read_sites(llama, config.site, LAYERS)
+    collector = Collector(llama, tokenizer, config.site, sites, config.collect_config())
+    with collect(collector, many, config, keep, checkpoint_dir=folder) as found:
         assert list(found.layers) == LAYERS
         statistics = {layer: found.statistics(layer) for layer in found.layers}
         return {
@@ -136,7 +141,7 @@ def test_sums_of_other_settings_are_not_read(
 def test_an_edit_of_a_run_that_was_killed(
     llama: Any, tokenizer: Any, many: Any, batches: Batches, tmp_path: Path
 ) -> None:
-    config = sealign.FitConfig(layers="signature:2", rank=(3, 2), batch_size=8)
+    config = SEAConfig(layers="signature:2", rank=(3, 2), batch_size=8)
     settings: dict[str, Any] = {"config": config, "keep": Keep("sums"), "checkpoint_dir": tmp_path}
     expected = sealign.fit_edit(llama, tokenizer, many, config=config, keep=Keep("sums"))
     batches.start(killed=2 * batches.finished // 3)
@@ -145,6 +150,25 @@ def test_an_edit_of_a_run_that_was_killed(
     batches.start()
     found = sealign.fit_edit(llama, tokenizer, many, **settings)
     assert found.layers == expected.layers
-    for layer, projection in expected.projections.items():
-        assert torch.equal(found.projections[layer].positive, projection.positive)
-        assert torch.equal(found.projections[layer].negative, projection.negative)
+    assert found.hash == expected.hash
+    assert found.record.layers == expected.record.layers
+
+
+def test_rows_of_a_layer(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    found = collect_activations(llama, tokenizer, demonstrations, layers=LAYERS)
+    rows = Collected(found, ITIConfig())
+    assert list(rows.layers) == LAYERS
+    for own, role in zip(rows.rows(2), ("neutral", "positive", "negative"), strict=True):
+        assert own is getattr(found, role)[2]
+    sums = Collected({layer: rows.statistics(layer) for layer in LAYERS}, ITIConfig())
+    assert list(sums.layers) == LAYERS
+    assert sums.statistics(2).signature == rows.statistics(2).signature
+    with pytest.raises(SettingError, match=r"layer 2 is stored as sums, but ITIConfig needs rows; pass keep=Keep"):
+        sums.rows(2)
+
+
+def test_statistics_of_rows_hold_one_layer_at_a_time() -> None:
+    """What was computed for one layer is not held by what all layers are read from."""
+    matrices = {layer: torch.randn(5, 6) for layer in LAYERS}
+    rows = Collected(Activations("mlp", matrices, matrices, matrices), SEAConfig())
+    assert rows.statistics(0) is not rows.statistics(0)

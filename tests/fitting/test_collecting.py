@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import sealign
-from sealign.errors import ActivationError, DemonstrationError, SettingError
+from sealign.errors import ActivationError, DemonstrationError
 from sealign.files import read_tensors
 from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import CollectConfig
-from sealign.fitting.collecting import collect_activations, collect_kept
+from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
 from sealign.fitting.sequences import ROLES
 from tests.tiny_models import build_model
 
@@ -250,16 +250,6 @@ def test_too_long_for_the_context(llama: Any, tokenizer: Any, demonstrations: An
         sealign.collect_activations(llama, tokenizer, [*demonstrations, long])
 
 
-def test_settings_are_checked() -> None:
-    with pytest.raises(SettingError, match=r"unknown token choice 'lst' \(did you mean 'last'"):
-        CollectConfig(token="lst")  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="unknown neutral choice"):
-        CollectConfig(neutral="none")  # type: ignore[arg-type]
-    for name in ("batch_size", "max_new_tokens"):
-        with pytest.raises(SettingError, match=f"{name} is 0, but it must be at least 1"):
-            CollectConfig(**{name: 0})
-
-
 def test_no_demonstrations(llama: Any, tokenizer: Any) -> None:
     with pytest.raises(DemonstrationError, match="at least 1"):
         sealign.collect_activations(llama, tokenizer, [])
@@ -282,7 +272,7 @@ def test_real_model_against_its_hidden_states(neutral: Any, smollm2: Any) -> Non
 def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
     expected = collect_activations(llama, tokenizer, demonstrations)
     with (tmp_path / "kept.safetensors").open("w+b") as file:
-        found = collect_activations(llama, tokenizer, demonstrations, into=file)
+        found = collect_activations(llama, tokenizer, demonstrations, file=file)
     _all_close(found, expected, atol=0)
     stored = read_tensors(tmp_path / "kept.safetensors")
     assert torch.equal(stored["negative.2"], expected.negative[2])
@@ -291,14 +281,43 @@ def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demon
 def test_batches_are_kept_until_they_are_cleared(
     llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
 ) -> None:
-    collect_kept(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path)
+    collector = Collector(llama, tokenizer, "mlp", resolve_read_sites(llama, "mlp"), CollectConfig())
+    store = collector.open_store(tmp_path, demonstrations)
+    collector.run(demonstrations, store)
     assert list(tmp_path.rglob("*.safetensors"))
     expected = collect_activations(llama, tokenizer, demonstrations)
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    found, store = collect_kept(llama, tokenizer, demonstrations, checkpoint_dir=tmp_path)
+    found = collector.run(demonstrations, collector.open_store(tmp_path, demonstrations))
     hook.remove()
     _all_close(found, expected)
     assert calls == []
     store.clear()
     assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3"])
+def test_heads_are_what_the_output_matrix_takes_in(
+    name: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
+) -> None:
+    """Against the attention output: heads times the output matrix, plus its bias."""
+    model = tiny_model(name)
+    if name == "qwen3":  # heads that are together wider than the model
+        model = build_model("qwen3", vocab_size=len(tokenizer), head_dim=20)
+    config = CollectConfig(batch_size=3, token="last")
+    heads = collect_activations(model, tokenizer, demonstrations, site="heads", layers=[2], config=config)
+    outputs = collect_activations(model, tokenizer, demonstrations, site="attention", layers=[2], config=config)
+    assert heads.site == "heads"
+    (site,) = resolve_read_sites(model, "heads", [2])
+    assert heads.neutral[2].shape == (7, read_width(model, site))
+    assert read_width(model, site) == (80 if name == "qwen3" else 48)
+    for role in ROLES:
+        with torch.no_grad():
+            expected = site.module(getattr(heads, role)[2])
+        torch.testing.assert_close(getattr(outputs, role)[2], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_activations_by_layer(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    found = collect_activations(llama, tokenizer, demonstrations, layers=[3, 1])
+    assert found.layers == [1, 3]
+    assert all(own is getattr(found, role)[3] for own, role in zip(found.rows(3), ROLES, strict=True))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from sealign.errors import ActivationError
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
-from sealign.methods.sea import decompose, fit_projection
-from sealign.methods.sea_config import FitConfig
+from sealign.methods.sea import SEAConfig, decompose, fit_projection
 from sealign.spectral.feature_maps import get_feature_map
 from sealign.spectral.signature import signature
 from tests.shapes import unchecked
@@ -55,14 +54,15 @@ def test_any_split_gives_the_formulas(sizes: list[int], centered: bool, feature_
 def test_sums_decompose_as_rows_do(dtype: torch.dtype) -> None:
     matrices = draw(19, dtype)
     expected = fit_projection(*matrices, rank=(3, 2), centered=True)
-    into = (torch.zeros(D, D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64))
+    out = (torch.zeros(D, D, dtype=torch.float64), torch.zeros(D, D, dtype=torch.float64))
     parts = [[matrix[start : start + 4] for matrix in matrices] for start in range(0, 19, 4)]
-    found = decompose(added(parts, centered=True, into=into), FitConfig(rank=(3, 2), centered=True))
+    found = decompose(added(parts, centered=True, out=out), SEAConfig(rank=(3, 2), centered=True))[0]
     assert found.positive.dtype == expected.positive.dtype == dtype
     for name in ("positive", "negative"):
         own, other = getattr(found, name), getattr(expected, name)
         torch.testing.assert_close(own @ own.T, other @ other.T, atol=1e-5, rtol=1e-5)
-    assert bool(into[0].any())
+    assert bool(out[0].any())
+    assert bool(out[1].any())
 
 
 def test_few_neutral_rows_are_kept() -> None:

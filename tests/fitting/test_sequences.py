@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
@@ -168,7 +167,7 @@ def test_without_a_limit_every_length_passes() -> None:
 def test_plans_are_repeatable(tokenizer: Any, demonstrations: Any) -> None:
     config = CollectConfig(token="random", seed=4)
     first, second = (plan_sequences(tokenizer, demonstrations, config, None) for _ in range(2))
-    other = plan_sequences(tokenizer, demonstrations, dataclasses.replace(config, seed=5), None)
+    other = plan_sequences(tokenizer, demonstrations, config.replace(seed=5), None)
     assert first == second
     assert [sequence.ids for sequence in first] == [sequence.ids for sequence in other]
     assert first != other

@@ -14,7 +14,14 @@ import torch
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.fitting.workers import gather_objects, gather_rows, own_share, rank_and_size, sum_everywhere, worker_group
+from sealign.fitting.workers import (
+    gather_objects,
+    gather_rows,
+    own_share,
+    rank_and_size,
+    sum_over_workers,
+    worker_group,
+)
 from tests.tiny_models import build_model
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -25,7 +32,7 @@ def test_one_process_is_a_group_of_itself() -> None:
     with worker_group() as first:
         assert first
         assert rank_and_size() == (0, 1)
-        assert sum_everywhere(tensor) is tensor
+        assert sum_over_workers(tensor) is tensor
         assert gather_rows(tensor) is tensor
         assert gather_objects("a") == ["a"]
         assert own_share("abc") == "abc"
@@ -73,13 +80,12 @@ def test_two_workers_give_the_edit_of_one(folder: Path, tmp_path: Path, more: tu
     assert alone.layers == together.layers
     assert together.record.demonstrations_hash == alone.record.demonstrations_hash
     for layer in alone.layers:
-        own, other = together.projections[layer], alone.projections[layer]
-        for name in ("positive", "negative"):
-            u, v = getattr(own, name).double(), getattr(other, name).double()
-            assert u.shape == v.shape
-            torch.testing.assert_close(u @ u.T, v @ v.T, atol=1e-4, rtol=1e-4)
+        own, other = together.affine_edits[layer], alone.affine_edits[layer]
+        assert own.rank == other.rank
+        u, v = (edit.linear_part(torch.eye(edit.width, dtype=torch.float64)) for edit in (own, other))
+        torch.testing.assert_close(u, v, atol=1e-4, rtol=1e-4)
         records = [edit.record.layers[str(layer)] for edit in (together, alone)]
-        assert records[0].signature == pytest.approx(records[1].signature, rel=1e-4)
+        assert records[0].statistics == pytest.approx(records[1].statistics, rel=1e-4)
         assert records[0].relative_change == pytest.approx(records[1].relative_change, rel=1e-3)
 
 
@@ -91,7 +97,8 @@ def test_a_worker_that_dies_stops_the_job_and_its_finished_part_is_read_again(fo
     script.write_text(
         f"""
 import os, pathlib, signal, time
-from sealign import activations, layer_statistics
+from sealign.fitting.collecting import Collector
+from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.cli import main
 
 finished = pathlib.Path({str(cache / "fits")!r})
@@ -108,9 +115,9 @@ def run_again(*arguments):
 
 
 if "AGAIN" in os.environ:
-    activations._run_batch = run_again
+    Collector._run_batch = run_again
 elif os.environ["RANK"] == "1":
-    layer_statistics.LayerStatistics.combine = die
+    LayerStatistics.combine = die
 main()
 """
     )
