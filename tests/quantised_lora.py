@@ -1,4 +1,4 @@
-"""A LoRA of an edit of a quantised model, against the hooks; prints the agreement as JSON.
+"""Compare a LoRA of an edit of a quantised model with the hooks, and print the agreement as JSON.
 
     python quantised_lora.py torchao-int8|bitsandbytes-8bit|bitsandbytes-4bit FOLDER
 
@@ -42,18 +42,18 @@ def main(name: str, target: str) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     model = load(name, folder)
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
-    config = sealign.FitConfig(layers="last:4", rank=(3, 2), normalization="none", combine="negative")
+    config = sealign.SEAConfig(layers="last:4", rank=(3, 2), normalization="none", combine="negative")
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     base, edited = reference_outputs(model, tokenizer, edit)
     export_lora(model, edit, target)
     again = model_outputs(model, tokenizer)
-    # Loaded as a user loads it: onto a base that is quantised anew.
+    # Loaded as a user loads it, onto a base that is quantised again.
     adapted = PeftModel.from_pretrained(load(name, folder), target).eval()
     agreement = compare_outputs(name, base, edited, model_outputs(adapted, tokenizer), tolerance=1.0)
     unchanged = all((a == b).all() for a, b in zip(base.log_probabilities, again.log_probabilities, strict=True))
     kind = type(model.get_submodule("model.layers.29.mlp.down_proj").weight).__name__
-    told = dataclasses.asdict(agreement) | {"passed": agreement.passed, "weight": kind}
-    print(json.dumps(told | {"unchanged": bool(unchanged)}))
+    found = dataclasses.asdict(agreement) | {"passed": agreement.passed, "weight": kind}
+    print(json.dumps(found | {"unchanged": bool(unchanged)}))
 
 
 if __name__ == "__main__":

@@ -13,15 +13,14 @@ import torch
 import sealign
 from sealign.errors import ExportError
 from sealign.export.gguf import _written_type, export_gguf, export_gguf_lora, mean_kept
-from sealign.export.gguf_file import base_file, file_names, open_gguf, write_copy
+from sealign.export.gguf_file import base_file, file_names, open_gguf
 from sealign.export.lora import lora_factors
 from sealign.export.matrix_changes import matrix_changes
 from sealign.export.verify import compare_outputs, model_outputs, reference_outputs
 from sealign.models.embedded_model import embedded_file
 from tests.export.made_edits import affine, edit_of, random_edit
+from tests.export.tiny_gguf import write_llama
 from tests.tiny_models import build_model
-
-F16 = gguf.GGMLQuantizationType.F16
 
 
 @pytest.fixture(scope="module")
@@ -32,25 +31,31 @@ def edit(smollm2: Any) -> sealign.Edit:
     return sealign.fit_edit(model, tokenizer, demonstrations, config=config)
 
 
-def _tensors(path: Path) -> dict[str, Any]:
-    return {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
+@pytest.fixture(scope="module")
+def embedded() -> gguf.GGUFReader:
+    return gguf.GGUFReader(str(embedded_file()))
+
+
+def _tensors(source: Path | gguf.GGUFReader) -> dict[str, Any]:
+    reader = gguf.GGUFReader(str(source)) if isinstance(source, Path) else source
+    return {tensor.name: tensor for tensor in reader.tensors}
 
 
 @pytest.mark.slow
-def test_weights_in_a_copy(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
+def test_weights_in_a_copy(smollm2: Any, embedded: gguf.GGUFReader, edit: sealign.Edit, tmp_path: Path) -> None:
     target = tmp_path / "edited.gguf"
     with pytest.raises(ExportError, match=r"would be left after rounding to Q4_1.*--lora"):
         export_gguf(smollm2[0], embedded_file(), edit, target)
     assert list(tmp_path.iterdir()) == []
     rewritten = export_gguf(smollm2[0], embedded_file(), edit.with_strength(2), target)
     assert [tensor.name for tensor in rewritten] == ["blk.27.ffn_down.weight", "blk.29.ffn_down.weight"]
-    before, after = _tensors(embedded_file()), _tensors(target)
+    old, new = embedded, gguf.GGUFReader(str(target))
+    before, after = _tensors(old), _tensors(new)
     assert list(before) == list(after)
     for name, tensor in before.items():
         if name not in {changed.name for changed in rewritten}:
             assert tensor.tensor_type == after[name].tensor_type
             assert np.array_equal(tensor.data, after[name].data)
-    old, new = gguf.GGUFReader(str(embedded_file())), gguf.GGUFReader(str(target))
     for key, field in old.fields.items():
         if not key.startswith("GGUF."):
             assert new.fields[key].contents() == field.contents(), key
@@ -76,7 +81,8 @@ def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.Edit, tmp_path: Path
     target = tmp_path / "lora.gguf"
     names = export_gguf_lora(smollm2[0], embedded_file(), edit, target)
     assert names == ["blk.27.ffn_down.weight", "blk.29.ffn_down.weight"]
-    reader, tensors = gguf.GGUFReader(str(target)), _tensors(target)
+    reader = gguf.GGUFReader(str(target))
+    tensors = _tensors(reader)
     values = {key: field.contents() for key, field in reader.fields.items()}
     assert values["general.type"] == "adapter"
     assert values["adapter.type"] == "lora"
@@ -89,25 +95,27 @@ def test_a_lora_beside_the_file(smollm2: Any, edit: sealign.Edit, tmp_path: Path
         np.testing.assert_array_equal(tensors[f"blk.{layer}.ffn_down.weight.lora_b"].data, factor.b.numpy())
 
 
-@pytest.mark.slow
-def test_transformers_computes_what_the_hooks_compute(smollm2: Any, edit: sealign.Edit, tmp_path: Path) -> None:
-    """From a base file whose edited tensors are 16 bits wide, so that rounding hides nothing."""
-    model, tokenizer = smollm2
-    names = [f"blk.{layer}.ffn_down.weight" for layer in (27, 29)]
-    tensors = _tensors(embedded_file())
-    wide = {
-        name: (gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type).astype(np.float16), F16)
-        for name in names
-    }
-    write_copy(gguf.GGUFReader(str(embedded_file())), tmp_path / "wide.gguf", wide)
-    rewritten = export_gguf(model, tmp_path / "wide.gguf", edit, tmp_path / "edited.gguf")
-    assert [(tensor.before, tensor.after) for tensor in rewritten] == [("F16", "F16")] * 2
-    assert [tensor.kept for tensor in rewritten] == pytest.approx([1.0, 1.0], abs=1e-3)
-    loaded, _ = sealign.load_model(str(tmp_path / "edited.gguf"), dtype="float32", device="cpu")
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_transformers_computes_what_the_hooks_compute(tokenizer: Any, tmp_path: Path, kind: str) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = build_model("llama", vocab_size=len(tokenizer), intermediate_size=96)
+    names = [f"blk.{layer}.ffn_down.weight" for layer in (1, 3)]
+    source = write_llama(model, tmp_path / "base.gguf", dict.fromkeys(names, gguf.GGMLQuantizationType[kind]))
+    edit = random_edit(model, tokenizer, scale=0.3)
+    rewritten = export_gguf(model, source, edit, tmp_path / "edited.gguf")
+    assert [(tensor.name, tensor.before, tensor.after) for tensor in rewritten] == [
+        (name, kind, kind) for name in names
+    ]
+    assert mean_kept(rewritten) == pytest.approx(1.0, abs=1e-3)
+    settings: Any = {"gguf_file": "edited.gguf", "dtype": torch.float32}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(tmp_path, **settings).eval()
     base, edited = reference_outputs(model, tokenizer, edit)
-    agreement = compare_outputs("gguf", base, edited, model_outputs(loaded, tokenizer), tolerance=0.02)
+    agreement = compare_outputs(
+        "gguf", base, edited, model_outputs(loaded, tokenizer), tolerance=1e-4 if kind == "F32" else 0.02
+    )
     assert agreement.passed
-    assert agreement.mean < 0.02 * agreement.effect
+    assert agreement.mean < (1e-5 if kind == "F32" else 0.02) * agreement.effect
 
 
 def test_types_that_cannot_be_written() -> None:
