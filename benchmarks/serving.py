@@ -5,7 +5,7 @@
 Two servers run at a time, of which one gets requests. Edits that the plug-in serves are compared with stock vLLM as it
 starts by default, compiled; LoRAs with stock vLLM and --enforce-eager, since vLLM on a CPU compiles no model that has
 LoRAs. A round sends the same prompts, of random tokens that no cache holds, to every arm; ratios are formed within a
-round. Needs ``make vllm-env``; all requests stay on loopback.
+round. Needs ``make engines-env``; all requests stay on loopback.
 """
 
 from __future__ import annotations

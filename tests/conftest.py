@@ -29,7 +29,7 @@ import torch  # noqa: E402
 import sealign  # noqa: E402
 from sealign.files import cache_dir  # noqa: E402
 from sealign.models.loading import embedded_model  # noqa: E402
-from tests.tiny_models import build_model  # noqa: E402
+from tests.tiny_models import build_model, save_stand_in  # noqa: E402
 
 # A deadline would measure what else the machine does.
 settings.register_profile("sealign", deadline=None)
@@ -100,6 +100,20 @@ def llama(tiny_model: Callable[[str], Any]) -> Any:
 def smollm2() -> Any:
     """The embedded model and its tokenizer."""
     return sealign.load_model("smollm2", dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random model that answers in a fraction of the embedded model's time, with its depth."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    save_stand_in(embedded_model(), folder)
+    return folder
+
+
+@pytest.fixture
+def embedded_stand_in(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``smollm2`` be the stand-in in this process."""
+    monkeypatch.setattr("sealign.models.loading.embedded_model", lambda: stand_in)
 
 
 @pytest.fixture

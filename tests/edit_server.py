@@ -1,4 +1,4 @@
-"""A server started as a user starts one: ``sealign serve`` in the environment of ``make vllm-env``, on loopback."""
+"""A server started as a user starts one: ``sealign serve`` in the environment of ``make engines-env``, on loopback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def engine_command(name: str) -> str:
     """The path of a command in the environment of the engines; a missing one fails, since nothing was tested then."""
     path = ENVIRONMENT / "bin" / name
     if not path.is_file():
-        pytest.fail(f"{path} is not there; run make vllm-env, or leave these tests out with: pytest -m 'not vllm'")
+        pytest.fail(
+            f"{path} is not there; run make engines-env, or leave these tests out with: pytest -m 'not engines'"
+        )
     return str(path)
 
 

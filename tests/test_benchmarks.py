@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -46,29 +47,48 @@ def test_interval_coverage_is_set_by_its_seed():
 FAST = {
     "fit": ["--width", "70", "--demonstrations", "40", "--wide", "90"],
     "startup": [],
-    "growth": ["--rounds", "1"],
+    "growth": [],
     "applying": ["--modes", "eager", "--batches", "2", "--dtypes", "float32", "--prefill", "9", "--context", "5"],
     "plan": ["--demonstrations", "3"],
-    "collection": ["--demonstrations", "3", "--alone", "2"],
+    "collection": ["--demonstrations", "2", "--alone", "2"],
 }
+SMALL: dict[str, dict[str, object]] = {
+    "growth": {
+        "RANKS": (4, 8),
+        "TOKENS": (1, 4),
+        "WIDTHS": (16, 32),
+        "LAYERS": (1, 2),
+        "START": {"rank": 4, "tokens": 4, "width": 16, "layers": 1},
+    },
+}
+"""What a script has no option for."""
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("embedded_stand_in")
 @pytest.mark.parametrize("name", FAST)
-def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, request):
+def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, request, monkeypatch, capsys):
     file = tmp_path / "figures.json"
     options = ["--rounds", "1", *FAST[name], "--json", str(file)]
     if name == "collection":
         options += ["--data-dir", str(request.getfixturevalue("data_dir"))]
-    command = [sys.executable, str(INTERVAL_COVERAGE.with_name(f"{name}.py")), *options]
+    script = INTERVAL_COVERAGE.with_name(f"{name}.py")
+    monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.setenv("COLUMNS", "200")
+    specification = importlib.util.spec_from_file_location(f"benchmark_{name}", script)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    for constant, value in SMALL.get(name, {}).items():
+        monkeypatch.setattr(module, constant, value)
 
-    printed = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    module.main()
 
-    assert printed.returncode == 0, printed.stderr
+    printed = capsys.readouterr().out
     record = json.loads(file.read_text(encoding="utf-8"))
     assert {"processor", "threads", "python", "sealign", "torch"} <= set(record["machine"])
     assert len(record) > 1
-    assert "1 rounds" in printed.stdout or name == "growth"
+    assert "1 rounds" in printed or name == "growth"
     if name == "fit":
         assert len(record["beside"]) == 2
         for found in record["beside"].values():

@@ -17,9 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sealign.cli import app
-from sealign.models import loading
 from tests.edit_server import engine_command
-from tests.tiny_models import save_stand_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
@@ -136,15 +134,7 @@ def _free_port() -> int:
 
 def _marked(page: Path) -> object:
     serves = "sealign serve" in page.read_text(encoding="utf-8")
-    return pytest.param(page, id=page.name, marks=[pytest.mark.vllm] if serves else [])
-
-
-@pytest.fixture(scope="session")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model that answers in a fraction of the embedded model's time, with its depth and tokenizer."""
-    folder = tmp_path_factory.mktemp("stand-in")
-    save_stand_in(loading.embedded_model(), folder)
-    return folder
+    return pytest.param(page, id=page.name, marks=[pytest.mark.engines] if serves else [])
 
 
 @pytest.mark.slow
@@ -159,8 +149,7 @@ def test_commands_run(
     monkeypatch.chdir(tmp_path)
     serves, port = "sealign serve" in text, str(_free_port())
     if not serves:  # an engine loads the embedded model itself
-        folder = request.getfixturevalue("stand_in")
-        monkeypatch.setattr(loading, "embedded_model", lambda: folder)
+        request.getfixturevalue("embedded_stand_in")
     shell = Shell(tmp_path, serves=serves)
     try:
         for language, block in _blocks(page):

@@ -10,7 +10,7 @@ import pytest
 
 from tests.edit_server import engine_command
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("name", ["torchao-int8", "bitsandbytes-8bit", "bitsandbytes-4bit"])

@@ -19,7 +19,7 @@ from sealign.serving.client import server_outputs
 from tests.edit_server import EditServer
 
 pytestmark = [
-    pytest.mark.vllm,
+    pytest.mark.engines,
     pytest.mark.slow,
     pytest.mark.timeout(900),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores"),
