@@ -253,7 +253,9 @@ def test_a_model_is_loaded_with_the_same_options_by_every_command() -> None:
     for command, made in commands().items():
         names = set(shared_options(made))
         if "--device" in names:
-            assert {"--model", "--dtype", "--revision", "--trust-remote-code", "--attn-implementation"} <= names, command
+            assert {"--model", "--dtype", "--revision", "--trust-remote-code", "--attn-implementation"} <= names, (
+                command
+            )
 
 
 def test_what_is_printed_can_be_json() -> None:

@@ -10,7 +10,6 @@ import pytest
 import sealign
 from sealign.cli.app import output
 from sealign.errors import ModelError
-from sealign.methods.sea_config import FitConfig
 from sealign.playground.conversation import Conversation
 from tests.cli import test_app as shared
 from tests.cli.test_app import CONTEXT, passed, refused, run
@@ -37,7 +36,7 @@ class Said:
 
     def __init__(self, model_folder: Path, edit: Path, **options: Any) -> None:
         model, tokenizer = sealign.load_model(str(model_folder))
-        self.handle = sealign.attach(model, sealign.Edit.from_pretrained(edit))
+        self.handle = sealign.attach(model, sealign.load_edit(edit))
         self.conversation = Conversation(model, tokenizer, max_new_tokens=8, **options)
 
     def __call__(self, text: str, *, strength: float = 0.7) -> str:
@@ -107,7 +106,7 @@ def test_comparing_leaves_the_conversation_and_the_edit_as_they_are(edit_folder:
         ("/of", "error: unknown command '/of' (did you mean '/off'?); choose one of: /on, /off"),
         ("/[bold]x", "error: unknown command '/[bold]x'"),
         ("/compare", "/on "),
-        ("ice " * CONTEXT, f"but the model's context is {CONTEXT}"),
+        ("ice " * CONTEXT, f"but the context of the model is {CONTEXT} tokens"),
     ],
 )
 def test_wrong_lines_are_told_and_change_nothing(edit_folder: Path, said: Said, line: str, words: str) -> None:
@@ -133,7 +132,7 @@ def test_settings(edit_folder: Path, model_folder: Path, said: Said) -> None:
 def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path) -> None:
     model, tokenizer = sealign.load_model(str(model_folder))
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=5)
-    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=FitConfig(rank=2, normalization="feature"))
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(rank=2, normalization="feature"))
     edit.save_pretrained(tmp_path / "edit")
     turns = chat(tmp_path / "edit", QUESTION, f"/compare {QUESTION}", "/off", "Why?")
     said = Said(model_folder, tmp_path / "edit", use_cache=False)
@@ -181,3 +180,11 @@ def test_refusals(edit_folder: Path) -> None:
     refused("chat", "--edit", edit_folder, "--device", "gpu", words=("device 'gpu'", "try cpu"))
     refused("chat", "--edit", edit_folder, "--model", "nowhere", words=("there is no model 'nowhere'",))
     assert run("chat", "--edit", edit_folder, "--max-new-tokens", 0).exit_code == 2
+
+
+def test_a_method_without_strength(model_folder: Path, tmp_path: Path) -> None:
+    passed("fit", "--method", "dola", "--model", model_folder, "--output", tmp_path / "dola")
+    turns = chat(tmp_path / "dola", "/off", "/strength 2", "/on")
+    assert turns[:2] == ["on)> ", turns[1]]
+    assert "dola has no strength" in " ".join(turns[1].split())
+    assert turns[2:] == ["off)> ", "on)> "]

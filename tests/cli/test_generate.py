@@ -10,7 +10,6 @@ import pytest
 import sealign
 from sealign.cli.app import output
 from sealign.evaluation.answers import compare_answers
-from sealign.methods.sea_config import FitConfig
 from sealign.models.prompt_format import PromptFormat
 from tests.cli import test_app as shared
 from tests.cli.test_app import CONTEXT, passed, refused, table_rows
@@ -36,7 +35,7 @@ def answers(edit: Path, *args: object, prompts: list[str] = PROMPTS, stdin: str 
 def expected(model_folder: Path, edit: Path, **changes: Any) -> list[dict[str, str]]:
     """The same from the library."""
     model, tokenizer = sealign.load_model(str(model_folder))
-    loaded = sealign.Edit.from_pretrained(edit)
+    loaded = sealign.load_edit(edit)
     options = {"max_new_tokens": 12} | changes
     return [vars(answer) for answer in compare_answers(model, tokenizer, loaded, PROMPTS, **options)]
 
@@ -97,7 +96,7 @@ def test_prompts_are_written_as_in_the_fit(edit_folder: Path, model_folder: Path
         model_folder, edit_folder, prompt_format=PromptFormat(**own)
     )
     fitted = shutil.copytree(edit_folder, tmp_path / "edit")
-    change(fitted, lambda record: record["fit"].update(prompt_format=own))
+    change(fitted, lambda record: record["config"].update(prompt_format=own))
     assert answers(fitted) == expected(model_folder, fitted, prompt_format=PromptFormat(**own))
     assert answers(fitted) != answers(edit_folder)
 
@@ -112,7 +111,7 @@ def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path)
     """One prompt at a time and without a cache: each answer is the same alone."""
     model, tokenizer = sealign.load_model(str(model_folder))
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=5)
-    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=FitConfig(rank=2, normalization="feature"))
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(rank=2, normalization="feature"))
     edit.save_pretrained(tmp_path / "edit")
     found = answers(tmp_path / "edit")
     assert found == [answers(tmp_path / "edit", prompts=[prompt])[0] for prompt in PROMPTS]
@@ -122,6 +121,44 @@ def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path)
     ]
 
 
+# --- other methods and compositions ---
+
+
+@pytest.fixture(scope="module")
+def steering(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An edit of another method."""
+    folder = tmp_path_factory.mktemp("steering") / "edit"
+    source = ("--demonstrations", "bundled:truthfulness", "--demonstrations-limit", 6)
+    passed("fit", "--method", "mean_difference", "--model", model_folder, *source, "--output", folder)
+    return folder
+
+
+def test_strength_holds_for_every_method_that_has_one(steering: Path) -> None:
+    assert answers(steering, "--strength", 30) != answers(steering)
+    assert all(answer["base"] == answer["edited"] for answer in answers(steering, "--strength", 0))
+
+
+def test_a_strength_is_refused_where_there_is_none(model_folder: Path, tmp_path: Path) -> None:
+    passed("fit", "--method", "dola", "--model", model_folder, "--output", tmp_path / "dola")
+    words = ("strength is 2.0", "(dola) has no strength", "leave it out")
+    refused("generate", "--edit", tmp_path / "dola", "--prompt", "Who?", "--strength", "2", words=words)
+
+
+def test_a_plus_applies_both(edit_folder: Path, steering: Path, model_folder: Path) -> None:
+    model, tokenizer = sealign.load_model(str(model_folder))
+    both = sealign.Composition([sealign.load_edit(edit_folder), sealign.load_edit(steering)])
+    wanted = [vars(answer) for answer in compare_answers(model, tokenizer, both, PROMPTS, max_new_tokens=12)]
+    assert answers(Path(f"{edit_folder}+{steering}")) == wanted
+    assert wanted not in (answers(edit_folder), answers(steering))
+
+
+def test_demonstrations_in_the_context(model_folder: Path, tmp_path: Path) -> None:
+    source = ("--demonstrations", "bundled:truthfulness", "--demonstrations-limit", 6)
+    passed("fit", "--method", "icl", "--shots", 1, "--model", model_folder, *source, "--output", tmp_path / "icl")
+    assert any(answer["base"] != answer["edited"] for answer in answers(tmp_path / "icl"))
+    refused("chat", "--edit", tmp_path / "icl", words=("puts demonstrations before each prompt", "sealign generate"))
+
+
 # --- refusals ---
 
 
@@ -129,9 +166,12 @@ def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path)
     ("args", "words"),
     [
         ([], ("there is no prompt", "--prompt", "standard input")),
-        (["--prompt", " "], ("prompt 1 of 1 is empty", "write something")),
+        (["--prompt", " "], ("prompt 1 of 1 is empty", "write a question")),
         (["--prompt", "a", "--prompt", ""], ("prompt 2 of 2 is empty",)),
-        (["--prompt", "a", "--prompt", "ice " * CONTEXT], ("prompt 2 of 2 is", f"context is {CONTEXT}", "shorten it")),
+        (
+            ["--prompt", "a", "--prompt", "ice " * CONTEXT],
+            ("prompt 2 of 2 is", f"context of the model is {CONTEXT} tokens", "shorten it"),
+        ),
         (["--prompt", "a", "--strength", "inf"], ("strength is inf", "must be finite", "try")),
         (["--prompt", "a", "--prompt-format", "few-shot"], ("'few-shot' (did you mean 'few_shot'?)",)),
         (["--prompt", "a", "--preamble", "nowhere.txt"], ("there is no preamble file 'nowhere.txt'",)),
@@ -206,9 +246,9 @@ def test_another_model_on_purpose(edit_folder: Path, other_model: dict[str, Path
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("shallow", ("module 'model.layers.3.mlp' is not in LlamaForCausalLM",)),
-        ("narrow", ("32 wide", "48")),
-        ("gpt2", ("module 'model.layers.1.mlp' is not in GPT2LMHeadModel",)),
+        ("shallow", ("LlamaForCausalLM has no module 'model.layers.3.mlp'",)),
+        ("narrow", ("tokens have 32 features", "the edit has 48")),
+        ("gpt2", ("GPT2LMHeadModel has no module 'model.layers.1.mlp'",)),
     ],
 )
 def test_another_model_that_cannot_be_edited(

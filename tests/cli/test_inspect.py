@@ -35,30 +35,62 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(json.dumps(record), encoding="utf-8")
 
 
-def test_tables_show_the_record(edit_folder: Path, model_folder: Path) -> None:
-    edit = sealign.Edit.from_pretrained(edit_folder)
+def figure(value: float) -> str:
+    """A statistic as the table shows it."""
+    return f"{value:.0f}" if value == int(value) else f"{value:.4g}"
+
+
+def test_tables_show_the_record(edit_folder: Path) -> None:
+    edit = sealign.load_edit(edit_folder)
+    record = edit.record
     printed = {row[0]: row[1:] for row in table_rows(passed("inspect", "--edit", edit_folder))}
     assert list(printed)[-2:] == ["1", "3"]
-    for layer, entry in edit.record.layers.items():
-        assert printed[layer] == [
-            "3",
-            "2",
-            f"{entry.explained_variance_positive:.4f}",
-            f"{entry.explained_variance_negative:.4f}",
-            f"{entry.relative_change:.4f}",
-            f"{entry.signature:.3f}",
-        ]
-    shown = {name: cells[0] for name, cells in printed.items() if name in ("site", "combine", "strength", "centered")}
-    assert shown == {"site": "mlp", "combine": "both", "strength": "0.7", "centered": "no"}
+    for layer, entry in record.layers.items():
+        assert printed[layer][:2] == ["5", f"{entry.relative_change:.4f}"]
+        names = ("rank_positive", "rank_negative", "explained_variance_positive", "explained_variance_negative")
+        figures = [entry.statistics[name] for name in (*names, "signature")]
+        assert printed[layer][2:] == list(map(figure, figures))
+    assert (printed["method"], printed["site"], printed["strength"]) == (["sea"], ["mlp"], ["0.7"])
+    assert (printed["combine"], printed["centered"], printed["rank"]) == (["both"], ["False"], ["[3, 2]"])
+    assert printed["prompt_format.style"] == ["chat"]
     assert printed["normalization"] == ["token"]
-    assert printed["feature map"] == ["identity"]
+    assert printed["feature_map"] == ["identity"]
     assert printed["revision"] == ["not known"]
-    assert printed["demonstrations"] == [f"6 (SHA-256 {edit.record.demonstrations_hash[:16]})"]
-    assert printed["tensors"] == [f"SHA-256 {edit.record.tensors_hash[:16]}"]
+    assert record.demonstrations_hash is not None
+    assert printed["demonstrations"] == [f"6 (SHA-256 {record.demonstrations_hash[:16]})"]
+    assert printed["tensors"] == [f"SHA-256 {record.tensors_hash[:16]}"]
+    assert printed["hash"] == [f"SHA-256 {edit.hash[:16]}"]
+
+
+def test_statistics_of_another_method(model_folder: Path, tmp_path: Path) -> None:
+    source = ("--demonstrations", "bundled:truthfulness", "--demonstrations-limit", 6)
+    folder = tmp_path / "edit"
+    passed("fit", "--method", "mean_difference", "--model", model_folder, *source, "--layers", "1", "--output", folder)
+    text = passed("inspect", "--edit", folder)
+    entry = sealign.load_edit(folder).record.layers["1"]
+    assert "shift norm" in text
+    assert [row for row in table_rows(text) if row[0] == "1"] == [
+        ["1", "0", f"{entry.relative_change:.4f}", *(figure(entry.statistics[n]) for n in ("shift_norm", "signature"))]
+    ]
+
+
+def test_a_method_without_layers(model_folder: Path, tmp_path: Path) -> None:
+    passed("fit", "--method", "dola", "--model", model_folder, "--output", tmp_path / "dola")
+    text = passed("inspect", "--edit", tmp_path / "dola")
+    printed = {row[0]: row[1:] for row in table_rows(text)}
+    assert (printed["method"], printed["bucket"], printed["demonstrations"]) == (["dola"], ["high"], ["none"])
+    assert "strength" not in printed
+    assert "Edited layers" not in text
+
+
+def test_every_part_of_a_composition_is_shown(edit_folder: Path, copy: Path) -> None:
+    found = json.loads(passed("inspect", "--edit", f"{edit_folder}+{copy}", "--json"))
+    assert [part["method"] for part in found] == ["sea", "sea"]
+    assert passed("inspect", "--edit", f"{edit_folder}+{copy}").count("Edited layers") == 2
 
 
 def test_json_is_the_record_and_the_hash(edit_folder: Path) -> None:
-    edit = sealign.Edit.from_pretrained(edit_folder)
+    edit = sealign.load_edit(edit_folder)
     data = json.loads(passed("inspect", "--edit", edit_folder, "--json"))
     assert data.pop("hash") == edit.hash
     assert data == json.loads(json.dumps(dataclasses.asdict(edit.record)))
@@ -72,8 +104,9 @@ def test_tables_are_whole(edit_folder: Path, monkeypatch: pytest.MonkeyPatch, wi
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
     assert "Edited layers: model.layers.{layer}.mlp" in text
-    for column in ("layer", "rank +", "rank -", "variance +", "variance -", "change", "signature"):
-        assert f" {column} " in text
+    header = next(line for line in text.splitlines() if "signature" in line)
+    columns = ["layer", "rank", "change", "rank +", "rank -", "variance +", "variance -", "signature"]
+    assert [cell.strip() for cell in header.strip("┃").split("┃")] == columns
 
 
 def test_modules_of_several_patterns_are_all_named(copy: Path) -> None:
@@ -90,7 +123,10 @@ def test_it_needs_no_model(copy: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no record": (lambda folder: (folder / "edit.json").unlink(), ("has no edit.json", "check the path")),
-    "no tensors": (lambda folder: (folder / "edit.safetensors").unlink(), ("edit.safetensors'", "not complete")),
+    "no tensors": (
+        lambda folder: (folder / "edit.safetensors").unlink(),
+        ("edit.safetensors'", "the folder is incomplete"),
+    ),
     "record cut short": (
         lambda folder: os.truncate(folder / "edit.json", 300),
         ("edit.json' is not JSON", "truncated or corrupted", "copy or download it again"),
@@ -108,36 +144,36 @@ SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("do not match their hash", "copy or download the edit again"),
     ),
     "a newer format": (
-        lambda folder: change(folder, lambda record: record.update(format_version=2)),
-        ("has format version 2", "upgrade sealign"),
+        lambda folder: change(folder, lambda record: record.update(format_version=3)),
+        ("has format version 3", "upgrade sealign"),
     ),
     "another format": (
         lambda folder: change(folder, lambda record: record.update(format="gguf")),
-        ("is not an edit", "'sealign.edit'", "check the path"),
+        ("is not a sealign.edit file", "'gguf'", "check the path"),
     ),
     "an extra key": (
         lambda folder: change(folder, lambda record: record.update(surprise=1)),
-        ("not valid at 'surprise'", "copy or download it again"),
+        ("has an unknown key 'surprise'", "copy or download it again"),
     ),
     "an extra setting": (
-        lambda folder: change(folder, lambda record: record["settings"].update(bias=True)),
-        ("not valid at 'settings.bias'",),
+        lambda folder: change(folder, lambda record: record["model"].update(bias=True)),
+        ("has an unknown key 'model.bias'",),
     ),
     "a missing key": (
-        lambda folder: change(folder, lambda record: record["settings"].pop("strength")),
-        ("not valid at 'settings.strength'",),
+        lambda folder: change(folder, lambda record: record["model"].pop("tokenizer_hash")),
+        ("has no key 'model.tokenizer_hash'",),
     ),
     "a wrong type": (
-        lambda folder: change(folder, lambda record: record["settings"].update(strength="1")),
-        ("not valid at 'settings.strength'",),
+        lambda folder: change(folder, lambda record: record.update(strength="1")),
+        ("has '1' at key 'strength', which must be a valid number",),
     ),
     "an unknown setting": (
-        lambda folder: change(folder, lambda record: record["settings"].update(combine="bth")),
-        ("unknown combination 'bth' (did you mean 'both'?)",),
+        lambda folder: change(folder, lambda record: record.update(normalization="tokn")),
+        ("unknown normalization 'tokn' (did you mean 'token'?)",),
     ),
     "another rank": (
-        lambda folder: change(folder, lambda record: record["layers"]["1"].update(rank_positive=4)),
-        ("layers.1.positive is (48, 3)", "(48, 4)"),
+        lambda folder: change(folder, lambda record: record["layers"]["1"].update(rank=4)),
+        ("layer 1: tensor ", " has shape (", "but must have (", "copy or download"),
     ),
     "not text": (lambda folder: (folder / "edit.json").write_bytes(b"\xff\xfe\x00"), ("is not JSON",)),
 }

@@ -138,7 +138,7 @@ class Commands(typer.Typer):
 
 
 def help_text(docstring: str) -> str:
-    """Return a docstring with each paragraph on one line; an indented paragraph is kept.
+    r"""Return a docstring with each paragraph on one line; an indented paragraph is kept.
 
     Args:
         docstring: Docstring of a command.

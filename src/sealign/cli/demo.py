@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.markup import escape
 from rich.table import Table
@@ -15,7 +15,7 @@ from sealign.cli.loading import ModelOptions, with_default, with_model_options
 if TYPE_CHECKING:
     from sealign.reproduce.embedded_demo import DemoResult
 
-Strength = with_default(options.EditStrength, "0.25")
+Strength = Annotated[float | None, with_default(options.EditStrength, "0.25")]
 
 
 @app.command()

@@ -79,7 +79,7 @@ def evaluate(
     from sealign.evaluation.comparison import report_edits
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.evaluation_config import EvaluationConfig
-    from sealign.evaluation.report import write_report
+    from sealign.figures.report import write_report
 
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     edits = load_named(sources, strength)

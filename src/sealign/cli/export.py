@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output, require_extra
+from sealign.cli.app import Commands, app, messages, output, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sealign.export.gguf import RewrittenTensor
     from sealign.export.verify import Agreement, Outputs
 
-exports = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+exports = Commands(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
     exports,
     name="export",
@@ -77,11 +77,11 @@ def lora(
 
 
 @exports.command()
-@with_model_options(options.EditedModel)
 def merged(
     edit: options.Edit,
     output_path: options.Output,
-    model: ModelOptions,
+    model: options.EditedModel = None,
+    revision: options.Revision = None,
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
@@ -94,17 +94,17 @@ def merged(
     from sealign.export.merged import export_merged
     from sealign.export.requirements import load_single_edit
     from sealign.files import check_folder
-    from sealign.models.loading import checkpoint_folder
+    from sealign.models.loading import checkpoint_folder, load_model
 
     loaded = load_single_edit(edit, strength=strength)
     check_folder(output_path, replaces="config.json")
-    name = model.name or loaded.base_model.id
+    name = model or loaded.base_model.id
     with messages.status("Merging"):
-        source = checkpoint_folder(name, revision=model.revision)
+        source = checkpoint_folder(name, revision=revision)
         changed = export_merged(source, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
     deviation = None
     if loaded.normalization != "none":
-        deviation = _deviation(*model.load(name), loaded, ignore_mismatch)
+        deviation = _deviation(*load_model(str(source)), loaded, ignore_mismatch)
     if deviation is not None:
         deviation.save(output_path)
     _report("merged checkpoint", output_path, changed, deviation, json)
@@ -157,15 +157,18 @@ def control_vector(
 ) -> None:
     """Export a constant shift of the residual stream, as of a mean difference, as a control vector of llama.cpp.
 
-    Load it beside the base model with: llama-server --model BASE.gguf --control-vector FILE
+    Load it beside the base model:
+
+        llama-server --model BASE.gguf --control-vector FILE
     """
     require_extra("gguf", "gguf")
     from sealign.export.control_vector import export_control_vector
-    from sealign.export.gguf_file import architecture_of, open_gguf
+    from sealign.export.gguf_file import architecture_of, base_file, open_gguf
     from sealign.export.requirements import load_single_edit
 
     loaded = load_single_edit(edit, strength=strength)
-    architecture = None if base is None else architecture_of(open_gguf(base))
+    source = base_file(loaded.base_model.id, base)
+    architecture = None if source is None else architecture_of(open_gguf(source))
     written = export_control_vector(loaded, output_path, architecture=architecture)
     _report("control vector", output_path, written, None, json)
 
@@ -202,10 +205,10 @@ def verify(
     """
     from sealign.cli.display import print_json
     from sealign.export.deployments import parse_deployment
-    from sealign.export.requirements import load_single_edit
     from sealign.export.verify import compare_outputs, reference_outputs
+    from sealign.methods.edit_sources import load_edit_source
 
-    loaded = load_single_edit(edit, strength=strength)
+    loaded = load_edit_source(edit, strength=strength)
     deployments = {text: parse_deployment(text) for text in against}
     for deployment in deployments.values():
         if deployment.kind in _EXTRAS:

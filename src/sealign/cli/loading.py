@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from sealign.cli import options
 from sealign.cli.app import messages
@@ -120,7 +120,7 @@ def with_model_options(
 
 
 def with_default(option: Any, default: str) -> Any:
-    """Return a shared option whose help text names the default of one command.
+    """Return the description of a shared option whose help text names the default of one command.
 
     Args:
         option: Annotation of ``sealign.cli.options``.
@@ -128,7 +128,7 @@ def with_default(option: Any, default: str) -> Any:
     """
     info = copy.copy(option.__metadata__[0])
     info.help += rf" \[default: {default}]"
-    return Annotated[option.__origin__, info]
+    return info
 
 
 def quantization_config(name: str | None) -> Any:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 
 import typer
 from rich.markup import escape
@@ -71,7 +71,7 @@ class MethodOption:
         text = escape(self.help) + default
         info = typer.Option("/".join(self.names), metavar=self.metavar, help=text, rich_help_panel=panel)
         name = PREFIX + self.setting.replace(".", "__")
-        annotation = Annotated[self.kind | None, info]  # type: ignore[valid-type]
+        annotation: Any = Annotated[Optional[self.kind], info]  # noqa: UP045
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=None)
 
 

@@ -27,11 +27,11 @@ app.add_typer(plots, name="plot", help="Draw activations, spectra, signatures or
 _SUFFIXES = (".pdf", ".png", ".csv")
 
 
-SomeLayers = with_default(options.Layers, "first, middle and last")
-AllLayers = with_default(options.Layers, "all")
-LastLayer = with_default(options.Layers, "the last edited layer")
-Site = with_default(options.Site, "mlp")
-EditSite = with_default(options.Site, "the site of the edit")
+SomeLayers = Annotated[str | None, with_default(options.Layers, "first, middle and last")]
+AllLayers = Annotated[str | None, with_default(options.Layers, "all")]
+LastLayer = Annotated[str | None, with_default(options.Layers, "the last edited layer")]
+Site = Annotated[str | None, with_default(options.Site, "mlp")]
+EditSite = Annotated[str | None, with_default(options.Site, "the site of the edit")]
 ProjectionMethod = Annotated[
     str,
     typer.Option(
@@ -122,7 +122,7 @@ def signature(
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
-    from sealign.fitting.activations import layer_signatures
+    from sealign.spectral.signature import signature as layer_signature
 
     path, config = _path(output_path), _config(layers, site, seed)
     used = {
@@ -131,8 +131,10 @@ def signature(
     }
     base, tokenizer = model.load()
     chosen = _select(layers, base)
+    found = {name: _collect(base, tokenizer, items, config, chosen) for name, items in used.items()}
     signatures = {
-        name: layer_signatures(_collect(base, tokenizer, items, config, chosen)) for name, items in used.items()
+        name: {layer: layer_signature(rows.positive[layer], rows.negative[layer]) for layer in rows.layers}
+        for name, rows in found.items()
     }
     depths = dict.fromkeys(signatures, _depth(base))
     marks = figures.signature_points(signatures, depths=depths)

@@ -10,7 +10,7 @@ from sealign.cli import options
 from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
-PaperLimit = with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")
+PaperLimit = Annotated[int | None, with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")]
 
 
 @app.command()

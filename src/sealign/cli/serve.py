@@ -20,8 +20,8 @@ def serve(
         typer.Option(
             "--edit",
             metavar="NAME=EDIT",
-            help="Folder of an edit, or its repository on the Hub as owner/name. NAME is its name in requests. Repeat the "
-            "option for several edits.",
+            help="Folder of an edit, or its repository on the Hub as owner/name. NAME is its name in requests. Repeat "
+            "the option for several edits.",
         ),
     ] = None,
     edits_dir: Annotated[
@@ -45,8 +45,8 @@ def serve(
         bool,
         typer.Option(
             "--no-lora",
-            help="Serve edits that are exactly LoRAs by the plug-in, like all others, instead of by vLLM's own LoRA code; "
-            "this is faster on a CPU.",
+            help="Serve edits that are exactly LoRAs by the plug-in, like all others, instead of by vLLM's own LoRA "
+            "code; this is faster on a CPU.",
         ),
     ] = False,
 ) -> None:

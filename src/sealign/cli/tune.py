@@ -69,10 +69,10 @@ def tune(
     quiet_harness()
     from sealign.cli.display import print_json, track
     from sealign.cli.method_options import method_config
-    from sealign.evaluation.report import write_report
     from sealign.evaluation.tuning import tune as run
     from sealign.evaluation.tuning_config import TuneConfig
     from sealign.figures.evaluation_figures import frontier_figure, save_figure
+    from sealign.figures.report import write_report
 
     fixed = method_config(method, {}, settings=options.named_values(settings), preset=None, seed=seed)
     config = TuneConfig(
