@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sealign.methods.sea_config import FitConfig
 
 from sealign.edits.record import EditSettings
 from sealign.errors import SealignError, SettingError, SiteError
 from sealign.fitting.collect_config import CollectConfig
-from sealign.methods.sea_config import FitConfig
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import SITES, select_layers
 from sealign.spectral.feature_maps import FEATURE_MAPS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sealign.edits.handle import EditHandle
-from sealign.methods.lora_training import LoRATrainingConfig, install_lora, train_lora
+from sealign.methods.lora_training import LoRATrainingConfig, follow_handle, install_lora, train_lora
 from sealign.methods.method import FitContext, Method, RecordedIntervention
 
 
@@ -17,9 +17,9 @@ class LoRAFineTuning(RecordedIntervention):
     """A LoRA of every linear layer, trained on prompts and positives (Hu et al. 2022, arXiv 2106.09685)."""
 
     def install(self, model: Any, handle: EditHandle) -> None:
-        """Add the LoRA to the model."""
-        switch = install_lora(model, self.weights, LoRATrainingConfig(**self.settings), handle)
-        handle.on_switch = lambda on: switch.enable_adapter_layers() if on else switch.disable_adapter_layers()
+        """Add the LoRA to the model; its updates are scaled by the strength."""
+        lora = install_lora(model, self.weights, LoRATrainingConfig(**self.settings), handle)
+        follow_handle(lora, model, handle)
 
 
 def _fit(context: FitContext, config: LoRAFTConfig) -> LoRAFineTuning:
@@ -27,7 +27,7 @@ def _fit(context: FitContext, config: LoRAFTConfig) -> LoRAFineTuning:
     for _ in context.track(range(1), "Fine-tuning", 1):
         folder = context.training_dir(LORA_FT.name, config)
         weights = train_lora(context.model, context.tokenizer, pairs, config, checkpoint_dir=folder)
-    return LoRAFineTuning.build(context, LORA_FT.name, config, weights=weights)
+    return LoRAFineTuning.build(context, LORA_FT.name, config, weights=weights, strength=1.0)
 
 
 LORA_FT = Method("lora_ft", LoRAFTConfig, LoRAFineTuning, _fit, packages=("peft",))

@@ -17,7 +17,7 @@ from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.prompt_format import PromptFormat
-from sealign.models.structure import context_length, unwrap_model
+from sealign.models.structure import context_length, decoder_of, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -192,3 +192,35 @@ def install_lora(model: Any, tensors: Mapping[str, Tensor], training: LoRATraini
     set_peft_model_state_dict(adapted, dict(tensors))
     adapted.eval()
     return adapted.base_model
+
+
+def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
+    """Keep an installed LoRA at the strength of a handle: its updates are scaled by it, and disabled at 0.
+
+    Args:
+        lora: What ``install_lora`` returned.
+        model: The model that it was installed on.
+        handle: Handle whose strength and switch it follows from the next call of the model on.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    base = unwrap_model(model)
+    scale: float | None = None
+
+    def update(*_: Any) -> None:
+        nonlocal scale
+        wanted = handle.strength if handle.active else 0.0
+        if wanted == scale:
+            return
+        scale = wanted
+        if not handle.active:
+            lora.disable_adapter_layers()
+            return
+        lora.enable_adapter_layers()
+        for module in lora.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale("default", scale)
+
+    # Both are entry points: some models call their inner decoder past the outer one.
+    for entry in (base, decoder_of(base)):
+        handle.stack.callback(entry.register_forward_pre_hook(update).remove)

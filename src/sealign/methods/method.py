@@ -137,6 +137,7 @@ class RecordedIntervention(Intervention):
         *,
         learned: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        strength: float | None = None,
     ) -> Self:
         """Return the intervention with its record.
 
@@ -146,9 +147,11 @@ class RecordedIntervention(Intervention):
             config: Settings of the method.
             learned: Results of the fit that are not tensors.
             weights: Results of the fit that are tensors.
+            strength: 1.0 if the method has a strength.
         """
         tensors = dict(weights or {})
-        record = context.record(method, config, learned=dict(learned or {}), tensors_hash=tensors_hash(tensors))
+        parts = {"learned": dict(learned or {}), "tensors_hash": tensors_hash(tensors), "strength": strength}
+        record = context.record(method, config, **parts)
         return cls(record, tensors)
 
     @classmethod
