@@ -2,7 +2,7 @@
 
     python quantised_lora.py torchao-int8|bitsandbytes-8bit|bitsandbytes-4bit FOLDER
 
-Run in the environment of ``make vllm-env``, which has the libraries of quantisation.
+Run in the environment of ``make engines-env``, which has the libraries of quantisation.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GGUF exports run by llama.cpp itself, through ``sealign verify`` in the environment of ``make vllm-env``."""
+"""GGUF exports run by llama.cpp itself, through ``sealign verify`` in the environment of ``make engines-env``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.export.made_edits import affine, edit_of
 from tests.export.tiny_gguf import write_llama
 from tests.tiny_models import build_model
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")
