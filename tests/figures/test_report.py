@@ -13,10 +13,8 @@ from typing import Any
 import pytest
 
 from sealign.evaluation.comparison import report_edits
-from sealign.evaluation.report import changed_items, write_report
 from sealign.evaluation.results import Results
-from sealign.evaluation.trials import TrialRecord
-from sealign.figures.evaluation_figures import frontier_figure, svg_text
+from sealign.figures.report import changed_items, write_report
 from tests.evaluation_data import planted_results
 
 SECTIONS = ["verdicts", "table", "differences", "categories", "answers", "damage", "provenance"]
@@ -50,7 +48,7 @@ def test_the_page_needs_nothing_else_and_is_the_same_twice(results: Results, fol
     assert (tmp_path / "report.html").read_text() == page
 
 
-def test_the_page_tells_all(results: Results, folder: Path) -> None:
+def test_the_page_shows_everything(results: Results, folder: Path) -> None:
     page = (folder / "report.html").read_text()
     (report,) = report_edits(results)
     assert report.verdict.sentence in page
@@ -59,6 +57,7 @@ def test_the_page_tells_all(results: Results, folder: Path) -> None:
     assert "tiny <model>" not in page
     assert results.command.replace("'", "&#39;") in page
     assert "Something was left out" in page
+    assert "<td>sea</td><td>edits/mild</td><td>0.5</td>" in page
     assert "too few items for an interval" in page
     for row in report.headlines:
         assert row.difference is not None
@@ -94,7 +93,7 @@ def test_items_that_changed_most_both_ways(results: Results) -> None:
     item = gains.index(max(gains))
     assert change.question == f"question {item}"
     assert (change.base, change.edited) == (f"answer {item} of base", f"answer {item} of mild")
-    assert changed_items(results, report, bias) == []  # a ratio has no score an item
+    assert changed_items(results, report, bias) == []  # items of a ratio have no scores
 
 
 def test_a_lower_score_is_a_gain_where_low_is_good(results: Results) -> None:
@@ -122,20 +121,6 @@ def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
     page = (tmp_path / "report.html").read_text()
     assert "No edit was evaluated" in page
     assert f"{tasks['truthfulqa_mc2'].metrics['mc2'].value('base'):.3f}" in page
-
-
-def test_the_frontier() -> None:
-    trials = [
-        TrialRecord(n, state, gain, damage, damage, 0.5, {})
-        for n, (state, gain, damage) in enumerate(
-            [("complete", 0.01, 0.01), ("pruned", -0.02, 0.03), ("complete", 0.03, 0.04), ("failed", None, None)]
-        )
-    ]
-    for winner in (None, trials[2]):
-        text = svg_text(frontier_figure(trials, winner, 0.05))
-        assert text == svg_text(frontier_figure(trials, winner, 0.05))
-        assert "<svg" in text
-    frontier_figure([], None, 0.05)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sealign.demonstrations.demonstration import Demonstration
-    from sealign.figures import Mark
+    from sealign.figures import Point
     from sealign.fitting.activations import Activations
     from sealign.fitting.edit_config import EditConfig
 
@@ -64,11 +64,11 @@ def tsne(
 
     path, config = _path(output_path), _config(layers, site, seed)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
-    figures.check_method("tsne", len(used))
+    figures.check_embedding("tsne", len(used))
     base, tokenizer = model.load()
     chosen = figures.first_middle_last(range(_depth(base))) if layers is None else _select(layers, base)
-    marks = figures.tsne_points(_collect(base, tokenizer, used, config, chosen), chosen, seed=seed)
-    _save(figures.plane(marks, "tsne"), marks, path, json)
+    points = figures.tsne_points(_collect(base, tokenizer, used, config, chosen), chosen, seed=seed)
+    _save(figures.plane(points, "tsne"), points, path, json)
 
 
 @plots.command()
@@ -122,7 +122,6 @@ def signature(
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
-    from sealign.spectral.signature import signature as layer_signature
 
     path, config = _path(output_path), _config(layers, site, seed)
     used = {
@@ -131,14 +130,13 @@ def signature(
     }
     base, tokenizer = model.load()
     chosen = _select(layers, base)
-    found = {name: _collect(base, tokenizer, items, config, chosen) for name, items in used.items()}
     signatures = {
-        name: {layer: layer_signature(rows.positive[layer], rows.negative[layer]) for layer in rows.layers}
-        for name, rows in found.items()
+        name: figures.activation_signatures(_collect(base, tokenizer, items, config, chosen))
+        for name, items in used.items()
     }
     depths = dict.fromkeys(signatures, _depth(base))
-    marks = figures.signature_points(signatures, depths=depths)
-    _save(figures.signature(signatures, depths=depths), marks, path, json)
+    points = figures.signature_points(signatures, depths=depths)
+    _save(figures.signature(signatures, depths=depths), points, path, json)
 
 
 @plots.command()
@@ -174,15 +172,15 @@ def effect(
     checked = _config(layers, site or fitted.site, seed)
     config = fitted.replace(site=checked.site, seed=seed, neutral="prompt", module_pattern=pattern)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
-    figures.check_method(projection, len(used))
+    figures.check_embedding(projection, len(used))
     base, tokenizer = model.load(loaded.base_model.id)
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)
     # The edited run is first, so that an edit of another model is refused before anything slow.
     with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch):
         after = _collect(base, tokenizer, used, config, chosen)
     before = _collect(base, tokenizer, used, config, chosen)
-    marks = figures.effect_points(before, after, chosen, method=projection, seed=seed)  # type: ignore[arg-type]
-    _save(figures.plane(marks, projection), marks, path, json)  # type: ignore[arg-type]
+    points = figures.effect_points(before, after, chosen, embedding=projection, seed=seed)  # type: ignore[arg-type]
+    _save(figures.plane(points, projection), points, path, json)  # type: ignore[arg-type]
 
 
 def _path(output_path: Path) -> Path:
@@ -251,11 +249,11 @@ def _collect(
     )
 
 
-def _save(figure: Figure, marks: Sequence[Mark], path: Path, json: bool) -> None:
+def _save(figure: Figure, points: Sequence[Point], path: Path, json: bool) -> None:
     from sealign.cli.display import print_json
     from sealign.figures import save_figure, save_points
 
-    written = [str(file) for file in [*save_figure(figure, path), save_points(marks, path)]]
+    written = [str(file) for file in [*save_figure(figure, path), save_points(points, path)]]
     if json:
         print_json({"files": written})
     else:

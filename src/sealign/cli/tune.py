@@ -71,8 +71,9 @@ def tune(
     from sealign.cli.method_options import method_config
     from sealign.evaluation.tuning import tune as run
     from sealign.evaluation.tuning_config import TuneConfig
-    from sealign.figures.evaluation_figures import frontier_figure, save_figure
+    from sealign.figures.evaluation_figures import frontier_figure
     from sealign.figures.report import write_report
+    from sealign.figures.style import save_figure
 
     fixed = method_config(method, {}, settings=options.named_values(settings), preset=None, seed=seed)
     config = TuneConfig(
@@ -89,7 +90,7 @@ def tune(
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
     loaded, tokenizer = model.load()
     result = run(loaded, tokenizer, used, config=config, output=output_folder, command=recorded_command(), track=track)
-    save_figure(frontier_figure(result.trials, result.winner, max_damage), output_folder / "figures", "frontier")
+    save_figure(frontier_figure(result.trials, result.winner, max_damage), output_folder / "figures" / "frontier")
     if result.results is not None and result.report is not None:
         write_report(result.results, [result.report], output_folder / "evaluation", max_damage=max_damage)
     if json:

@@ -1,45 +1,34 @@
 """Figures of activations, spectra, signatures, effects of an edit and scores, and the points that they draw.
 
-What a figure draws is a list of marks, which the function of the same name with ``_points`` returns and
+The data of a figure are a list of points, which the function of the same name with ``_points`` returns and
 ``save_points`` writes.
 """
 
-from sealign.figures.drawing import (
-    effect,
-    plane,
-    save_figure,
-    save_points,
-    score_by_demonstrations,
-    signature,
-    spectrum,
-    tsne,
-)
+from sealign.figures.drawing import effect, plane, score_by_demonstrations, signature, spectrum, tsne
+from sealign.figures.embedding import Embedding, check_embedding, effect_points, first_middle_last, tsne_points
 from sealign.figures.points import (
-    Mark,
-    Method,
+    Point,
     Spectra,
+    activation_signatures,
     activation_spectra,
-    check_method,
-    effect_points,
-    first_middle_last,
-    projection_spectra,
+    save_points,
     score_points,
     signature_points,
     spectrum_points,
-    tsne_points,
 )
+from sealign.figures.style import save_figure
 
 __all__ = [
-    "Mark",
-    "Method",
+    "Embedding",
+    "Point",
     "Spectra",
+    "activation_signatures",
     "activation_spectra",
-    "check_method",
+    "check_embedding",
     "effect",
     "effect_points",
     "first_middle_last",
     "plane",
-    "projection_spectra",
     "save_figure",
     "save_points",
     "score_by_demonstrations",

@@ -1,40 +1,37 @@
-"""What figures draw: activations in a plane, spectra, signatures, effects of an edit and scores, as lists of marks."""
+"""The data of figures: lists of points for spectra, signatures and scores."""
 
 from __future__ import annotations
 
+import csv
+import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError, check_choice
+from sealign.errors import SettingError
+from sealign.files import write_bytes
 from sealign.fitting.activations import Activations
 from sealign.spectral.cross_covariance import CrossCovariance
 from sealign.spectral.decomposition import leading_spectrum
-from sealign.spectral.projection import Projection
-
-Method = Literal["pca", "tsne"]
-"""How activations are laid in a plane: by the linear map that keeps most of their variance, or by t-SNE."""
+from sealign.spectral.signature import signature
 
 Spectra = Mapping[int, tuple[Float[Tensor, " p"], Float[Tensor, " q"]]]
-"""By layer, the singular values of Omega+ and of Omega-, falling; the two may differ in number."""
-
-FEWEST = 5
-"""Demonstrations that t-SNE needs at least: with fewer, its perplexity would be under 3 neighbours."""
+"""By layer, the singular values of Omega+ and of Omega- in descending order; the two may differ in number."""
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A point that a figure draws.
+class Point:
+    """A point of a figure.
 
     Attributes:
-        panel: title of the panel; empty in a figure of one.
-        series: what the point belongs to, as the legend has it; activations stand in the order of demonstrations.
-        x, y: in the units that the axes name.
-        low, high: ends of a band about y; None where there is none.
+        panel: Title of the panel; empty in a figure with one panel.
+        series: Name of the series in the legend; activations of a series are in the order of the demonstrations.
+        x, y: Coordinates, in the units of the axes.
+        low, high: Ends of a band around y; None if there is no band.
     """
 
     panel: str
@@ -45,148 +42,39 @@ class Mark:
     high: float | None = None
 
 
-def check_method(method: str, count: int) -> None:
-    """Raise where a method cannot lay the activations of a number of demonstrations in a plane.
-
-    Raises:
-        SettingError: the method is not one of ``pca`` and ``tsne``.
-        DemonstrationError: fewer demonstrations than ``FEWEST`` for t-SNE.
-    """
-    check_choice("method", method, get_args(Method))
-    if method == "tsne" and count < FEWEST:
-        raise DemonstrationError(f"there are {count} demonstrations, but t-SNE needs at least {FEWEST}; add some")
-
-
-def first_middle_last(layers: Sequence[int]) -> list[int]:
-    """Return the first, the middle and the last of some layers, each once.
-
-    Example:
-        >>> first_middle_last(range(30))
-        [0, 15, 29]
-    """
-    return sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-
-
-def tsne_points(activations: Activations, layers: Sequence[int] | None = None, *, seed: int = 0) -> list[Mark]:
-    """Return positives and negatives of each layer, laid in a plane of its own by t-SNE.
-
-    t-SNE (van der Maaten and Hinton 2008) keeps neighbours together; lengths and directions mean nothing. Its
-    perplexity is min(30, (points - 1) / 3), and it starts from the first two principal components.
+def save_points(points: Sequence[Point], path_without_suffix: str | Path) -> Path:
+    """Write points as CSV with a header, atomically; the columns low and high only if a point has them.
 
     Args:
-        activations: of at least ``FEWEST`` demonstrations.
-        layers: the first, the middle and the last collected one if None.
-        seed: of the random part in computing these two, on which little depends.
+        points: Points of a figure.
+        path_without_suffix: Path of the file without ``.csv``; its folder is created.
 
     Raises:
-        SiteError, DemonstrationError: a layer was not collected, or there are fewer demonstrations than ``FEWEST``.
-
-    Example:
-        >>> import torch
-        >>> h = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-        >>> points = tsne_points(Activations("mlp", {3: h}, {3: h + 9}, {3: h - 9}))
-        >>> len(points), points[6].panel, points[6].series
-        (12, 'layer 3', 'negative')
+        OSError: The folder cannot be created or written to.
     """
-    positive, negative = activations.positive, activations.negative
-    collected = sorted(positive)
-    return [
-        mark
-        for layer in _chosen(first_middle_last(collected) if layers is None else layers, collected)
-        for mark in _plane(layer, {"positive": positive[layer], "negative": negative[layer]}, "tsne", seed)
-    ]
-
-
-def effect_points(
-    before: Activations,
-    after: Activations,
-    layers: Sequence[int] | None = None,
-    *,
-    method: Method = "pca",
-    seed: int = 0,
-) -> list[Mark]:
-    """Return positives, negatives, neutrals and edited neutrals of each layer, laid in a plane that all share.
-
-    PCA is the default since it is the more honest: fitted on the four groups alike, it is one linear map, so lengths
-    and directions in the plane are projections of the true ones, and the panel says what share of the variance it
-    shows. By t-SNE a mild edit can look like a leap or like none; it tells only which activations are neighbours.
-
-    Args:
-        before: of the model as it is.
-        after: of the same demonstrations while the edit is applied; of it, the neutrals are drawn.
-        layers: the last one in both if None.
-        method: ``pca`` or ``tsne``.
-        seed: of t-SNE.
-
-    Raises:
-        SiteError, ActivationError: a layer was not collected, or the neutrals differ in shape.
-        SettingError, DemonstrationError: as ``check_method``.
-
-    Example:
-        >>> import torch
-        >>> h = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-        >>> before = Activations("mlp", {0: h}, {0: h + 1}, {0: h - 1})
-        >>> after = Activations("mlp", {0: h + 0.5}, {0: h}, {0: h})
-        >>> [mark.series for mark in effect_points(before, after)][::4]
-        ['positive', 'negative', 'neutral', 'edited neutral']
-    """
-    collected = sorted(set(before.neutral) & set(after.neutral))
-    marks: list[Mark] = []
-    for layer in _chosen(collected[-1:] if layers is None else layers, collected):
-        neutral, edited = before.neutral[layer], after.neutral[layer]
-        if neutral.shape != edited.shape:
-            shapes = f"{tuple(neutral.shape)} before and {tuple(edited.shape)} after the edit"
-            raise ActivationError(f"layer {layer}: neutrals are {shapes}; collect both from the same demonstrations")
-        groups = {"positive": before.positive[layer], "negative": before.negative[layer], "neutral": neutral}
-        marks += _plane(layer, groups | {"edited neutral": edited}, method, seed)
-    return marks
-
-
-def _chosen(layers: Sequence[int], collected: Sequence[int]) -> list[int]:
-    missing = [layer for layer in layers if layer not in collected]
-    if missing or not layers:
-        told = f"layers {missing} were not collected" if missing else "no layer is named"
-        raise SiteError(f"{told}; collect them, or name one or more of {list(collected)}")
-    return list(layers)
-
-
-def _plane(layer: int, groups: Mapping[str, Tensor], method: Method, seed: int) -> list[Mark]:
-    check_method(method, min(block.shape[0] for block in groups.values()))
-    matrix = torch.cat(list(groups.values())).double().cpu().numpy()
-    panel = f"layer {layer}"
-    if method == "tsne":
-        places = _tsne(matrix, seed)
-    else:
-        from sklearn.decomposition import PCA
-
-        pca = PCA(2, svd_solver="full").fit(matrix)
-        places = pca.transform(matrix)
-        panel += f": {pca.explained_variance_ratio_.sum():.0%} of variance"
-    series = [name for name, block in groups.items() for _ in range(block.shape[0])]
-    return [Mark(panel, name, float(x), float(y)) for name, (x, y) in zip(series, places, strict=True)]
-
-
-def _tsne(matrix: Any, seed: int) -> Any:
-    from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
-
-    perplexity = min(30.0, (matrix.shape[0] - 1) / 3)
-    # Several threads add up in any order, and t-SNE turns the last bit of a sum into another picture.
-    with threadpool_limits(1):
-        return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(matrix)
+    names = [field.name for field in dataclasses.fields(Point)]
+    used = [name for name in names if any(getattr(point, name) is not None for point in points)]
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([used, *([getattr(point, name) for name in used] for point in points)])
+    path = Path(f"{path_without_suffix}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getvalue().encode())
+    return path
 
 
 def activation_spectra(activations: Activations, *, centered: bool = False) -> Spectra:
-    """Return the singular values of Omega+ and Omega- of each collected layer, those above rounding.
+    """Return the singular values of Omega+ and Omega- of each collected layer, without those that are rounding errors.
 
-    Omega+ = H^T H+ / n and Omega- = H^T H- / n (Qiu et al. 2024, arXiv 2405.09719, section 3); at most min(n, d) each.
+    Omega+ = H^T H+ / n and Omega- = H^T H- / n (Qiu et al. 2024, arXiv 2405.09719, section 3) have at most min(n, d)
+    such values each.
 
     Args:
-        activations: of n demonstrations.
-        centered: subtract each matrix's own mean.
+        activations: Activations of n demonstrations.
+        centered: Whether to subtract the mean of each matrix.
 
     Raises:
-        DegenerateError: a cross-covariance is zero.
+        DegenerateError: A cross-covariance is zero.
 
     Example:
         >>> import torch
@@ -207,100 +95,94 @@ def activation_spectra(activations: Activations, *, centered: bool = False) -> S
     }
 
 
-def projection_spectra(projections: Mapping[int, Projection]) -> Spectra:
-    """Return the singular values that ``edit.projections`` hold, those above rounding, the kept ones at least.
-
-    Example:
-        >>> import torch
-        >>> e = torch.eye(3)
-        >>> values = torch.tensor([2.0, 1e-20])
-        >>> projection_spectra({4: Projection(e[:, :1], e[:, 1:2], None, "identity", values, values, 4.0, 4.0)})
-        {4: (tensor([2.], dtype=torch.float64), tensor([2.], dtype=torch.float64))}
-    """
-
-    def known(values: Tensor, width: int) -> Tensor:
-        values = values.double().cpu()
-        return values[values > values[0] * width * torch.finfo(torch.float64).eps]
-
-    return {
-        layer: (known(p.singular_values_positive, p.width), known(p.singular_values_negative, p.width))
-        for layer, p in projections.items()
-    }
-
-
-def spectrum_points(spectra: Spectra) -> list[Mark]:
-    """Return the singular values of each layer against their index, from 1.
+def spectrum_points(spectra: Spectra) -> list[Point]:
+    """Return the singular values of each layer against their index, which starts at 1.
 
     Args:
-        spectra: of ``activation_spectra`` or ``projection_spectra``.
+        spectra: Singular values by layer, as returned by ``activation_spectra``.
 
     Example:
         >>> import torch
         >>> spectrum_points({2: (torch.tensor([4.0, 1.0]), torch.tensor([3.0]))})[1]
-        Mark(panel='positives', series='layer 2', x=2.0, y=1.0, low=None, high=None)
+        Point(panel='positives', series='layer 2', x=2.0, y=1.0, low=None, high=None)
     """
     return [
-        Mark(panel, f"layer {layer}", float(index), float(value))
+        Point(panel, f"layer {layer}", float(index), float(value))
         for side, panel in enumerate(("positives", "negatives"))
         for layer in sorted(spectra)
         for index, value in enumerate(spectra[layer][side].tolist(), start=1)
     ]
 
 
+def activation_signatures(activations: Activations) -> dict[int, float]:
+    """Return the signature of each collected layer; see ``sealign.spectral.signature``.
+
+    Args:
+        activations: Activations of at least 1 demonstration.
+
+    Example:
+        >>> import torch
+        >>> h = {0: torch.tensor([[2.0, 0.0]])}
+        >>> activation_signatures(Activations("mlp", h, h, {0: torch.tensor([[0.0, 2.0]])}))
+        {0: 2.0}
+    """
+    return {layer: signature(activations.positive[layer], activations.negative[layer]) for layer in activations.layers}
+
+
 def signature_points(
     signatures: Mapping[str, Mapping[int, float]], *, depths: Mapping[str, int] | None = None
-) -> list[Mark]:
+) -> list[Point]:
     """Return the signatures of several models or behaviours against relative depth, (layer + 1) / depth, in (0, 1].
 
     Args:
-        signatures: by name, layer -> signature, as of ``sealign.fitting.activations.layer_signatures``.
-        depths: by name, the number of the model's layers; the last layer named is the model's last where not given.
+        signatures: By name, the signature of each layer, as returned by ``activation_signatures``.
+        depths: By name, the number of layers of the model; by default the last layer in ``signatures`` is its last.
 
     Raises:
-        SettingError: a name has no layers, or one beyond its depth.
+        SettingError: A name has no layers, or a layer beyond the depth of its model.
 
     Example:
-        >>> [mark.x for mark in signature_points({"fairness": {0: 0.5, 1: 0.8, 3: 2.0}})]
+        >>> [point.x for point in signature_points({"fairness": {0: 0.5, 1: 0.8, 3: 2.0}})]
         [0.25, 0.5, 1.0]
     """
-    marks = []
+    points = []
     for name, by_layer in signatures.items():
         last = max(by_layer, default=-1)
         depth = (depths or {}).get(name, last + 1)
         if not 0 <= last < depth:
             raise SettingError(
-                f"the last layer of '{name}' is {last}, but must be in [0, {depth - 1}]; check its depth"
+                f"the last layer of '{name}' is {last}, but it must be in [0, {depth - 1}]; check its depth"
             )
-        marks += [Mark("", name, (layer + 1) / depth, by_layer[layer]) for layer in sorted(by_layer)]
-    return marks
+        points += [Point("", name, (layer + 1) / depth, by_layer[layer]) for layer in sorted(by_layer)]
+    return points
 
 
-def score_points(counts: Sequence[int], scores: Sequence[Sequence[float]], *, base: float) -> list[Mark]:
+def score_points(counts: Sequence[int], scores: Sequence[Sequence[float]], *, base: float) -> list[Point]:
     """Return the mean score at each number of demonstrations, with a band from the lowest to the highest run.
 
-    The band is the range, not a confidence interval: of the three to five runs that are usual, it says what was seen.
+    The band is the range of the runs, not a confidence interval: the usual three to five runs are too few for one.
 
     Args:
-        counts: numbers of demonstrations, at least 2, all different.
-        scores: at each, the scores of its runs, which differ in seed; at least 1, not everywhere as many.
-        base: score of the unedited model.
+        counts: At least 2 different numbers of demonstrations.
+        scores: For each number, the scores of its runs, which differ in their seed; at least 1 run.
+        base: Score of the base model.
 
     Raises:
-        SettingError: counts and scores do not fit each other.
+        SettingError: There is a number without runs, fewer than 2 numbers, or one that occurs twice or is below 1.
 
     Example:
         >>> score_points([25, 50], [[0.25, 0.75], [0.5]], base=0.25)[0]
-        Mark(panel='', series='edited: mean, and range of 1 to 2 runs', x=25.0, y=0.5, low=0.25, high=0.75)
+        Point(panel='', series='edited: mean and range of 1 to 2 runs', x=25.0, y=0.5, low=0.25, high=0.75)
     """
     sizes = sorted({len(row) for row in scores})
     if len(counts) != len(scores) or len(set(counts)) < max(2, len(counts)) or min(*counts, *sizes) < 1:
         raise SettingError(
             f"there are {[len(row) for row in scores]} runs at {list(counts)} demonstrations, but a curve needs at "
-            "least 1 run at each of at least 2 different numbers above 0; leave out the others"
+            "least 1 run at each of at least 2 different numbers above 0; leave out the other numbers"
         )
-    told = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
-    marks = [
-        Mark("", f"edited: mean, and range of {told} runs", float(count), sum(row) / len(row), min(row), max(row))
+    runs = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+    points = [
+        Point("", f"edited: mean and range of {runs} runs", float(count), sum(row) / len(row), min(row), max(row))
         for count, row in sorted(zip(counts, scores, strict=True))
     ]
-    return marks + [Mark("", "base model", marks[end].x, base) for end in (0, -1)]
+    return points + [Point("", "base model", points[end].x, base) for end in (0, -1)]

@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs no network, verdicts first."""
+"""The report of an evaluation: a self-contained HTML file, a table and figures."""
 
 from __future__ import annotations
 
@@ -17,13 +17,8 @@ import numpy as np
 from sealign.evaluation.comparison import EditReport, Row
 from sealign.evaluation.results import BASE, Results
 from sealign.evaluation.verdict import MAX_DAMAGE
-from sealign.figures.evaluation_figures import (
-    categories_figure,
-    damage_figure,
-    differences_figure,
-    save_figure,
-    svg_text,
-)
+from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure
+from sealign.figures.style import save_figure, svg_text
 from sealign.files import write_bytes
 
 if TYPE_CHECKING:
@@ -32,20 +27,18 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 TABLE_NAME = "table.csv"
 CHANGED_ITEMS = 5
-"""Items shown each way, for each headline metric."""
-
-
-_NO_ROW = Row("", "", False, None, 0.0, 0.0, None)
+"""Number of gains, and of losses, that the report shows for each headline metric."""
 
 
 @dataclass(frozen=True)
-class Change:
-    """An item whose score an edit changed.
+class ChangedItem:
+    """An item whose score the edit changed.
 
     Attributes:
-        question: what was asked.
-        base, edited: the answers.
-        change: of the score, on the good side if above 0.
+        question: The question.
+        base: Answer of the base model.
+        edited: Answer of the edited model.
+        change: Change of the score; above 0 if it is an improvement.
     """
 
     question: str
@@ -60,29 +53,29 @@ def write_report(
     """Write ``report.html``, ``table.csv`` and the figures of an evaluation to a folder.
 
     Args:
-        results: of ``sealign evaluate``.
-        reports: of ``report_edits`` on them.
-        folder: is made if it is not there.
-        max_damage: budget of the verdicts, in nats a token.
+        results: Results of an evaluation.
+        reports: Statistics of its edits, from ``report_edits``.
+        folder: Folder to write to; created if it does not exist.
+        max_damage: Budget of the verdicts, in nats per token.
     """
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     figures = {report.edit: _figures(report, max_damage) for report in reports}
     for edit, named in figures.items():
         for name, (_, figure) in named.items():
-            save_figure(figure, path / "figures", f"{_slug(edit)}-{name}")
+            save_figure(figure, path / "figures" / f"{_slug(edit)}-{name}")
     write_bytes(path / TABLE_NAME, _table(reports).encode())
     write_bytes(path / REPORT_NAME, _html(results, reports, figures, max_damage).encode())
 
 
-def changed_items(results: Results, report: EditReport, row: Row, *, count: int = CHANGED_ITEMS) -> list[Change]:
-    """Return the items whose score changed most, the largest gains first, then the largest losses.
+def changed_items(results: Results, report: EditReport, row: Row, *, count: int = CHANGED_ITEMS) -> list[ChangedItem]:
+    """Return the items whose score changed most, first the largest gains, then the largest losses.
 
     Args:
-        results: of the evaluation.
-        report: of the edit.
-        row: a metric that is not a ratio; a ratio has no score an item, and gives nothing.
-        count: of gains and of losses, at most.
+        results: Results of an evaluation.
+        report: Statistics of the edit.
+        row: Row of the metric. A ratio has no scores of single items, so that there are no changed items.
+        count: Maximum number of gains, and of losses.
     """
     task = results.tasks[row.task]
     metric = task.metrics[row.metric]
@@ -97,16 +90,16 @@ def changed_items(results: Results, report: EditReport, row: Row, *, count: int 
     items = [(i, metric.items[i]) for i in (*gains, *losses)]
     answers = task.answers
     return [
-        Change(task.questions[item], answers[BASE][item], answers[report.edit][item], float(change[i]))
+        ChangedItem(task.questions[item], answers[BASE][item], answers[report.edit][item], float(change[i]))
         for i, item in items
     ]
 
 
 def _figures(report: EditReport, max_damage: float) -> dict[str, tuple[str, Figure]]:
-    """By file name, the description and the figure."""
+    """Return the figures of an edit by file name, each with its description."""
     found = {
         "differences": ("Differences from the base model with 95 % intervals", differences_figure(report)),
-        "damage": ("Rise of the loss on neutral text", damage_figure(report, max_damage)),
+        "damage": ("Increase of the loss on neutral text", damage_figure(report, max_damage)),
     }
     subgroups: dict[tuple[str, str], list[Row]] = {}
     headlines = {(row.task, row.metric) for row in report.headlines}
@@ -124,10 +117,11 @@ def _slug(text: str) -> str:
 
 
 def _table(reports: Sequence[EditReport]) -> str:
-    """Every row of every edit as CSV."""
+    """Return all rows of all edits as CSV."""
     rows = [_table_row(report.edit, row) for report in reports for row in report.rows]
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, _table_row("", _NO_ROW), lineterminator="\n")
+    empty = Row(task="", metric="", headline=False, aim=None, base=0.0, edited=0.0, difference=None)
+    writer = csv.DictWriter(buffer, _table_row("", empty), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return buffer.getvalue()
@@ -165,7 +159,7 @@ def _html(
 ) -> str:
     import jinja2
 
-    text = (files("sealign") / "evaluation" / "templates" / "report.html.jinja").read_text(encoding="utf-8")
+    text = (files("sealign") / "figures" / "templates" / "report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters |= {"number": _number, "signed": _signed, "slug": _slug}
     images = {
