@@ -13,7 +13,7 @@ SERVE = "serve it with sealign serve"
 
 
 def load_single_edit(source: str, *, strength: float | None = None) -> Edit:
-    """Load an edit of activations that is to be exported or verified.
+    """Load an edit of activations that is to be exported.
 
     Args:
         source: Folder of the edit, or its repository on the Hub as ``owner/name``.

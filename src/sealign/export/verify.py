@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sealign.edits.attach import apply_edit
-from sealign.edits.edit import Edit
+from sealign.edits.intervention import Intervention
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids
 from sealign.models.structure import input_device
@@ -107,7 +107,7 @@ def model_outputs(
 def reference_outputs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    edit: Edit,
+    edit: Intervention,
     prompts: Sequence[str] = PROMPTS,
     *,
     max_new_tokens: int = 16,
@@ -118,7 +118,7 @@ def reference_outputs(
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
-        edit: The edit.
+        edit: The edit, or another intervention.
         prompts: Prompts of at least 2 tokens each.
         max_new_tokens: Number of tokens to generate after each prompt.
         ignore_mismatch: Whether to accept a model with another fingerprint.
