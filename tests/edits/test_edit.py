@@ -360,7 +360,9 @@ def test_what_is_not_an_edit_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     with pytest.raises(EditFileError, match="thesis' exists and was not written by Sealign, so it is not replaced"):
         make_edit().save_pretrained(tmp_path / "thesis")
-    with pytest.raises(EditFileError, match=r"chapter\.tex' is a file, but the output is a folder; choose another name"):
+    with pytest.raises(
+        EditFileError, match=r"chapter\.tex' is a file, but the output is a folder; choose another name"
+    ):
         make_edit().save_pretrained(tmp_path / "thesis" / "chapter.tex")
     assert contents(tmp_path / "thesis") == {"chapter.tex": b"x"}
     assert names_in(tmp_path) == ["thesis"]

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from sealign.edits.handle import EditHandle
@@ -17,9 +16,6 @@ from sealign.models.fingerprint import check_fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_FLOATING_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Types of weights that are also types of activations; quantised weights have others."""
 
 
 def attach(
@@ -115,10 +111,10 @@ def edit_output(module: nn.Module, layer_edit: LayerEdit, handle: EditHandle) ->
         layer_edit: Edit of each token of the output.
         handle: Handle that switches the hook and removes it.
     """
-    # Prepared here, so that neither the first call nor a compiled graph has to. Offloaded modules, and those whose
-    # weights are quantised, put out tensors of another device or type, and are prepared at the first call.
-    weights = (p for p in module.parameters() if p.dtype in _FLOATING_TYPES and not p.is_meta)
-    if (weight := next(weights, None)) is not None:
+    weight = next(module.parameters(), None)
+    # Prepared here, so that neither the first call nor a compiled graph has to. An offloaded module has its weights
+    # on the meta device until it runs.
+    if weight is not None and not weight.is_meta:
         layer_edit.prepare(weight.device, weight.dtype)
     handle.stack.callback(module.register_forward_hook(_EditHook(layer_edit, handle)).remove)
 

@@ -115,7 +115,9 @@ class Edit(Intervention):
         return affine
 
     def _summary(self) -> dict[str, Any]:
-        return super()._summary() | {
+        return {
+            "method": self.method,
+            "model": self.base_model.id,
             "site": self.record.site,
             "layers": _ranges(self.layers),
             "rank": max((layer_edit.rank for layer_edit in self.layer_edits.values()), default=0),

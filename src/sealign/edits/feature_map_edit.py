@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sealign.edits.layer_edit import EditFunction, LayerEdit, move_factor
-from sealign.edits.operator import without_autocast
+from sealign.edits.operator import autocast_enabled
 from sealign.edits.random_rotation import random_rotation
 from sealign.errors import check_choice
 from sealign.spectral.projection import COMBINES, Combine, Projection
@@ -70,7 +70,9 @@ class FeatureMapEdit(LayerEdit):
         projection = Projection(moved["positive"], moved["negative"], moved.get("mean"), self.feature_map)
 
         def edit(tokens: Tensor, strength: float) -> Tensor:
-            with without_autocast(tokens.device.type):
-                return projection(tokens, combine=self.combine, normalization=self.normalization, strength=strength)
+            if autocast_enabled(tokens.device.type):
+                with torch.autocast(tokens.device.type, enabled=False):
+                    return edit(tokens, strength)
+            return projection(tokens, combine=self.combine, normalization=self.normalization, strength=strength)
 
         return edit

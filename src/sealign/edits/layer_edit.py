@@ -31,7 +31,7 @@ class LayerEdit(ABC):
     """
 
     normalization: Normalization = field(default="none", kw_only=True)
-    _prepared: dict[Any, EditFunction] = field(default_factory=dict, init=False, repr=False)
+    _prepared: dict[tuple[torch.device, bool], EditFunction] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("normalization", self.normalization, NORMALIZATIONS)
@@ -80,20 +80,21 @@ class LayerEdit(ABC):
         """Return the edit as a function of tokens and strength, with its factors on a device in a type."""
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        """Return the edit as a function of tokens and strength; built once for each device and type.
+        """Return the edit as a function of tokens and strength, and keep it for later calls.
+
+        A graph that is compiled afterwards contains the edit without a break.
 
         Args:
             device: Device of the tokens.
-            dtype: Type of the tokens. The factors are kept in float32 or wider.
+            dtype: Type of the tokens, or of the weights that they come from. The factors are kept in float64 for
+                float64, and in float32 for all other types.
         """
-        wide = torch.promote_types(dtype, torch.float32)
-        if (device, wide) not in self._prepared:
+        key = device, dtype == torch.float64
+        if key not in self._prepared:
             # Normal tensors without a history, also if this call is made in inference mode and a later one trains.
             with torch.inference_mode(False), torch.no_grad():
-                self._prepared[device, wide] = self._make(device, wide)
-        # Stored under the tokens' own type too, so that a call finds it at once; narrow types share their factors.
-        self._prepared[device, dtype] = self._prepared[device, wide]
-        return self._prepared[device, wide]
+                self._prepared[key] = self._make(device, torch.float64 if key[1] else torch.float32)
+        return self._prepared[key]
 
     def __call__(self, tokens: Float[Tensor, "*batch d"], strength: float = 1.0) -> Float[Tensor, "*batch d"]:
         """Return the edited tokens.
@@ -114,7 +115,8 @@ class LayerEdit(ABC):
             )
         if strength == 0:
             return tokens
-        edit = self._prepared.get((tokens.device, tokens.dtype)) or self.prepare(tokens.device, tokens.dtype)
+        found = self._prepared.get((tokens.device, tokens.dtype == torch.float64))
+        edit = found or self.prepare(tokens.device, tokens.dtype)
         return edit(tokens, strength)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,7 +44,7 @@ def edit_tokens(
         rescale: Whether y is rescaled to the norm of x, token by token.
     """
     if autocast_enabled(tokens.device.type):
-        with without_autocast(tokens.device.type):
+        with torch.autocast(tokens.device.type, enabled=False):
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
     x = _rows(tokens, inner)
     y = _affine(x, inner, outer, shift, scale)
@@ -58,22 +56,12 @@ def edit_tokens(
 
 
 def autocast_enabled(device_type: str) -> bool:
-    """Return whether autocast is on for a type of device; False for one that has no autocast, such as ``meta``."""
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
-
-
-@contextmanager
-def without_autocast(device_type: str) -> Iterator[None]:
-    """Switch autocast off inside a ``with`` block, so that products are computed in the type of their factors.
+    """Return whether autocast is on for a type of device; False if the device has no autocast, as ``meta``.
 
     Args:
-        device_type: Such as ``cuda`` or ``cpu``.
+        device_type: Type of the device, such as ``cuda``.
     """
-    if not autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _rows(tokens: Tensor, inner: Tensor) -> Tensor:
@@ -103,19 +91,21 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); that of |x| follows.
     """
     tokens, inner, outer, shift = ctx.saved_tensors
-    with without_autocast(tokens.device.type):
-        x, g = _rows(tokens, inner), _rows(gradient, inner)
-        of_y, of_norm = g, torch.zeros_like(g)
-        if ctx.rescale:
-            y = _affine(x, inner, outer, shift, ctx.scale)
-            size, length = _norm(x), _norm(y)
-            along = (g * y).sum(-1, keepdim=True)
-            # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
-            of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
-            of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
-        through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
-        of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
-        return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
+    if autocast_enabled(tokens.device.type):
+        with torch.autocast(tokens.device.type, enabled=False):
+            return _gradient(ctx, gradient)
+    x, g = _rows(tokens, inner), _rows(gradient, inner)
+    of_y, of_norm = g, torch.zeros_like(g)
+    if ctx.rescale:
+        y = _affine(x, inner, outer, shift, ctx.scale)
+        size, length = _norm(x), _norm(y)
+        along = (g * y).sum(-1, keepdim=True)
+        # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
+        of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
+        of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
+    through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
+    of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
+    return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
 
 
 def _shape(tokens: Tensor, *_: Any) -> Tensor:

@@ -1,0 +1,124 @@
+"""Checks of compiled edits, run as a script: annotations that are checked at run time cannot be traced.
+
+``compiled.py layers`` compiles the edits of single layers, ``compiled.py model MODEL EDIT`` a whole model.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+import sealign
+from sealign.edits.attach import edit_output
+from sealign.edits.handle import EditHandle
+from sealign.edits.layer_edit import LayerEdit
+from sealign.errors import ModelError
+from sealign.methods.sea import projection_edit
+from sealign.spectral.feature_maps import FEATURE_MAPS
+from sealign.spectral.projection import NORMALIZATIONS
+
+WIDTH = 11
+IDS = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
+
+
+def check_layers() -> None:
+    """One graph, forward and backward, in autocast too, for each feature map and rescaling."""
+    for feature_map in FEATURE_MAPS:
+        for normalization in NORMALIZATIONS:
+            factors = [torch.linalg.qr(torch.randn(WIDTH, k))[0] for k in (3, 2)]
+            projection = sealign.Projection(*factors, torch.randn(WIDTH), feature_map)
+            edit, other = (projection_edit(projection, normalization=normalization) for _ in range(2))  # type: ignore[arg-type]
+            check_layer(edit, other)
+
+
+def check_layer(edit: LayerEdit, other: LayerEdit) -> None:
+    torch._dynamo.reset()
+    edit.prepare(torch.device("cpu"), torch.float32)
+    weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
+    compiled = torch.compile(lambda x: edit(x @ weight, 0.7).square().sum(), fullgraph=True, backend="aot_eager")
+    for rows in (2, 5):
+        tokens = torch.randn(rows, WIDTH)
+        expected = other(tokens @ weight, 0.7).square().sum()
+        found = compiled(tokens)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(loss, weight)[0] for loss in (found, expected)]
+        torch.testing.assert_close(*gradients)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            torch.testing.assert_close(compiled(tokens), other(tokens @ weight, 0.7).square().sum())
+
+
+@torch.no_grad()
+def logits(module: Any) -> torch.Tensor:
+    found: torch.Tensor = module(input_ids=IDS, use_cache=False).logits
+    return found
+
+
+def check_model(model_path: str, edit_path: str) -> None:
+    """Compiled after attaching, a model is one graph that follows the handle; compiled before, it is refused."""
+    model, _ = sealign.load_model(model_path, device="cpu")
+    edit = sealign.Edit.from_pretrained(edit_path)
+    base = logits(model)
+    expected = {}
+    for strength in (edit.strength, -0.3):
+        with sealign.apply_edit(model, edit, strength=strength):
+            expected[strength] = logits(model)
+        assert not torch.allclose(base, expected[strength])
+    with sealign.apply_edit(model, edit) as handle:
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(logits(compiled), expected[edit.strength])
+        assert compiled is not model
+        explained = torch._dynamo.explain(model)(input_ids=IDS, use_cache=False)
+        assert explained.graph_break_count == 0, explained.break_reasons
+        handle.set_strength(-0.3)
+        torch.testing.assert_close(logits(compiled), expected[-0.3])
+        handle.set_strength(0)
+        torch.testing.assert_close(logits(compiled), base)
+        handle.set_strength(edit.strength)
+        with handle.switched(False):
+            torch.testing.assert_close(logits(compiled), base)
+        torch.testing.assert_close(logits(compiled), expected[edit.strength])
+    torch.testing.assert_close(logits(compiled), base)  # the compiled graph is restored, too
+    handle.switch(True)
+    torch.testing.assert_close(logits(compiled), base)  # and stays so
+
+    for late in (torch.compile(model, backend="aot_eager"), model):
+        if late is model:
+            model.compile(backend="aot_eager")
+        with pytest.raises(ModelError, match="attach the edit first, then compile"):
+            sealign.attach(late, edit)
+
+
+class Quantised(torch.nn.Module):
+    """A module whose first parameter is not of the type of its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return (x * 2).bfloat16(), None
+
+
+def check_quantised() -> None:
+    """A graph of a module whose weights do not show the type of its output has no break either."""
+    edit = sealign.AffineEdit(torch.randn(WIDTH, 2), torch.randn(2, WIDTH), normalization="token")
+    module = Quantised()
+
+    class Strong:
+        strength = 0.7
+
+    edit_output(module, edit, EditHandle(Strong()))  # type: ignore[arg-type]
+    tokens = torch.randn(3, WIDTH)
+    found = torch.compile(module, backend="aot_eager", fullgraph=True)(tokens)[0]
+    torch.testing.assert_close(found, edit((tokens * 2).bfloat16(), 0.7))
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "layers":
+        check_layers()
+        check_quantised()
+    else:
+        check_model(*sys.argv[2:])
