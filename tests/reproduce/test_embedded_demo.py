@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,11 +8,12 @@ import pytest
 import sealign
 from sealign.evaluation.answers import compare_answers
 from sealign.evaluation.damage import Damage, measure_damage
+from sealign.evaluation.evaluation_config import CONTROL_SEEDS
 from sealign.evaluation.multiple_choice import bundled_questions, score_questions
 from sealign.evaluation.statistics import Difference, paired_difference
 from sealign.evaluation.verdict import Effect, judge_effects
 from sealign.reproduce import embedded_demo as demo
-from sealign.reproduce.embedded_demo import CONTROL_SEEDS, DEMO_CONFIG, DEMO_PROMPTS, DemoResult, run_demo
+from sealign.reproduce.embedded_demo import DEMO_CONFIG, DEMO_PROMPTS, DemoResult, run_demo
 from tests.conftest import our_hooks
 
 METRICS = ("MC1", "MC2")
@@ -31,7 +31,7 @@ def test_the_price_is_that_of_the_edit_weighed_by_tokens() -> None:
     uneven = Damage(np.array([3.0, 1.0]), np.array([2.0, 2.0]), np.array([2.0, 4.0]), np.zeros(2))
     edit: Any = None
     found = DemoResult(edit, [], 66, [Effect("MC1", NONE, NONE, NONE)], uneven, damage(9.0)).verdict
-    assert found == "Harms: it costs +0.500 nats a token on neutral text, over the budget of 0.05."
+    assert found == "Harms: it costs +0.500 nats per token on neutral text, over the budget of 0.05."
 
 
 def test_the_demo_is_mild_and_asks_several_things() -> None:
@@ -89,5 +89,5 @@ def test_every_part_is_what_the_library_measures(llama: Any, tokenizer: Any, mon
         assert found_damage.loss_increase == pytest.approx(expected.loss_increase)
         assert found_damage.mean_divergence == pytest.approx(expected.mean_divergence)
     assert steps.count("Scoring") == 5
-    assert {"Collecting activations", "Decomposing", "Measuring damage"} <= set(steps)
+    assert {"Collecting activations", "Fitting layers", "Measuring damage"} <= set(steps)
     assert our_hooks(llama) == 0

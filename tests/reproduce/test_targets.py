@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 
 from sealign.errors import SealignError, SettingError
 from sealign.reproduce import workbench
+from sealign.reproduce.reproduce_config import ReproduceConfig
 from sealign.reproduce.table_format import Table
 from sealign.reproduce.target_page import Drawing
 from sealign.reproduce.targets import TARGETS, chosen_targets, reproduce
-from sealign.reproduce.workbench import ReproduceConfig
 from tests.evaluation_data import HARNESS_WARNINGS
 from tests.tiny_models import build_model
 
@@ -88,8 +87,8 @@ def test_what_is_not_computed_is_missing_with_its_reason(made: dict[str, Any]) -
     assert table.rows["Best-of-N on ICL"][0].value is None
     assert table.rows["Best-of-N on ICL"][named.index("ROUGE-L acc %")].value is not None
     for row in ("SEA", "LoRA-FT", "Best-of-N on SEA"):
-        assert (table.rows[row][named.index("fit s")].value or 0) > 0
-    assert table.rows["ICL"][named.index("fit s")].value is None
+        assert (table.rows[row][named.index("fit, s")].value or 0) > 0
+    assert table.rows["ICL"][named.index("fit, s")].value is None
     for result in made.values():
         if isinstance(result, Table):
             for cells in result.rows.values():
@@ -112,7 +111,7 @@ def test_figures_have_their_data(made: dict[str, Any], config: ReproduceConfig) 
         rows = list(csv.DictReader(file))
     assert [float(row["x"]) for row in rows if row["series"].startswith("edited")] == [25, 50]
     assert len(rows) == len(drawing.points)
-    assert len({mark.series for mark in made["figure-signature"].points}) == 4
+    assert len({point.series for point in made["figure-signature"].points}) == 4
 
 
 def test_what_is_finished_is_left_as_it_is(made: dict[str, Any], config: ReproduceConfig) -> None:
@@ -130,7 +129,7 @@ def test_a_stopped_run_goes_on_from_fits_and_scores(
         raise AssertionError("fitted or collected again")
 
     monkeypatch.setattr(workbench, "collect_activations", refuse)
-    monkeypatch.setattr(workbench, "fit_projections", refuse)
+    monkeypatch.setattr(workbench, "fit_edit_from_activations", refuse)
     ((_, again),) = reproduce("table-ablation", config)
     assert again is not None
     assert again.rows == made["table-ablation"].rows  # type: ignore[union-attr]
@@ -151,5 +150,5 @@ def test_a_target_that_cannot_be_made_does_not_stop_the_others(config: Reproduce
 def test_unknown_targets_get_a_suggestion() -> None:
     with pytest.raises(SettingError, match="did you mean 'table-bbq'"):
         chosen_targets("table-bqb")
-    with pytest.raises(SettingError, match="at least 2 items"):
+    with pytest.raises(SettingError, match="limit is 1, but it must be at least 2; try 60"):
         ReproduceConfig(output=Path("x"), limit=1)

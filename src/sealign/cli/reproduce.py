@@ -54,10 +54,10 @@ def reproduce(
     from sealign.cli.judging import load_judge
     from sealign.errors import SealignError
     from sealign.models.embedded_model import EMBEDDED
+    from sealign.reproduce.reproduce_config import PAPER_COUNTS, ReproduceConfig
     from sealign.reproduce.table_format import Table, to_markdown
     from sealign.reproduce.targets import chosen_targets
     from sealign.reproduce.targets import reproduce as run
-    from sealign.reproduce.workbench import PAPERS, ReproduceConfig
 
     chosen_targets(target)
     config = ReproduceConfig(
@@ -66,7 +66,7 @@ def reproduce(
         models=tuple(models or ()),
         data_dir=data_dir,
         limit=limit,
-        demonstrations={source: min(count, demonstrations_limit or count) for source, count in PAPERS.items()},
+        demonstrations={source: min(count, demonstrations_limit or count) for source, count in PAPER_COUNTS.items()},
         amateur=amateur,
         judge=load_judge(judge, judge_url, model.dtype, model.device),
         seed=seed,

@@ -155,11 +155,9 @@ def _naming(track: Track, arm: str) -> Track:
 
 
 def _settings(config: EvaluationConfig) -> dict[str, Any]:
-    """Return the settings as JSON values; the neutral texts by their hash, the judge by its name."""
-    settings = config.model_dump(mode="json", exclude={"judge"})
-    if config.neutral_texts is not None:
-        settings["neutral_texts"] = Journal.key(list(config.neutral_texts))
-    return settings | {"judge": None if config.judge is None else config.judge.name}
+    """Return the settings as JSON values; the neutral texts by their hash."""
+    texts = config.neutral_texts
+    return config.dump() | {"neutral_texts": None if texts is None else Journal.key(list(texts))}
 
 
 def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str | None]) -> None:

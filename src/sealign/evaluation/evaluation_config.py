@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field, PlainSerializer, field_validator
 
 from sealign.configuration import Config
 from sealign.errors import SettingError
@@ -14,6 +14,9 @@ from sealign.evaluation.judge import Judge
 
 CONTROL_SEEDS = (0, 1, 2)
 """Seeds of the random controls of an edit."""
+
+NamedJudge = Annotated[Judge | None, PlainSerializer(lambda judge: None if judge is None else judge.name)]
+"""A judge, or None; a configuration is dumped with its name."""
 
 
 class TaskConfig(Config):
@@ -70,7 +73,7 @@ class EvaluationConfig(TaskConfig):
     preamble: str = ""
     max_new_tokens: Mapping[str, int] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 8
-    judge: Judge | None = None
+    judge: NamedJudge = None
 
     @field_validator("control_seeds")
     @classmethod

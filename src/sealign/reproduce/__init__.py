@@ -1,1 +1,1 @@
-"""The paper's tables and figures, made again for any model."""
+"""The tables and figures of the paper, reproduced for any model, and the demo."""

@@ -1,4 +1,4 @@
-"""Cells of tables from the results of evaluations."""
+"""Cells of tables, computed from the results of evaluations."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from sealign.evaluation.statistics import mean_interval, ratio_difference
 from sealign.reproduce.table_format import Cell
 
 LEVEL = 0.05
-"""P-value up to which a cell is marked as differing from the reference row."""
+"""Largest p-value at which a cell is marked as different from the reference row."""
 
 
 def metric_cell(
     results: Results, task: str, metric: str, arm: str, *, reference: str | None = BASE, seed: int = 0
 ) -> Cell:
-    """Return one metric of one arm, with its bootstrap interval, marked where it differs from a reference arm.
+    """Return one metric of one arm with its bootstrap interval, marked if it differs from a reference arm.
 
     The p-value is that of the paired test, not corrected for the number of cells in a table.
 
     Args:
-        results: of an evaluation.
-        task, metric, arm: which.
-        reference: another arm; None marks nothing.
-        seed: of the resampling.
+        results: Results of an evaluation.
+        task, metric, arm: Names of the task, the metric and the arm.
+        reference: Name of the reference arm; None marks nothing.
+        seed: Seed of the resampling.
     """
     found = results.tasks[task]
     if metric not in found.metrics:
@@ -38,7 +38,7 @@ def metric_cell(
     low, high = _interval(scores, groups, seed)
     value = scores.value
     if np.isnan(value):
-        return Cell(missing=f"no item of {task} counts for {metric}")
+        return Cell(missing=f"{metric} applies to no item of {task}")
     cell = Cell(value, low, high)
     if reference is None or reference == arm:
         return cell
@@ -51,7 +51,7 @@ def _interval(scores: ItemScores, groups: list[str] | None, seed: int) -> tuple[
         if scores.denominators is None:
             found = mean_interval(scores.numerators, groups=groups, seed=seed)
             return found.low, found.high
-        # Against a constant of zero, whose ratio is the offset at every resample.
+        # The difference from a ratio of 0, whose value is the offset in every resample.
         ones = np.ones_like(scores.numerators)
         gap = ratio_difference(
             (0 * ones, ones), (scores.numerators, scores.denominators), scale=scores.scale, groups=groups, seed=seed
@@ -62,7 +62,13 @@ def _interval(scores: ItemScores, groups: list[str] | None, seed: int) -> tuple[
 
 
 def damage_cell(results: Results, arm: str, *, seed: int = 0) -> Cell:
-    """Return the rise of the loss on neutral text in nats a token, weighted by tokens, with its interval by text."""
+    """Return the damage of one arm in nats per token, weighted by tokens, with its interval over texts.
+
+    Args:
+        results: Results of an evaluation.
+        arm: Name of the arm.
+        seed: Seed of the resampling.
+    """
     if arm == BASE:
         return Cell(0.0)
     damage = results.damage[arm].damage

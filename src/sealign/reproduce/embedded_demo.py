@@ -1,4 +1,4 @@
-"""The whole method on one model: fit, answers, scores against a random control, damage."""
+"""The demo: fit an edit of one model, compare answers, and score it against random controls, with its damage."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.evaluation.answers import Answers, compare_answers
 from sealign.evaluation.damage import Damage, measure_damages
+from sealign.evaluation.evaluation_config import CONTROL_SEEDS
 from sealign.evaluation.multiple_choice import MultipleChoiceScores, bundled_questions, score_questions
 from sealign.evaluation.statistics import paired_difference
 from sealign.evaluation.verdict import Effect, judge_effects
-from sealign.methods.sea import fit_edit
-from sealign.methods.sea_config import FitConfig
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.registry import fit_edit
+from sealign.methods.sea import SEAConfig
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEMO_CONFIG = FitConfig(explained_variance=0.9, centered=True, strength=0.25)
-"""A mild edit, a quarter of the way: the demo itself prints what it gains and what it costs."""
+DEMO_CONFIG = SEAConfig(explained_variance=0.9, centered=True, strength=0.25)
+"""A mild edit, at a quarter of the full strength."""
 
 DEMO_PROMPTS = (
     "What happens if you swallow chewing gum?",
@@ -35,20 +37,18 @@ DEMO_PROMPTS = (
     "Explain in two sentences why the sky is blue.",
 )
 
-CONTROL_SEEDS = (0, 1, 2)
-
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo found.
+    """The result of the demo.
 
     Attributes:
-        edit: the edit.
-        answers: to ``DEMO_PROMPTS``.
-        questions: how many held-out questions were scored.
-        effects: on MC1 and MC2; the random control is the mean of several draws.
-        damage: of the edit.
-        random_damage: of the first random draw.
+        edit: The edit.
+        answers: Answers to the prompts, with and without the edit.
+        questions: Number of held-out questions that were scored.
+        effects: Effects on MC1 and MC2; the random control is the mean of several.
+        damage: Damage of the edit.
+        random_damage: Damage of the first random control.
     """
 
     edit: Edit
@@ -60,7 +60,7 @@ class DemoResult:
 
     @property
     def verdict(self) -> str:
-        """What can be said of the edit, in one sentence."""
+        """The verdict on the edit, in one sentence."""
         return judge_effects(self.effects, self.damage.loss_increase).sentence
 
 
@@ -68,20 +68,20 @@ def run_demo(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    config: FitConfig = DEMO_CONFIG,
+    config: EditConfig = DEMO_CONFIG,
     prompts: Sequence[str] = DEMO_PROMPTS,
     seed: int = 0,
     track: Track = no_progress,
 ) -> DemoResult:
-    """Fit an edit from the bundled truthfulness demonstrations and measure what it does.
+    """Fit an edit from the bundled truthfulness demonstrations and measure its effects.
 
     Args:
-        model: the model.
-        tokenizer: its own.
-        config: settings of the fit.
-        prompts: what to answer.
-        seed: of the random directions and the intervals.
-        track: shows progress.
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        config: Configuration of a method that edits activations.
+        prompts: Prompts to answer.
+        seed: Seed of the random controls and the intervals.
+        track: Shows progress.
     """
     demonstrations = load_demonstrations("bundled:truthfulness")
     edit = fit_edit(model, tokenizer, demonstrations, config=config, track=track)

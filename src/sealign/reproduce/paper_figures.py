@@ -9,37 +9,40 @@ from sealign import figures
 from sealign.errors import DemonstrationError
 from sealign.evaluation.results import BASE
 from sealign.fitting.activations import Activations
-from sealign.methods.sea import layer_signatures
 from sealign.models.structure import text_config, unwrap_model
 from sealign.reproduce.paper_tables import LINEAR, LINEAR_FAIR, MC
+from sealign.reproduce.reproduce_config import FAIRNESS, TRUTHFULNESS
+from sealign.reproduce.saved_activations import select_rows
 from sealign.reproduce.target_page import Drawing
-from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench, rows_of
+from sealign.reproduce.workbench import Workbench
 
 COUNTS = (25, 50, 100, 250, 500, 1000, 2000)
-"""Demonstrations on the curve; those that the source has."""
+"""Numbers of demonstrations on the curve, as far as the source has as many."""
 
 SEEDS = (0, 1, 2)
-"""Of the draws of demonstrations at each count."""
+"""Seeds of the draws of demonstrations, for each number."""
 
 SHOWN = 200
-"""Demonstrations in the figures of activations: more hide one another."""
+"""Maximum number of demonstrations in figures of activations; more points would hide one another."""
 
 
 def data(bench: Workbench) -> Drawing:
-    """Return the score against the number of demonstrations, over draws.
+    """Return the curve of the score over the number of demonstrations.
 
     Raises:
-        DemonstrationError: the source has fewer than two of the counts.
+        DemonstrationError: The source has fewer demonstrations than the second number of the curve.
     """
     bench.model()
     most = len(bench.demonstrations(TRUTHFULNESS))
     counts = [count for count in COUNTS if count <= most]
     if len(counts) < 2:
-        raise DemonstrationError(f"{TRUTHFULNESS} has {most} demonstrations, but a curve needs at least {COUNTS[1]}")
+        raise DemonstrationError(
+            f"{TRUTHFULNESS} has {most} demonstrations, but a curve needs at least {COUNTS[1]}; use more"
+        )
     scores: list[list[float]] = []
     base = float("nan")
     for count in counts:
-        # All demonstrations there are can be drawn in one way only.
+        # There is only one way to draw all demonstrations.
         seeds = SEEDS if count < most else SEEDS[:1]
         edits = {
             f"seed {seed}": bench.edit({TRUTHFULNESS: random.Random(seed).sample(range(most), count)}, LINEAR)
@@ -54,12 +57,12 @@ def data(bench: Workbench) -> Drawing:
         title,
         figures.score_by_demonstrations(counts, scores, base=base, metric="MC2 (%)"),
         figures.score_points(counts, scores, base=base),
-        [f"draws of {TRUTHFULNESS} with seeds {', '.join(map(str, SEEDS))}; all of them at once in one draw"],
+        [f"demonstrations of {TRUTHFULNESS}, drawn with seeds {', '.join(map(str, SEEDS))}; all of them in one run"],
     )
 
 
 def tsne(bench: Workbench) -> Drawing:
-    """Return activations of positives and negatives at the first, middle and last layer."""
+    """Return the t-SNE of positives and negatives at the first, middle and last layer."""
     bench.model()
     activations = _shown(bench, TRUTHFULNESS)
     points = figures.tsne_points(activations, seed=bench.config.seed)
@@ -69,36 +72,26 @@ def tsne(bench: Workbench) -> Drawing:
 
 
 def edit(bench: Workbench) -> Drawing:
-    """Return activations before and after a non-linear edit."""
+    """Return neutral activations before and after a non-linear edit."""
     bench.model()
-    fitted = bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential"))
+    fitted = bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map="squared_exponential"))
     before = _shown(bench, FAIRNESS)
-    settings = fitted.settings
-    neutral = {
-        layer: projection(
-            before.neutral[layer],
-            combine=settings.combine,  # type: ignore[arg-type]
-            normalization=settings.normalization,  # type: ignore[arg-type]
-            strength=settings.strength,
-        )
-        for layer, projection in fitted.projections.items()
-    }
-    after = dataclasses.replace(before, neutral=neutral)
+    after = dataclasses.replace(before, neutral=fitted.apply_to(before.neutral))
     points = figures.effect_points(before, after, fitted.layers, seed=bench.config.seed)
-    title = "What a non-linear edit does to activations"
-    note = f"squared exponential, learnt from {fitted.record.demonstrations_count} demonstrations of {FAIRNESS}"
+    title = "Effect of a non-linear edit on activations"
+    note = f"squared exponential, fitted from {fitted.record.demonstrations_count} demonstrations of {FAIRNESS}"
     return Drawing("figure-edit", title, figures.plane(points, "pca"), points, [note])
 
 
 def signature(bench: Workbench) -> Drawing:
-    """Return the signature of every layer of several models, for both behaviours."""
+    """Return the signature of each layer of several models, for both behaviours."""
     signatures: dict[str, dict[int, float]] = {}
     depths: dict[str, int] = {}
     for name in (bench.config.model, *bench.config.models):
         model, _ = bench.model(name)
         for source in (TRUTHFULNESS, FAIRNESS):
             label = f"{name}, {source}"
-            signatures[label] = layer_signatures(_shown(bench, source))
+            signatures[label] = figures.activation_signatures(_shown(bench, source))
             depths[label] = text_config(unwrap_model(model)).num_hidden_layers
     return Drawing(
         "figure-signature",
@@ -110,7 +103,7 @@ def signature(bench: Workbench) -> Drawing:
 
 
 def spectrum(bench: Workbench) -> Drawing:
-    """Return the singular values of the cross-covariances, by layer and index."""
+    """Return the singular values of the cross-covariances of each layer."""
     bench.model()
     activations = _shown(bench, TRUTHFULNESS)
     spectra = figures.activation_spectra(activations)
@@ -120,9 +113,9 @@ def spectrum(bench: Workbench) -> Drawing:
 
 
 def _shown(bench: Workbench, source: str) -> Activations:
-    """The activations of the first demonstrations of a source."""
+    """Return the activations of the first demonstrations of a source."""
     found = bench.activations(source, LINEAR.collect_config())
-    return rows_of(found, range(min(SHOWN, _count(found))))
+    return select_rows(found, range(min(SHOWN, _count(found))))
 
 
 def _count(activations: Activations) -> int:

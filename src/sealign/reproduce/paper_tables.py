@@ -2,86 +2,93 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from sealign.edits.edit import Edit
+from sealign.edits.intervention import Intervention
 from sealign.evaluation.cost import measure_cost
 from sealign.evaluation.results import BASE, Results
 from sealign.methods.best_of_n import BestOfNConfig
-from sealign.methods.composition import Stack
-from sealign.methods.contrastive_decoding import CDConfig
-from sealign.methods.method import Method
-from sealign.methods.registry import Change
-from sealign.methods.sea_config import FitConfig
+from sealign.methods.composition import Composition
+from sealign.methods.contrastive_decoding import CDConfig, ICDConfig
+from sealign.methods.dola import DoLaConfig
+from sealign.methods.iti import ITIConfig
+from sealign.methods.lora_ft import LoRAFTConfig
+from sealign.methods.sea import SEAConfig
 from sealign.models.prompt_format import PromptFormat, few_shot_text
 from sealign.reproduce.cells import damage_cell, metric_cell
+from sealign.reproduce.reproduce_config import FAIRNESS, TRUTHFULNESS
 from sealign.reproduce.table_format import Cell, Column, Table
-from sealign.reproduce.workbench import FAIRNESS, TRUTHFULNESS, Workbench
+from sealign.reproduce.workbench import Workbench
 
-LINEAR = FitConfig(prompt_format=PromptFormat("few_shot"))
-"""The paper's edit for TruthfulQA: K = 0.998, the last 21 of 32 layers in proportion, not centred, whole."""
+LINEAR = SEAConfig(prompt_format=PromptFormat("few_shot"))
+"""The paper's edit for TruthfulQA: K = 0.998, the last 21 of 32 layers in proportion, not centred, strength 1."""
 
-MILD = dataclasses.replace(LINEAR, explained_variance=0.9, centered=True, strength=0.25)
-"""An edit that leaves a small model in one piece, as the demo's."""
+MILD = LINEAR.replace(explained_variance=0.9, centered=True, strength=0.25)
+"""An edit that does not break a small model; that of the demo."""
 
-LINEAR_FAIR = FitConfig(explained_variance=0.9999, layers="last:2", prompt_format=PromptFormat("few_shot"))
+LINEAR_FAIR = SEAConfig(explained_variance=0.9999, layers="last:2", prompt_format=PromptFormat("few_shot"))
 """The paper's edit for BBQ: K = 0.9999, the last 2 layers."""
 
 FAIR_MAPS = ("squared_exponential", "tanh")
 
 ICL_SHOTS = 4
-"""Of BBQ's prompt, as in the paper; TruthfulQA's prompt has six of its own."""
+"""Number of demonstrations in the prompt of BBQ, as in the paper; the prompt of TruthfulQA has six of its own."""
 
 MC = ("truthfulqa_mc1", "truthfulqa_mc2")
 MC_COLUMNS = (Column("MC1 %", scale=100), Column("MC2 %", scale=100))
-GENERATES = "it changes what is generated, not the scores of given answers"
-NOT_FITTED = "it is the model as it is"
-NO_TIME = "it is the reference that times are ratios to"
-DAMAGE = Column("damage, nats a token", digits=3)
+GENERATES = "the method acts on generation, not on the scores of given answers"
+NOT_FITTED = "the base model is not fitted"
+NO_TIME = "times are relative to this row"
+DAMAGE = Column("damage, nats per token", digits=3)
+
+_MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
+_MARKED_BASE = _MARKED.replace("ICL", "base")
+_PROMPT = "ICL is the model with the six questions of TruthfulQA's own prompt, which all rows have"
+_DAMAGED = "for decoding methods, each implausible token of plain text adds about 1000 nats to the damage"
 
 
 def truthfulqa(bench: Workbench) -> Table:
     """Return the comparison of methods on TruthfulQA."""
     bench.model()
-    learnt, few = bench.demonstrations(TRUTHFULNESS), bench.trained(TRUTHFULNESS)
+    demonstrations, training = bench.demonstrations(TRUTHFULNESS), bench.training_demonstrations(TRUTHFULNESS)
     edits = {"SEA": bench.edit(TRUTHFULNESS, LINEAR), "SEA, mild": bench.edit(TRUTHFULNESS, MILD)}
-    arms: dict[str, Change] = {
-        "LoRA-FT": bench.method("lora_ft", few),
-        "ITI": bench.method("iti", learnt),
-        "DoLa": bench.method("dola", ()),
+    arms: dict[str, Intervention] = {
+        "LoRA-FT": bench.fit(LoRAFTConfig(), training),
+        "ITI": bench.fit(ITIConfig(), demonstrations),
+        "DoLa": bench.fit(DoLaConfig()),
     }
     if bench.config.amateur is not None:
-        arms["CD"] = bench.method("cd", (), CDConfig(amateur=bench.config.amateur))
-    arms |= {"ICD": bench.method("icd", few), **edits}
-    best = bench.method("best_of_n", (), BestOfNConfig(n=bench.draws))
-    assert isinstance(best, Method)
-    chosen: dict[str, Change] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Stack([edits["SEA"], best])}
+        arms["CD"] = bench.fit(CDConfig(amateur=bench.config.amateur))
+    arms |= {"ICD": bench.fit(ICDConfig(), training), **edits}
+    best = bench.fit(BestOfNConfig(n=bench.draws))
+    sampled: dict[str, Intervention] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Composition([edits["SEA"], best])}
     results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
-    generated = bench.evaluate(chosen, ["truthfulqa_gen"])
+    generated = bench.evaluate(sampled, ["truthfulqa_gen"])
     random = bench.evaluate({"SEA": edits["SEA"]}, MC, control_seeds=(0,))
     columns = [
         *(Column(f"{name} %", scale=100) for name in ("MC1", "MC2", "Info", "Truth", "Info*Truth", "ROUGE-L acc")),
-        Column("prefill time, of ICL's", digits=2),
-        Column("decode time, of ICL's", digits=2),
-        Column("fit s"),
+        Column("prefill time / ICL", digits=2),
+        Column("decode time / ICL", digits=2),
+        Column("fit, s"),
         DAMAGE,
     ]
     rows: dict[str, Sequence[Cell]] = {}
-    for name, change in {BASE: None, **arms, **chosen}.items():
-        found = generated if name in chosen else results
-        scores = [Cell(missing=GENERATES)] * 2 if name in chosen else _mc(results, name)
+    for name, edit in {BASE: None, **arms, **sampled}.items():
+        found = generated if name in sampled else results
+        scores = _mc(results, name) if edit is None or edit.changes_scores else [Cell(missing=GENERATES)] * 2
         judged = [metric_cell(found, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
         rouge = metric_cell(found, "truthfulqa_gen", "rougeL_acc", name)
         rows["ICL" if name == BASE else name] = [
             *scores,
             *judged,
             rouge,
-            *_times(bench, change),
-            *_end(bench, found, name, change),
+            *_times(bench, edit),
+            Cell(missing=NOT_FITTED) if edit is None else Cell(edit.fit_seconds),
+            damage_cell(found, name),
         ]
     control = "SEA random 0"
-    blank = Cell(missing="controls are scored on multiple choice alone")
+    blank = Cell(missing="controls are scored on multiple choice only")
     rows["SEA, random directions"] = [
         *_mc(random, control),
         *[blank] * 7,
@@ -90,47 +97,38 @@ def truthfulqa(bench: Workbench) -> Table:
     if "CD" not in arms:
         reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
         rows["CD"] = [Cell(missing=reason)] * len(columns)
-    trained = f"LoRA-FT and ICD are trained on {len(few)} demonstrations, all others learn from {len(learnt)}"
-    drawn = f"Best-of-N draws {bench.draws} answers"
+    trained = (
+        f"LoRA-FT and ICD are trained on {len(training)} demonstrations, the other methods are fitted from "
+        f"{len(demonstrations)}"
+    )
+    drawn = f"Best-of-N samples {bench.draws} answers"
     return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, drawn, _DAMAGED])
 
 
-_MARKED = "* differs from ICL by a paired test at p <= 0.05, not corrected for the number of cells; intervals are 95 %"
-_MARKED_BASE = _MARKED.replace("ICL", "base")
-_PROMPT = "ICL is the model with the six questions of TruthfulQA's own prompt, which all other rows have too"
-_DAMAGED = "damage of decoding methods counts each implausible token of plain text with about 1000 nats"
-
-
 def _mc(results: Results, arm: str) -> list[Cell]:
-    """MC1 and MC2 of one arm."""
+    """Return MC1 and MC2 of one arm."""
     return [metric_cell(results, task, metric, arm) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
 
 
-def _times(bench: Workbench, change: Change | None) -> list[Cell]:
-    if change is None:
+def _times(bench: Workbench, edit: Intervention | None) -> list[Cell]:
+    """Return the prefill and decode times relative to the base model, with their range over rounds."""
+    if edit is None:
         return [Cell(missing=NO_TIME)] * 2
     model, tokenizer = bench.model()
-    cost = measure_cost(model, tokenizer, change, rounds=3)
+    cost = measure_cost(model, tokenizer, edit, rounds=3)
     return [Cell(*cost.prefill), Cell(*cost.decode)]
 
 
-def _end(bench: Workbench, results: Results, arm: str, change: Change | None) -> list[Cell]:
-    if change is None:
-        return [Cell(missing=NOT_FITTED), damage_cell(results, arm)]
-    return [Cell(bench.fit_seconds(change)), damage_cell(results, arm)]
-
-
 def bbq(bench: Workbench) -> Table:
-    """Return the comparison of methods on BBQ, under the same demonstrations in the context."""
+    """Return the comparison of methods on BBQ, with the same demonstrations in the context."""
     bench.model()
-    learnt = bench.demonstrations(FAIRNESS)
-    few = bench.trained(FAIRNESS)
-    arms: dict[str, Change] = {
-        "LoRA-FT": bench.method("lora_ft", few),
+    demonstrations, training = bench.demonstrations(FAIRNESS), bench.training_demonstrations(FAIRNESS)
+    arms: dict[str, Intervention] = {
+        "LoRA-FT": bench.fit(LoRAFTConfig(), training),
         "SEA": bench.edit(FAIRNESS, LINEAR_FAIR),
-        "Phi-SEA": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+        "Phi-SEA": bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map="squared_exponential")),
     }
-    results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(learnt[:ICL_SHOTS]))
+    results = bench.evaluate(arms, ["bbq"], preamble=few_shot_text(demonstrations[:ICL_SHOTS]))
     metrics = {
         "accuracy %": "acc",
         "unknown rate %": "unknown_rate",
@@ -149,20 +147,20 @@ def bbq(bench: Workbench) -> Table:
         for arm in (BASE, *arms)
     }
     notes = [_MARKED, f"all rows have the same {ICL_SHOTS} demonstrations in the context"]
-    notes.append(f"LoRA-FT is trained on {len(few)} demonstrations, edits learn from {len(learnt)}")
+    notes.append(f"LoRA-FT is trained on {len(training)} demonstrations, edits are fitted from {len(demonstrations)}")
     return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, notes)
 
 
 def models(bench: Workbench) -> Table:
-    """Return linear and non-linear edits on several models, on both benchmarks."""
+    """Return the comparison of linear and non-linear edits on several models and both benchmarks."""
     rows: dict[str, Sequence[Cell]] = {}
     for name in (bench.config.model, *bench.config.models):
         bench.model(name)
         fair = bench.demonstrations(FAIRNESS)
         edits = {
             kind: (
-                bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, feature_map=feature_map)),
-                bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=feature_map)),
+                bench.edit(TRUTHFULNESS, LINEAR.replace(feature_map=feature_map)),
+                bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map=feature_map)),
             )
             for kind, feature_map in (("SEA", "identity"), ("Phi-SEA", "squared_exponential"))
         }
@@ -184,30 +182,28 @@ def models(bench: Workbench) -> Table:
 
 
 def ablation(bench: Workbench) -> Table:
-    """Return parts of the method, by what is left out."""
+    """Return the ablations: parts of the combination, and fewer layers."""
     bench.model()
-    variants: dict[str, FitConfig] = {"SEA": LINEAR}
+    variants: dict[str, SEAConfig] = {"SEA": LINEAR}
     for name in ("positive", "negative", "average", "reversed"):
-        variants[f"{name} only" if name in ("positive", "negative") else name] = dataclasses.replace(
-            LINEAR,
+        variants[f"{name} only" if name in ("positive", "negative") else name] = LINEAR.replace(
             combine=name,
         )
     variants |= {
-        "top 3 layers": dataclasses.replace(LINEAR, layers="last:3"),
-        "bottom 3 layers": dataclasses.replace(LINEAR, layers="first:3"),
+        "top 3 layers": LINEAR.replace(layers="last:3"),
+        "bottom 3 layers": LINEAR.replace(layers="first:3"),
     }
     edits = {name: bench.edit(TRUTHFULNESS, config) for name, config in variants.items()}
     return _truthful_table(bench, "table-ablation", "Ablations on TruthfulQA", edits)
 
 
 def activations(bench: Workbench) -> Table:
-    """Return edits learnt from the last, the mean or a random token."""
+    """Return the comparison of edits that are fitted from the last, the mean or a random token."""
     bench.model()
     edits = {
-        f"{token} token": bench.edit(TRUTHFULNESS, dataclasses.replace(LINEAR, token=token))
-        for token in ("last", "mean", "random")
+        f"{token} token": bench.edit(TRUTHFULNESS, LINEAR.replace(token=token)) for token in ("last", "mean", "random")
     }
-    return _truthful_table(bench, "table-activations", "Whose activation is read", edits)
+    return _truthful_table(bench, "table-activations", "Token whose activation is read", edits)
 
 
 def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str, Edit]) -> Table:
@@ -224,16 +220,16 @@ def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str,
 
 
 CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k_cot": "exact_match", "nq_open": "exact_match"}
-"""Tasks of the paper's control table that a folder of data may hold; others are left to the harness by name."""
+"""Tasks of the paper's control table that can read local data, with their metrics."""
 
 
 def control(bench: Workbench) -> Table:
-    """Return what edits cost on tasks that they are not for."""
+    """Return the effect of edits on unrelated tasks."""
     bench.model()
     edits = {
         "SEA, truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
         "SEA, fairness": bench.edit(FAIRNESS, LINEAR_FAIR),
-        "Phi-SEA, fairness": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map="squared_exponential")),
+        "Phi-SEA, fairness": bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map="squared_exponential")),
     }
     results = bench.evaluate(edits, list(CONTROL_TASKS))
     rows = {
@@ -248,13 +244,10 @@ def control(bench: Workbench) -> Table:
 
 
 def crows(bench: Workbench) -> Table:
-    """Return edits learnt on BBQ, tested on CrowS-Pairs by type of bias."""
+    """Return the scores on CrowS-Pairs, by type of bias, of edits that are fitted from BBQ."""
     bench.model()
     edits = {"SEA": bench.edit(FAIRNESS, LINEAR_FAIR)}
-    edits |= {
-        f"Phi-SEA, {name}": bench.edit(FAIRNESS, dataclasses.replace(LINEAR_FAIR, feature_map=name))
-        for name in FAIR_MAPS
-    }
+    edits |= {f"Phi-SEA, {name}": bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map=name)) for name in FAIR_MAPS}
     results = bench.evaluate(edits, ["crows_pairs_english"])
     metrics = sorted(results.tasks["crows_pairs_english"].metrics)
     rows = {
@@ -265,13 +258,13 @@ def crows(bench: Workbench) -> Table:
         for arm in (BASE, *edits)
     }
     columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
-    notes = ["the share of pairs whose stereotypical sentence is more probable; 50 is unbiased"]
+    notes = ["share of pairs whose stereotypical sentence is more probable; 50 % is unbiased"]
     notes.append(_MARKED_BASE)
-    return Table("table-crows", "CrowS-Pairs, edits learnt on BBQ", [*columns, DAMAGE], rows, notes)
+    return Table("table-crows", "CrowS-Pairs, edits fitted from BBQ", [*columns, DAMAGE], rows, notes)
 
 
 def joint(bench: Workbench) -> Table:
-    """Return one edit for two behaviours against one for each."""
+    """Return the comparison of one edit for two behaviours with one edit for each."""
     bench.model()
     edits = {
         "truthfulness": bench.edit(TRUTHFULNESS, LINEAR),
@@ -290,5 +283,5 @@ def joint(bench: Workbench) -> Table:
     }
     columns = [*MC_COLUMNS, Column("BBQ accuracy %", scale=100)]
     columns += [Column("BBQ stereotypical %", scale=100), DAMAGE]
-    note = "all three with the settings for truthfulness; BBQ without demonstrations in the context"
+    note = "all edits have the settings for truthfulness; BBQ is scored without demonstrations in the context"
     return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED_BASE, note])

@@ -1,4 +1,4 @@
-"""A table of measured values: every cell with its interval, and with the reason where there is none."""
+"""Tables of measured values with intervals, or with the reason why a value is missing; as CSV, LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 MARK = "*"
-"""Behind a value that differs from the reference row by a p-value of at most 0.05."""
+"""Mark of a value that differs from the reference row with a p-value of at most 0.05."""
 
 MISSING = "-"
-"""In place of a value that was not computed."""
+"""Text of a value that was not computed."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value, or why there is none.
+    """One value, or the reason why it is missing.
 
     Attributes:
-        value: as measured; None where it was not.
-        low, high: of its 95 % interval; None where it has none, as a time.
-        differs: whether it differs from the reference row by a p-value of at most 0.05; None where that was not tested.
-        missing: why there is no value.
+        value: The measured value; None if it is missing.
+        low, high: Ends of its 95 % interval; None if it has no interval.
+        differs: Whether it differs from the reference row with a p-value of at most 0.05; None if that was not tested.
+        missing: Reason why the value is missing.
     """
 
     value: float | None = None
@@ -37,9 +37,9 @@ class Column:
     """One column.
 
     Attributes:
-        name: its heading, with its unit.
-        digits: behind the decimal point.
-        scale: that values are shown times, as 100 for percent.
+        name: Heading, with the unit.
+        digits: Number of digits after the decimal point.
+        scale: Factor of the shown values, such as 100 for percent.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Table:
     """A table.
 
     Attributes:
-        name: of its files.
-        title: one line.
-        columns: in order.
-        rows: by name, in order, as many cells as there are columns.
-        notes: what a reader must know.
+        name: Name of the files.
+        title: Title.
+        columns: Columns in order.
+        rows: Rows in order, by name, with one cell per column.
+        notes: Remarks for the reader.
     """
 
     name: str
@@ -66,7 +66,12 @@ class Table:
     notes: Sequence[str] = field(default=())
 
     def text(self, column: int, cell: Cell) -> str:
-        """Return a cell as it is read: ``36.9 [35.0, 38.8]*``, or a dash."""
+        """Return the text of a cell, such as ``36.9 [35.0, 38.8]*``, or a dash if the value is missing.
+
+        Args:
+            column: Index of the column.
+            cell: The cell.
+        """
         shown = self.columns[column]
         if cell.value is None:
             return MISSING
@@ -77,7 +82,7 @@ class Table:
         return value + (MARK if cell.differs else "")
 
     def reasons(self) -> list[str]:
-        """Return why cells are missing: each reason once, with the rows that it holds for."""
+        """Return the reasons why values are missing, each once, with the names of the rows."""
         found: dict[str, list[str]] = {}
         for name, cells in self.rows.items():
             for cell in cells:
@@ -87,7 +92,7 @@ class Table:
 
 
 def to_csv(table: Table) -> str:
-    """Return a table as CSV: one row a cell, unscaled, with interval, mark and reason.
+    """Return a table as CSV with one row per cell: the unscaled value, its interval, its mark and the reason.
 
     Example:
         >>> print(to_csv(Table("t", "T", [Column("MC1 %", scale=100)], {"base": [Cell(0.25, 0.1, 0.4)]})), end="")
@@ -105,7 +110,7 @@ def to_csv(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    r"""Return a table in LaTeX, for the package booktabs; intervals stand small behind their values.
+    r"""Return a table in LaTeX, for the package booktabs; intervals are set in a small size after their values.
 
     Example:
         >>> print(to_latex(Table("t", "T", [Column("MC1")], {"base": [Cell(1, 0, 2)]})).splitlines()[5])
@@ -122,7 +127,7 @@ def to_latex(table: Table) -> str:
 
 
 def to_markdown(table: Table) -> str:
-    """Return a table in Markdown, notes below it."""
+    """Return a table in Markdown, with its notes below."""
     lines = ["| | " + " | ".join(column.name for column in table.columns) + " |"]
     lines.append("| --- |" + " --- |" * len(table.columns))
     for name, cells in table.rows.items():

@@ -1,4 +1,4 @@
-"""Where a target's results are written: CSV, LaTeX, Markdown, figures and one page of HTML that needs no network."""
+"""Files of a target: CSV, LaTeX, Markdown, figures, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sealign.figures import Mark, save_figure, save_points
+from sealign.figures import Point, save_figure, save_points
 from sealign.files import write_bytes
 from sealign.reproduce.table_format import Table, to_csv, to_latex, to_markdown
 
@@ -23,33 +23,33 @@ PAGE_NAME = "index.html"
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A figure with the data it was drawn from.
+    """A figure with its data.
 
     Attributes:
-        name: of its files.
-        title: one line, read where the figure cannot be seen.
-        figure: as drawn.
-        points: what it draws.
-        notes: what a reader must know.
+        name: Name of the files.
+        title: Title, which is also the text alternative of the figure.
+        figure: The figure.
+        points: Points that the figure draws.
+        notes: Remarks for the reader.
     """
 
     name: str
     title: str
     figure: Figure
-    points: Sequence[Mark]
+    points: Sequence[Point]
     notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """What made a target.
+    """How a target was computed.
 
     Attributes:
-        target: its name.
-        command: that makes it again.
-        model: name.
-        settings: of the run, as JSON values.
-        versions: of what it was made with.
+        target: Name of the target.
+        command: Command line that computes it again.
+        model: Name or path of the model.
+        settings: Settings of the run, as JSON values.
+        versions: Versions of the libraries.
     """
 
     target: str
@@ -60,12 +60,12 @@ class Provenance:
 
 
 def write_target(result: Table | Drawing, provenance: Provenance, folder: Path) -> None:
-    """Write a target's files to a folder; its record comes last, so that a folder with one is complete.
+    """Write the files of a target to a folder; the record is the last one, so a folder with a record is complete.
 
     Args:
-        result: a table or a figure.
-        provenance: for the page and the record.
-        folder: is made if it is not there.
+        result: A table or a figure.
+        provenance: How it was computed, for the page and the record.
+        folder: Folder to write to; created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(result, Table):
@@ -79,8 +79,8 @@ def write_target(result: Table | Drawing, provenance: Provenance, folder: Path) 
     write_bytes(folder / RECORD_NAME, json.dumps(dataclasses.asdict(provenance), indent=2).encode() + b"\n")
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a finished target, or None where there is none that can be read."""
+def read_target(folder: Path) -> dict[str, Any] | None:
+    """Return the record of a finished target, or None if there is no readable one."""
     try:
         found = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -89,7 +89,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_figure(drawing: Drawing, folder: Path) -> str:
-    """Write PDF, PNG and CSV, and return the PNG as a data URL."""
+    """Write a figure as PDF, PNG and CSV, and return the PNG as a data URL."""
     save_figure(drawing.figure, folder / drawing.name)
     save_points(drawing.points, folder / drawing.name)
     png = (folder / f"{drawing.name}.png").read_bytes()

@@ -1,4 +1,4 @@
-"""The targets by name, and how they are run."""
+"""The tables and figures that can be reproduced, by name, and how they are run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from sealign.errors import SealignError, SettingError, unknown_name
 from sealign.progress import Track, no_progress
 from sealign.reproduce import paper_figures as drawings
 from sealign.reproduce import paper_tables as tables
+from sealign.reproduce.reproduce_config import ReproduceConfig
 from sealign.reproduce.table_format import Table
-from sealign.reproduce.target_page import Drawing, Provenance, read_record, write_target
-from sealign.reproduce.workbench import ReproduceConfig, Workbench
+from sealign.reproduce.target_page import Drawing, Provenance, read_target, write_target
+from sealign.reproduce.workbench import Workbench
 from sealign.versions import library_versions
 
 TARGETS: Mapping[str, Callable[[Workbench], Table | Drawing]] = {
@@ -29,23 +30,26 @@ TARGETS: Mapping[str, Callable[[Workbench], Table | Drawing]] = {
     "figure-signature": drawings.signature,
     "figure-spectrum": drawings.spectrum,
 }
-"""By name, what makes each."""
+"""The function of each target, by name."""
 
 ALL = "all"
 
 
 def chosen_targets(name: str) -> Sequence[str]:
-    """Return the targets that a name stands for.
+    """Return the targets of a name, in the order in which they run.
+
+    Args:
+        name: Name of a target, or ``all``.
 
     Raises:
-        SettingError: there is none of this name.
+        SettingError: There is no target of this name.
 
     Example:
         >>> len(chosen_targets("all"))
         13
     """
     if name == ALL:
-        # Those of several models come last, so that the first model is loaded once for all others.
+        # Targets with several models come last, so that the first model is loaded once for all other targets.
         return sorted(TARGETS, key=lambda target: target in ("table-models", "figure-signature"))
     if name not in TARGETS:
         raise SettingError(unknown_name("target", name, [*TARGETS, ALL]))
@@ -55,26 +59,26 @@ def chosen_targets(name: str) -> Sequence[str]:
 def reproduce(
     name: str, config: ReproduceConfig, *, command: str = "", track: Track = no_progress
 ) -> Iterator[tuple[str, Table | Drawing | SealignError | None]]:
-    """Make targets, each in a folder of its own, and yield each with what it gave.
+    """Compute targets, write each to a folder of its own, and yield its name and result.
 
-    What was finished with the same settings is left as it is and gives None; of what was not, fits, trainings and
-    scores are kept as they come, so that the same call goes on. A target that cannot be made gives its error, and
-    the next is made.
+    A target that was finished with the same settings gives None and is not changed. Fits and scores of an unfinished
+    target are saved as they are computed, so that the same call continues. A target that fails gives its error, and the
+    next one runs.
 
     Args:
-        name: of a target, or ``all``.
-        config: what is made again.
-        command: that makes it again, for the record.
-        track: shows progress.
+        name: Name of a target, or ``all``.
+        config: Settings of the reproduction.
+        command: Command line that computes the targets again, for the record.
+        track: Shows progress.
 
     Raises:
-        SettingError: there is no such target.
+        SettingError: There is no target of this name.
     """
     bench = Workbench(config, track=track)
     settings = _settings(config)
     for target in chosen_targets(name):
         folder = config.output / target
-        found = read_record(folder)
+        found = read_target(folder)
         if found is not None and found.get("settings") == settings:
             yield target, None
             continue
@@ -89,14 +93,6 @@ def reproduce(
 
 
 def _settings(config: ReproduceConfig) -> dict[str, Any]:
-    """Return what a target's contents depend on, as JSON has it."""
-    return {
-        "model": config.model,
-        "models": list(config.models),
-        "limit": config.limit,
-        "demonstrations": dict(config.demonstrations),
-        "amateur": config.amateur,
-        "judge": None if config.judge is None else config.judge.name,
-        "seed": config.seed,
-        "dtype": config.dtype,
-    }
+    """Return the settings that the contents of a target depend on, as JSON values."""
+    places = ("output", "data_dir", "device")
+    return {name: value for name, value in config.dump().items() if name not in places}

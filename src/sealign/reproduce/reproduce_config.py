@@ -1,0 +1,54 @@
+"""Settings of a reproduction of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from sealign.configuration import Config
+from sealign.evaluation.evaluation_config import NamedJudge
+from sealign.models.embedded_model import EMBEDDED
+
+TRUTHFULNESS = "halueval_qa"
+"""Source of the demonstrations of truthfulness edits."""
+
+FAIRNESS = "bbq"
+"""Source of the demonstrations of fairness edits."""
+
+PAPER_COUNTS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
+"""Number of demonstrations of each source in the paper."""
+
+
+class ReproduceConfig(Config):
+    """Settings of a reproduction.
+
+    Attributes:
+        output: Folder for all targets.
+        model: Name or path of the model, as for ``load_model``.
+        models: Further models, for the targets that compare models.
+        data_dir: Folder with demonstrations and tasks in the schemas of the Hub; None loads them from the Hub.
+        limit: Number of items of each task. Must be at least 2, since an interval needs as many; None uses all.
+        demonstrations: By source, the maximum number of demonstrations. Default: the numbers of the paper.
+        amateur: Smaller model with the same tokenizer, for contrastive decoding; None leaves its row empty.
+        judge: Judge of Truth and Info; None leaves them empty.
+        seed: Seed of draws, fits and resampling.
+        dtype, device: As for ``load_model``.
+
+    Raises:
+        SettingError: A value is unknown or out of range.
+    """
+
+    output: Path
+    model: str = EMBEDDED
+    models: Sequence[str] = ()
+    data_dir: Path | None = None
+    limit: Annotated[int, Field(ge=2, examples=[60])] | None = None
+    demonstrations: Mapping[str, int] = PAPER_COUNTS
+    amateur: str | None = None
+    judge: NamedJudge = None
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
