@@ -247,12 +247,18 @@ def refuse_foreign_options(name: str, arguments: Sequence[str], known: Sequence[
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
-        owners = [method for method in METHODS if any(flag in option.names for option in method_options(method))]
+        owners = [method for method in METHODS if flag in _flags(method)]
         if flag not in known and owners:
             raise SettingError(
                 f"{flag} is not an option of {name}, but of {', '.join(owners)}; leave it out, or see "
                 f"sealign fit --method {name} --help"
             )
+
+
+def _flags(name: str) -> set[str]:
+    """Return the names of all options of a method's own."""
+    preset = {"--preset"} if name in PRESETS else set()
+    return preset | {flag for option in method_options(name) for flag in option.names}
 
 
 def given_settings(values: Mapping[str, Any]) -> dict[str, Any]:
