@@ -56,8 +56,8 @@ class Case:
 
 
 def settings() -> list[Settings]:
-    """Return the settings of all cases: every map, centring, combination and rescaling, with several K and strengths."""
-    found = []
+    """Return the settings of all cases: maps, centring, combinations and rescalings, with several K and strengths."""
+    found: list[Settings] = []
     for feature_map, centered in itertools.product(("identity", "squared_exponential", "tanh", "elu"), (False, True)):
         if centered and feature_map != "identity":
             continue  # An extension of the library; the paper and the design have no formula for it.

@@ -30,7 +30,8 @@ def annotated_modules() -> list[str]:
 def install() -> None:
     """Check shapes in the modules that are imported from now on."""
     # The wrappers of jaxtyping bind arguments by their names, which torch.compile cannot trace.
-    type(config).jaxtyping_disable = property(lambda _: _unchecked or torch.compiler.is_compiling())
+    disabled = property(lambda _: _unchecked or torch.compiler.is_compiling())
+    setattr(type(config), "jaxtyping_disable", disabled)  # noqa: B010  mypy knows a plain attribute
     install_import_hook(annotated_modules(), "tests.shapes.check")
 
 

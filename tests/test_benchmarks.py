@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import runpy
@@ -76,9 +76,8 @@ def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, reque
     monkeypatch.syspath_prepend(script.parent)
     monkeypatch.setattr(sys, "argv", [str(script), *options])
     monkeypatch.setenv("COLUMNS", "200")
-    specification = importlib.util.spec_from_file_location(f"benchmark_{name}", script)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    monkeypatch.delitem(sys.modules, name, raising=False)
+    module = importlib.import_module(name)
     for constant, value in SMALL.get(name, {}).items():
         monkeypatch.setattr(module, constant, value)
 

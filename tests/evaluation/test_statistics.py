@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from scipy import stats
 from sealign.errors import SealignError, SettingError
 from sealign.evaluation.statistics import holm, mean_interval, paired_difference, ratio_difference
 
-QUICK = {"resamples": 999}
+QUICK: dict[str, Any] = {"resamples": 999}
 
 
 def paired_binary(rng, gained, lost, items=60):
@@ -88,7 +89,9 @@ def test_groups_cover_and_ignoring_them_does_not():
 def test_interval_of_a_ratio_covers():
     rng = np.random.default_rng(14)
     arms = [ratio_arms(rng, 0.7, 0.55) for _ in range(500)]
-    results = [ratio_difference(*pair, scale=2, offset=-1, seed=i, **QUICK) for i, pair in enumerate(arms)]
+    results = [
+        ratio_difference(base, edited, scale=2, offset=-1, seed=i, **QUICK) for i, (base, edited) in enumerate(arms)
+    ]
     assert_binomial(share_covering(2 * (0.55 - 0.7), results), 500, 0.935, 0.965)
 
 
@@ -199,7 +202,7 @@ def test_ratio_swaps_pairs_within_items():
 
 def test_p_values_are_uniform_without_an_effect():
     rng = np.random.default_rng(24)
-    p_values = {"items": [], "groups": [], "ratio": []}
+    p_values: dict[str, list[float]] = {"items": [], "groups": [], "ratio": []}
     for i in range(500):
         base, edited = rng.exponential(size=(2, 20))  # skewed, but exchangeable
         p_values["items"].append(paired_difference(base, edited, seed=i, **QUICK).p_value)
@@ -208,7 +211,8 @@ def test_p_values_are_uniform_without_an_effect():
         result = paired_difference(np.zeros(36), edited, groups=np.arange(36) // 3, seed=i, **QUICK)
         p_values["groups"].append(result.p_value)
         numerators, denominators = rng.exponential(size=(2, 15)), rng.random((2, 15))
-        result = ratio_difference(*zip(numerators, denominators, strict=True), seed=i, **QUICK)
+        first, second = zip(numerators, denominators, strict=True)
+        result = ratio_difference(first, second, seed=i, **QUICK)
         p_values["ratio"].append(result.p_value)
     for kind, values in p_values.items():
         assert stats.kstest(values, "uniform").pvalue > 0.001, kind
@@ -354,6 +358,7 @@ def test_ratio_with_ones_is_the_paired_difference():
     paired = paired_difference(base, edited, groups=labels)
     assert (ratio.base, ratio.edited) == pytest.approx((2 * paired.base - 1, 2 * paired.edited - 1))
     assert (ratio.low, ratio.high) == pytest.approx((2 * paired.low, 2 * paired.high))
+    assert paired.smallest_detectable is not None
     assert ratio.smallest_detectable == pytest.approx(2 * paired.smallest_detectable)
     assert (ratio.p_value, ratio.items, ratio.groups) == (paired.p_value, paired.items, 25)
 

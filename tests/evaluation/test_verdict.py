@@ -83,10 +83,10 @@ def test_a_null_is_seldom_called_anything() -> None:
         effects = []
         for _ in range(3):
             base, edited, random = generator.normal(size=(3, 40))
-            pairs = [
+            first, second, third = (
                 paired_difference(*pair, resamples=400) for pair in ((base, edited), (base, random), (random, edited))
-            ]
-            effects.append(Effect("acc", *pairs))
+            )
+            effects.append(Effect("acc", first, second, third))
         words.append(judge_effects(effects, 0.0).word)
     assert words.count("no evidence") >= 276  # 300 x 0.95 less 2.4 standard deviations
     assert words.count("helps") <= 12
@@ -96,6 +96,6 @@ def test_a_planted_gain_is_found() -> None:
     generator = np.random.default_rng(1)
     base = generator.normal(size=60)
     edited, random = base + generator.normal(0.3, 0.4, 60), base + generator.normal(0, 0.4, 60)
-    pairs = [paired_difference(*pair) for pair in ((base, edited), (base, random), (random, edited))]
-    assert judge_effects([Effect("acc", *pairs)], 0.0).word == "helps"
-    assert judge_effects([Effect("acc", pairs[0], pairs[0], paired_difference(edited, edited))], 0.0).word != "helps"
+    first, second, third = (paired_difference(*pair) for pair in ((base, edited), (base, random), (random, edited)))
+    assert judge_effects([Effect("acc", first, second, third)], 0.0).word == "helps"
+    assert judge_effects([Effect("acc", first, first, paired_difference(edited, edited))], 0.0).word != "helps"
