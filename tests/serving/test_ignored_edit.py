@@ -63,7 +63,7 @@ def pass_through(method: str, chunks: list[bytes], kind: bytes = b"application/j
         for number, chunk in enumerate(chunks)
     ]
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
+    async def application(_scope: Any, receive: Any, _send: Any) -> None:
         received.append(await receive())
         received.append(await receive())
 

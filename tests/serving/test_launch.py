@@ -65,9 +65,9 @@ def test_no_more_than_is_needed(folders: Path) -> None:
 
 def test_edits_of_other_methods_get_slots(folders: Path, small_edit: Edit) -> None:
     shifts = {layer: AffineEdit.constant(torch.ones(small_edit.width)) for layer in small_edit.layers}
-    Edit(
-        shifts, dataclasses.replace(small_edit.record, method="mean_difference", normalization="none")
-    ).save_pretrained(folders / "shift")
+    layers = {layer: dataclasses.replace(entry, rank=0) for layer, entry in small_edit.record.layers.items()}
+    record = dataclasses.replace(small_edit.record, method="mean_difference", normalization="none", layers=layers)
+    Edit(shifts, record).save_pretrained(folders / "shift")
     command, _ = server_command(str(folders / "model"), {"a": str(folders / "shift")}, max_edits=1)
     assert "--enable-lora" not in command
     plan = SlotPlan.from_config(json.loads(value(command, "--additional-config")))

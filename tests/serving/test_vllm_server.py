@@ -127,7 +127,8 @@ def start(folder: Path, names: Sequence[str], *more: str, log: str, token: str |
 
 
 @pytest.fixture(scope="module")
-def servers(folder: Path, edits: dict[str, sealign.Edit]) -> Iterator[tuple[EditServer, EditServer]]:
+@pytest.mark.usefixtures("edits")
+def servers(folder: Path, sealign.Edit]) -> Iterator[tuple[EditServer, EditServer]]:
     """A server with both routes and one without LoRAs, which vLLM on a CPU compiles only then; they start together."""
     with contextlib.ExitStack() as stack:
         both = (
