@@ -166,7 +166,7 @@ def _identity(x: Array) -> Array:
     return x
 
 
-def _identity_inverse(y: Array, x: Array) -> Array:
+def _identity_inverse(y: Array, _x: Array) -> Array:
     return y
 
 
@@ -185,7 +185,7 @@ def _tanh(x: Array) -> Array:
     return found
 
 
-def _tanh_inverse(y: Array, x: Array) -> Array:
+def _tanh_inverse(y: Array, _x: Array) -> Array:
     found: Array = np.arctanh(np.clip(y, -1 + EPSILON, 1 - EPSILON))
     return found
 
@@ -194,7 +194,7 @@ def _elu(x: Array) -> Array:
     return np.where(x >= 0, x, np.exp(np.minimum(x, 0)) - 1)
 
 
-def _elu_inverse(y: Array, x: Array) -> Array:
+def _elu_inverse(y: Array, _x: Array) -> Array:
     return np.where(y >= 0, y, np.log(1 + np.maximum(np.minimum(y, 0), -1 + EPSILON)))
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import re
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import typer
 
 import sealign
 import sealign.cli.plot  # registers the commands
 from sealign import figures
-from sealign.cli import app
 from sealign.figures import Mark
-from sealign.methods.sea import layer_signatures
+from sealign.spectral.signature import signature
 from tests.cli import test_app as shared
 from tests.cli.test_app import listing, passed, refused, write_rows
 from tests.tiny_models import build_model
@@ -88,36 +86,34 @@ def test_sites_and_joint_sources(model_folder: Path, rows: Path, demonstrations:
             assert len(values) == 11 or expected[len(values)] < 1e-12 * expected[0]
 
 
-def test_the_spectrum_of_an_edit_needs_no_model(
-    edit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sealign.models, "load_model", None)
-    path = tmp_path / "figures" / "edit"
-    assert_written(passed("plot", "spectrum", "--edit", edit_folder, "--output", path), path)
-    edit = sealign.Edit.from_pretrained(edit_folder)
-    found = read(path.with_suffix(".csv"))
-    assert {mark.series for mark in found} == {"layer 1", "layer 3"}
-    for layer in (1, 3):
-        values = [mark.y for mark in found if (mark.panel, mark.series) == ("negatives", f"layer {layer}")]
-        assert values == edit.projections[layer].singular_values_negative.tolist()[: len(values)]
-        assert len(values) >= 2
-    for layers, kept in (("all", {"layer 1", "layer 3"}), ("-1", {"layer 3"}), ("1", {"layer 1"})):
-        passed("plot", "spectrum", "--edit", edit_folder, "--layers", layers, "--output", path)
-        assert {mark.series for mark in read(path.with_suffix(".csv"))} == kept
+def test_a_centred_spectrum(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
+    path = tmp_path / "figure"
+    args = ("--model", model_folder, "--demonstrations", rows, "--layers", "1", "--output", path)
+    passed("plot", "spectrum", *args, "--centered")
+    spectra = figures.activation_spectra(collect(model_folder, demonstrations, layers=(1,)), centered=True)
+    found = [mark.y for mark in read(path.with_suffix(".csv")) if mark.panel == "positives"]
+    assert found == pytest.approx(spectra[1][0].tolist(), rel=1e-6)
 
 
-def test_signatures_of_several_sources(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
+def test_files_are_named_as_json(model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    args = ("--model", model_folder, "--demonstrations", rows, "--layers", "1", "--output", tmp_path / "figure")
+    written = json.loads(passed("plot", "spectrum", *args, "--json"))
+    assert written == {"files": [str(tmp_path / f"figure.{suffix}") for suffix in SUFFIXES]}
+
+
+def test_signatures_of_several_sources(model_folder: Path, rows: Path, tmp_path: Path) -> None:
     path = tmp_path / "figures" / "signature"
     sources = ("--demonstrations", rows, "--demonstrations", "bundled:fairness")
-    args = ("plot", "signature", "--model", model_folder, *sources, "--limit", 5, "--seed", 2, "--output", path)
+    args = ("plot", "signature", "--model", model_folder, *sources, "--demonstrations-limit", 5, "--seed", 2, "--output", path)
     assert_written(passed(*args), path)
     found = read(path.with_suffix(".csv"))
     for name, source in (("rows", rows), ("bundled:fairness", "bundled:fairness")):
         items = sealign.load_demonstrations(source, limit=5, seed=2)
-        expected = layer_signatures(collect(model_folder, items))
+        found_rows = collect(model_folder, items)
+        expected = [signature(found_rows.positive[layer], found_rows.negative[layer]) for layer in found_rows.layers]
         own = [(mark.x, mark.y) for mark in found if mark.series == name]
         assert [x for x, _ in own] == [0.25, 0.5, 0.75, 1.0]
-        assert [y for _, y in own] == pytest.approx(list(expected.values()), rel=1e-5)
+        assert [y for _, y in own] == pytest.approx(expected, rel=1e-5)
     passed(*args, "--layers", "1")
     assert {mark.x for mark in read(path.with_suffix(".csv"))} == {0.5}
 
@@ -134,12 +130,12 @@ def test_files_of_one_name_are_told_apart(model_folder: Path, demonstrations: An
 
 def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path) -> None:
     path = tmp_path / "figures" / "effect"
-    args = ("plot", "effect", "--edit", edit_folder, "--demonstrations", rows, "--limit", 6, "--output", path)
+    args = ("plot", "effect", "--edit", edit_folder, "--demonstrations", rows, "--demonstrations-limit", 6, "--output", path)
     assert_written(passed(*args, "--layers", "1"), path)
-    edit = sealign.Edit.from_pretrained(edit_folder)
+    edit = sealign.load_edit(edit_folder)
     before = collect(model_folder, sealign.load_demonstrations(rows, limit=6), layers=(1,))
     # The first edited layer sees what it saw unedited, so that its edit is the projection alone.
-    edited = edit.projections[1](before.neutral[1], strength=edit.settings.strength)
+    edited = edit.layer_edits[1](before.neutral[1], edit.strength)
     matrix = np.concatenate([b.numpy() for b in (before.positive[1], before.negative[1], before.neutral[1], edited)])
     centered = matrix.astype(np.float64) - matrix.mean(0, dtype=np.float64)
     left, values, _ = np.linalg.svd(centered, full_matrices=False)
@@ -151,7 +147,7 @@ def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path
     assert {mark.panel for mark in found} == {f"layer 1: {share:.0%} of variance"}
     assert [mark.series for mark in found[::6]] == ["positive", "negative", "neutral", "edited neutral"]
     # By default, the last edited layer.
-    passed(*args, "--method", "tsne")
+    passed(*args, "--projection", "tsne")
     assert {mark.panel for mark in read(path.with_suffix(".csv"))} == {"layer 3"}
     # Below the first edited layer nothing changes.
     passed(*args, "--layers", "0")
@@ -170,7 +166,7 @@ def test_an_effect_is_read_as_the_edit_was_fitted(model_folder: Path, rows: Path
     settings: Any = {"layers": (2,), "config": config}
     items = sealign.load_demonstrations(rows)
     before = sealign.collect_activations(model, tokenizer, items, **settings)
-    with sealign.apply_edit(model, sealign.Edit.from_pretrained(folder)):
+    with sealign.apply_edit(model, sealign.load_edit(folder)):
         after = sealign.collect_activations(model, tokenizer, items, **settings)
     for mark, expected in zip(read(path.with_suffix(".csv")), figures.effect_points(before, after), strict=True):
         assert (mark.panel, mark.series) == (expected.panel, expected.series)
@@ -188,7 +184,7 @@ def test_wrong_layers_sites_and_places(
     args = ("plot", kind, *given, "--demonstrations", rows)
     out = ("--output", tmp_path / "new" / "figure")
     refused(*args, *out, "--layers", "7", words=("layer 7 is outside the model", "0 to 3"))
-    refused(*args, *out, "--layers", "some", words=("layers is 'some'", "it must be all, last:L"))
+    refused(*args, *out, "--layers", "some", words=("layers is 'some'",))
     refused(*args, *out, "--layers", "signature:2", words=("--layers is 'signature:2'", "try all"))
     refused(*args, *out, "--site", "mpl", words=("unknown site 'mpl'", "did you mean 'mlp'"))
     refused(*args, *out, "--demonstrations", "nowhere.jsonl", words=("there is no file 'nowhere.jsonl'",))
@@ -197,27 +193,34 @@ def test_wrong_layers_sites_and_places(
     assert listing(tmp_path) == ["rows.jsonl"]
 
 
-def test_too_few_for_tsne(model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path) -> None:
-    few = ("--demonstrations", rows, "--limit", 4, "--output", tmp_path / "figure")
+@pytest.mark.usefixtures("model_folder")
+def test_too_few_for_tsne(edit_folder: Path, rows: Path, tmp_path: Path) -> None:
+    few = ("--demonstrations", rows, "--demonstrations-limit", 4, "--output", tmp_path / "figure")
     words = ("there are 4 demonstrations, but t-SNE needs at least 5",)
     refused("plot", "tsne", "--model", "nowhere", *few, words=words)  # before the model is loaded
-    refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--method", "tsne", words=words)
+    refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--projection", "tsne", words=words)
     passed("plot", "effect", "--edit", edit_folder, *few)
-    refused("plot", "effect", "--edit", edit_folder, *few, "--method", "pac", words=("unknown method 'pac'", "'pca'"))
+    refused("plot", "effect", "--edit", edit_folder, *few, "--projection", "pac", words=("unknown method 'pac'", "'pca'"))
 
 
-def test_sources_of_a_spectrum(edit_folder: Path, rows: Path, tmp_path: Path) -> None:
-    out = ("--output", tmp_path / "figure")
-    both = ("--edit", edit_folder, "--demonstrations", rows)
-    refused("plot", "spectrum", *out, words=("give either --demonstrations", "or --edit"))
-    refused("plot", "spectrum", *both, *out, words=("give either --demonstrations", "or --edit"))
-    for option, value in (("--model", "smollm2"), ("--limit", "3"), ("--site", "mlp"), ("--data-dir", ".")):
-        args = ("--edit", edit_folder, option, value)
-        refused("plot", "spectrum", *args, *out, words=(f"{option} has no use with --edit", "leave it out"))
-    refused(
-        "plot", "spectrum", "--edit", edit_folder, "--layers", "2", *out, words=("[2] are not in the edit", "[1, 3]")
-    )
-    refused("plot", "spectrum", "--edit", "nowhere", *out, words=("there is no folder 'nowhere'",))
+def test_an_effect_needs_edited_activations(model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    passed("fit", "--method", "dola", "--model", model_folder, "--output", tmp_path / "dola")
+    args = ("--edit", tmp_path / "dola", "--demonstrations", rows, "--output", tmp_path / "figure")
+    refused("plot", "effect", *args, words=("dola does not edit activations",))
+
+
+def test_the_effect_of_other_methods_and_strengths(
+    model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    shift, path = tmp_path / "shift", tmp_path / "figure"
+    passed("fit", "--method", "mean_difference", "--model", model_folder, "--demonstrations", rows, "--output", shift)
+    args = ("--demonstrations", rows, "--output", path)
+    passed("plot", "effect", "--edit", shift, *args)
+    assert {mark.panel.partition(":")[0] for mark in read(path.with_suffix(".csv"))} == {"layer 1"}
+    passed("plot", "effect", "--edit", f"{shift}+{edit_folder}", *args, "--strength", 0)
+    found = read(path.with_suffix(".csv"))
+    points = {name: [(m.x, m.y) for m in found if m.series == name] for name in ("neutral", "edited neutral")}
+    assert points["neutral"] == points["edited neutral"]
 
 
 def test_an_edit_of_another_model(edit_folder: Path, rows: Path, tokenizer: Any, tmp_path: Path) -> None:
@@ -240,20 +243,3 @@ def test_without_the_extra(rows: Path, tmp_path: Path, monkeypatch: pytest.Monke
         edit = ("--edit", "x") if kind == "effect" else ()
         args = ("--demonstrations", rows, "--output", tmp_path / "figure")
         refused("plot", kind, *edit, *args, words=("pip install 'sealign[figures]'",))
-
-
-# --- help ---
-
-
-@pytest.mark.parametrize("width", ["80", "120"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_help_explains_each_option(kind: str, width: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", width)
-    text = passed("plot", kind, "--help")
-    assert "…" not in text
-    found: Any = typer.main.get_command(app)
-    for param in found.commands["plot"].commands[kind].params:
-        if param.param_type_name == "option":
-            assert re.search(rf"{param.opts[0]}\b", text), param.name
-            assert len(param.help.split()) >= 3, param.name
-    assert re.search(rf"^│ {kind} +Draw ", passed("plot", "--help"), re.MULTILINE)

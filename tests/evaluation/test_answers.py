@@ -76,7 +76,7 @@ def test_the_model_is_left_as_it_was(tokenizer: Any, small_edit: sealign.Edit) -
     assert our_hooks(model) == 0
 
 
-def test_end_tokens_end_an_answer(tokenizer: Any, llama: Any, small_edit: sealign.Edit) -> None:
+def test_end_tokens_end_an_answer(tokenizer: Any, small_edit: sealign.Edit) -> None:
     prompt = PROMPTS[0]
     model = build_model("llama", vocab_size=len(tokenizer))
     text = greedy(model, tokenizer, prompt, 6)

@@ -24,7 +24,7 @@ def test_ratios_are_those_of_the_calls(
         nonlocal now
         now += seconds
 
-    def slow(_: LayerEdit, tokens: Tensor, strength: float) -> Tensor:
+    def slow(_: LayerEdit, tokens: Tensor, _strength: float) -> Tensor:
         tick(2.0)
         return tokens
 

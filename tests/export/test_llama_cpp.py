@@ -173,7 +173,8 @@ def test_a_control_vector_of_another_width(
     assert "the control vector has 48 features, but the model has 576" in result.stderr
 
 
-def test_a_missing_file_is_refused(edit: sealign.Edit, folder: Path) -> None:
+@pytest.mark.usefixtures("edit")
+def test_a_missing_file_is_refused(folder: Path) -> None:
     result = run_verify(folder / "edit", folder / "gone.gguf")
     assert result.returncode == 2
     assert "there is no file" in result.stderr

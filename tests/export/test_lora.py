@@ -85,7 +85,7 @@ def test_names_that_several_modules_share(tokenizer: Any, tmp_path: Path) -> Non
     assert _touched(adapted) == paths
 
 
-def test_names_without_a_common_end(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_names_without_a_common_end(tokenizer: Any, tmp_path: Path) -> None:
     """Matrices of two kinds have no common name; then the adapter names each by its whole path."""
     model = build_model("llama", vocab_size=len(tokenizer))
     edit = edit_of(model, tokenizer, {1: affine(48)})

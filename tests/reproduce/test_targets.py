@@ -114,7 +114,8 @@ def test_figures_have_their_data(made: dict[str, Any], config: ReproduceConfig) 
     assert len({point.series for point in made["figure-signature"].points}) == 4
 
 
-def test_what_is_finished_is_left_as_it_is(made: dict[str, Any], config: ReproduceConfig) -> None:
+@pytest.mark.usefixtures("made")
+def test_what_is_finished_is_left_as_it_is(config: ReproduceConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in config.output.glob("*/index.html")}
     assert all(result is None for _, result in reproduce("all", config))
     assert {path: path.stat().st_mtime_ns for path in config.output.glob("*/index.html")} == before

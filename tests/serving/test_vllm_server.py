@@ -127,8 +127,10 @@ def start(folder: Path, names: Sequence[str], *more: str, log: str, token: str |
 
 
 @pytest.fixture(scope="module")
-@pytest.mark.usefixtures("edits")
-def servers(folder: Path, sealign.Edit]) -> Iterator[tuple[EditServer, EditServer]]:
+def servers(
+    folder: Path,
+    edits: dict[str, sealign.Edit],  # noqa: ARG001  saves the edits
+) -> Iterator[tuple[EditServer, EditServer]]:
     """A server with both routes and one without LoRAs, which vLLM on a CPU compiles only then; they start together."""
     with contextlib.ExitStack() as stack:
         both = (
