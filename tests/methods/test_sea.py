@@ -1,5 +1,9 @@
+"""SEA: its configuration, the projection of one layer, and the edit of a model."""
+
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import numpy as np
@@ -7,10 +11,174 @@ import pytest
 import torch
 
 import sealign
+from sealign.edits.feature_map_edit import FeatureMapEdit
+from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError, SettingError, SiteError
 from sealign.fitting.activation_store import Keep
-from sealign.methods.sea import fit_projections, layer_signatures
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.registry import fit_edit_from_activations
+from sealign.methods.sea import SEAConfig, projection_edit
+from sealign.models.prompt_format import PromptFormat
+from sealign.models.sites import SITES, select_layers
+from sealign.spectral.feature_maps import FEATURE_MAPS
+from sealign.spectral.projection import COMBINES, NORMALIZATIONS
+from sealign.spectral.signature import signature
 from tests.shapes import unchecked
+
+
+def test_defaults() -> None:
+    """The paper's settings, except that the edit is rescaled per token and fitted where it is applied."""
+    assert SEAConfig().dump() == EditConfig().dump() | {
+        "explained_variance": None,  # 0.998, unless a rank is given
+        "rank": None,
+        "centered": False,
+        "feature_map": "identity",
+        "site": "mlp",
+        "fit_site": None,
+        "layers": "last:21/32",
+        "combine": "both",
+        "normalization": "token",
+        "strength": 1.0,
+    }
+    assert SEAConfig() == SEAConfig()
+    assert SEAConfig().targets() == ({"explained_variance": 0.998}, {"explained_variance": 0.998})
+    assert SEAConfig().read_site == "mlp"
+
+
+def test_reference_is_the_released_code() -> None:
+    reference, default = SEAConfig.reference().dump(), SEAConfig().dump()
+    assert {name: value for name, value in reference.items() if value != default[name]} == {
+        "explained_variance": 0.998,
+        "fit_site": "residual",
+        "normalization": "feature",
+        "neutral": "generated",
+        "max_new_tokens": 256,
+        "prompt_format": {"style": "few_shot_chat", "preamble": None},
+    }
+    assert SEAConfig.reference().targets() == SEAConfig().targets()
+    assert SEAConfig.reference().read_site == "residual"
+    # The last 21 layers of the 32 of the paper's 7B models.
+    assert select_layers(SEAConfig.reference().layers, 32) == list(range(11, 32))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"explained_variance": 0.0}, "explained_variance is 0.0, but it must be in (0, 1]; try 0.9"),
+        ({"explained_variance": -0.1}, "explained_variance is -0.1, but it must be in (0, 1]"),
+        ({"explained_variance": 1.0001}, "explained_variance is 1.0001, but it must be in (0, 1]"),
+        ({"explained_variance": 99.8}, "explained_variance is 99.8, but it must be in (0, 1]"),
+        ({"explained_variance": float("nan")}, "explained_variance is nan, but it must be"),
+        ({"explained_variance": (0.9, 1.5)}, "explained_variance is 1.5, but it must be in (0, 1]"),
+        ({"explained_variance": (2.0, 0.9)}, "explained_variance is 2.0, but it must be in (0, 1]"),
+        ({"explained_variance": (0.9,)}, "explained_variance is (0.9,), but it must be a number or a sequence of 2"),
+        ({"explained_variance": ()}, "explained_variance is (), but it must be a number or a sequence of 2 values"),
+        ({"explained_variance": "most"}, "explained_variance is 'most', but it must be a number"),
+        ({"rank": (1, 2, 3)}, "rank is (1, 2, 3), but it must be an integer or a sequence of 2 values"),
+        ({"rank": 0}, "rank is 0, but it must be at least 1"),
+        ({"rank": -3}, "rank is -3, but it must be at least 1"),
+        ({"rank": (2, 0)}, "rank is 0, but it must be at least 1"),
+        ({"rank": 2.5}, "rank is 2.5, but it must be an integer"),
+        ({"rank": True}, "rank is True, but it must be an integer"),
+        ({"rank": 3, "explained_variance": 0.9}, "rank is 3 and explained_variance is 0.9, but only one of them can"),
+        ({"feature_map": "tahn"}, "unknown feature map 'tahn' (did you mean 'tanh'?); choose one of"),
+        ({"combine": "averge"}, "unknown combination 'averge' (did you mean 'average'?); choose one"),
+        ({"normalization": "tokens"}, "unknown normalization 'tokens' (did you mean 'token'?); choose"),
+        ({"strength": float("inf")}, "strength is inf, but it must be finite"),
+        ({"site": "mpl"}, "unknown site 'mpl' (did you mean 'mlp'?); choose one of: mlp, attention, resid"),
+        ({"fit_site": "residul"}, "unknown fit site 'residul' (did you mean 'residual'?)"),
+        ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, random"),
+        ({"batch_size": "auto"}, "batch_size is 'auto', but it must be an integer"),
+        ({"layers": "most"}, "layers is 'most', but it must be all, last:L, first:L or signature:L"),
+        ({"centred": True}, "unknown SEAConfig setting 'centred' (did you mean 'centered'?); choose one of: "),
+        ({"centered": 1}, "centered is 1, but it must be True or False"),
+    ],
+    ids=str,
+)
+def test_settings_that_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(message)) as refusal:
+        SEAConfig(**change)
+    assert "\n" not in str(refusal.value)
+
+
+def test_settings_have_names() -> None:
+    message = "SEAConfig takes keyword arguments only; write SEAConfig(explained_variance=0.9)"
+    with pytest.raises(SettingError, match=re.escape(message)):
+        SEAConfig(0.9)  # type: ignore[misc]
+    with pytest.raises(SettingError, match=r"SEAConfig is frozen; make a changed copy with replace\(rank=3\)"):
+        SEAConfig().rank = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"explained_variance": value} for value in (1, 1.0, 1e-9, (0.9, 1.0), [0.5, 0.25], np.float64(0.5))),
+        *({"rank": value} for value in (1, 5000, (1, 7), [3, 2], np.int64(4), np.array([3, 2]))),
+        *({"strength": value} for value in (0, -1.5, 3, np.float32(0.5))),
+        *({"combine": value} for value in COMBINES),
+        *({"normalization": value} for value in NORMALIZATIONS),
+        *({"feature_map": value} for value in FEATURE_MAPS),
+        *({"site": value} for value in SITES),
+        *({"fit_site": value} for value in SITES),
+        {"layers": [np.int64(3), np.int32(-1)]},
+    ],
+    ids=str,
+)
+def test_settings_at_their_bounds(change: dict[str, Any]) -> None:
+    config = SEAConfig(**change)
+    for name, value in change.items():
+        expected = tuple(value) if isinstance(value, list | np.ndarray) else value
+        assert getattr(config, name) == expected
+        assert "numpy" not in type(getattr(config, name)).__module__
+    assert SEAConfig(**json.loads(json.dumps(config.dump()))) == config
+    assert SEAConfig().replace(**change) == config
+    assert hash(config) == hash(SEAConfig(**change))
+
+
+def test_a_changed_copy_is_checked() -> None:
+    config = SEAConfig(rank=(3, 2), layers=[1])
+    assert config.replace(rank=4) == SEAConfig(rank=4, layers=(1,))
+    assert config.replace(rank=None, explained_variance=0.9) == SEAConfig(explained_variance=0.9, layers=(1,))
+    with pytest.raises(SettingError, match="only one of them can decide"):
+        config.replace(explained_variance=0.9)
+    with pytest.raises(SettingError, match="rank is 0"):
+        config.replace(rank=0)
+
+
+def test_pairs() -> None:
+    assert SEAConfig(explained_variance=0.9).targets() == ({"explained_variance": 0.9}, {"explained_variance": 0.9})
+    assert SEAConfig(rank=(3, 2)).targets() == ({"rank": 3}, {"rank": 2})
+    assert SEAConfig(rank=4).targets() == ({"rank": 4}, {"rank": 4})
+    two = SEAConfig(explained_variance=[0.5, 0.25])  # type: ignore[arg-type]
+    assert two.targets() == ({"explained_variance": 0.5}, {"explained_variance": 0.25})
+
+
+def test_what_the_fit_passes_on(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    config = SEAConfig(
+        site="attention",
+        combine="negative",
+        normalization="none",
+        strength=2,
+        feature_map="elu",
+        centered=True,
+        token="random",
+        neutral="generated",
+        max_new_tokens=5,
+        prompt_format=PromptFormat("few_shot", "Be brief."),
+        batch_size=3,
+        seed=11,
+        layers=[1],
+        rank=2,
+    )
+    edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
+    record = edit.record
+    assert (record.site, record.normalization, record.strength) == ("attention", "none", 2.0)
+    assert (record.feature_map, record.combine) == ("elu", "negative")
+    assert isinstance(record.strength, float)
+    assert isinstance(edit.layer_edits[1], FeatureMapEdit)
+    assert "layers.1.mean" in edit.tensors()
+    assert record.config == config.dump()
+    assert config.statistics_settings() == (True, "elu")
 
 
 def _matrices(n: int = 9, d: int = 14, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
@@ -75,17 +243,46 @@ def test_refusals() -> None:
         sealign.fit_projection(neutral, neutral, neutral, rank=15)
 
 
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_projection_as_an_affine_edit(combine: Any, normalization: Any, centered: bool) -> None:
+    """In float64, against the projection itself, which is tested against the paper's formulas."""
+    matrices = _matrices()
+    projection = sealign.fit_projection(*matrices, rank=(3, 2), centered=centered)
+    edit = projection_edit(projection, combine=combine, normalization=normalization)
+    assert isinstance(edit, AffineEdit)
+    tokens = torch.randn(6, 14, dtype=torch.float64)
+    for strength in (0.3, 1.0, -2.0):
+        expected = projection(tokens, combine=combine, normalization=normalization, strength=strength)
+        torch.testing.assert_close(edit(tokens, strength), expected, rtol=1e-10, atol=1e-10)
+    # As many directions as the combination uses, and no more.
+    sides = {"positive": (3,), "negative": (2,)}.get(combine, (3, 2))
+    assert edit.rank == sum(sides)
+
+
+def test_a_projection_with_a_feature_map_stays_one() -> None:
+    projection = sealign.fit_projection(*_matrices(), rank=2, feature_map="tanh")
+    edit = projection_edit(projection, combine="positive", normalization="token")
+    assert isinstance(edit, FeatureMapEdit)
+    tokens = torch.randn(6, 14, dtype=torch.float64)
+    expected = projection(tokens, combine="positive", normalization="token", strength=0.5)
+    torch.testing.assert_close(edit(tokens, 0.5), expected)
+
+
 def test_edit_reports_what_it_touches(small_edit: sealign.Edit, llama: Any) -> None:
     assert small_edit.layers == [1, 3]
     assert small_edit.modules == ["model.layers.1.mlp", "model.layers.3.mlp"]
     for layer in small_edit.layers:
         entry = small_edit.record.layers[str(layer)]
-        assert (entry.rank_positive, entry.rank_negative) == (3, 2)
-        assert 0 < entry.explained_variance_positive <= 1
+        figures = entry.statistics
+        assert (figures["rank_positive"], figures["rank_negative"], entry.rank) == (3, 2, 5)
+        assert 0 < figures["explained_variance_positive"] <= 1
+        assert 0 < figures["explained_variance_negative"] <= 1
         assert entry.relative_change > 0
-        assert entry.signature > 0
+        assert figures["signature"] > 0
     assert small_edit.record.demonstrations_count == 7
-    assert small_edit.record.fit["strength"] == 0.7
+    assert small_edit.record.config["strength"] == 0.7
     assert small_edit.record.versions.keys() == {"sealign", "torch", "transformers", "python"}
 
 
@@ -94,29 +291,30 @@ def test_fit_is_collection_then_projections(
 ) -> None:
     collected = sealign.collect_activations(llama, tokenizer, demonstrations, layers=[1, 3])
     for layer in (1, 3):
-        expected = sealign.fit_projection(
-            collected.neutral[layer], collected.positive[layer], collected.negative[layer], rank=(3, 2)
-        )
-        torch.testing.assert_close(small_edit.projections[layer].positive, expected.positive, rtol=1e-4, atol=1e-4)
+        expected = sealign.fit_projection(*collected.rows(layer), rank=(3, 2))
         x = collected.neutral[layer]
+        torch.testing.assert_close(small_edit.layer_edits[layer](x), expected(x), rtol=1e-4, atol=1e-4)
+        found = small_edit.affine_edits[layer]
+        torch.testing.assert_close(found.right[:3].T, expected.positive, rtol=1e-4, atol=1e-4)
         change = ((expected(x, strength=0.7) - x).norm(dim=1) / x.norm(dim=1)).mean()
         assert small_edit.record.layers[str(layer)].relative_change == pytest.approx(float(change), rel=1e-3)
 
 
 def test_two_fits_are_equal_to_the_bit(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
-    config = sealign.FitConfig(layers="all", token="random", neutral="generated", max_new_tokens=3, seed=5)
+    config = SEAConfig(layers="all", token="random", neutral="generated", max_new_tokens=3, seed=5)
     first, second = (sealign.fit_edit(llama, tokenizer, demonstrations, config=config) for _ in range(2))
     assert first.hash == second.hash
-    assert first.record == second.record
+    assert first.record.layers == second.record.layers
+    assert first.record.tensors_hash == second.record.tensors_hash
 
 
 def test_fitting_and_editing_sites_may_differ(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
-    config = sealign.FitConfig(site="mlp", fit_site="residual", layers=(2,), rank=2)
+    config = SEAConfig(site="mlp", fit_site="residual", layers=(2,), rank=2)
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     assert edit.modules == ["model.layers.2.mlp"]
     residual = sealign.collect_activations(llama, tokenizer, demonstrations, site="residual", layers=[2])
-    expected = sealign.fit_projection(residual.neutral[2], residual.positive[2], residual.negative[2], rank=2)
-    torch.testing.assert_close(edit.projections[2].positive, expected.positive, rtol=1e-4, atol=1e-4)
+    expected = sealign.fit_projection(*residual.rows(2), rank=2)
+    torch.testing.assert_close(edit.affine_edits[2].right[:2].T, expected.positive, rtol=1e-4, atol=1e-4)
     mlp = sealign.collect_activations(llama, tokenizer, demonstrations, site="mlp", layers=[2]).neutral[2]
     change = ((expected(mlp) - mlp).norm(dim=1) / mlp.norm(dim=1)).mean()
     assert edit.record.layers["2"].relative_change == pytest.approx(float(change), rel=1e-3)
@@ -124,52 +322,55 @@ def test_fitting_and_editing_sites_may_differ(llama: Any, tokenizer: Any, demons
 
 def test_layers_by_signature(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     collected = sealign.collect_activations(llama, tokenizer, demonstrations)
-    signatures = layer_signatures(collected)
-    best = sorted(sorted(signatures, key=lambda layer: signatures[layer])[-2:])
-    edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.FitConfig(layers="signature:2"))
-    assert edit.layers == best
+    for centered in (False, True):
+        signatures = {
+            layer: signature(collected.positive[layer], collected.negative[layer], centered=centered)
+            for layer in collected.layers
+        }
+        best = sorted(sorted(signatures, key=lambda layer: signatures[layer])[-2:])
+        config = SEAConfig(layers="signature:2", rank=2, centered=centered)
+        edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
+        assert edit.layers == best
+        for layer in best:
+            found = edit.record.layers[str(layer)].statistics["signature"]
+            assert found == pytest.approx(signatures[layer], rel=1e-6)
 
 
 def test_several_behaviours_together(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     """A joint edit is the edit of the pooled demonstrations: its covariance is the weighted mean of theirs."""
-    config = sealign.FitConfig(layers=(1,), rank=1)
+    config = SEAConfig(layers=(1,), rank=1)
     parts = demonstrations[:3], demonstrations[3:]
     collected = [sealign.collect_activations(llama, tokenizer, part, layers=[1]) for part in parts]
     joint = sealign.fit_edit(llama, tokenizer, [*parts[0], *parts[1]], config=config)
     omega = sum(c.neutral[1].double().T @ c.positive[1].double() for c in collected) / 7
     vector = torch.linalg.svd(omega)[0][:, 0]
-    assert abs(float(vector @ joint.projections[1].positive[:, 0].double())) == pytest.approx(1, abs=1e-5)
+    assert abs(float(vector @ joint.affine_edits[1].right[0].double())) == pytest.approx(1, abs=1e-5)
 
 
 def test_reference_configuration_runs(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
-    import dataclasses
-
-    config = dataclasses.replace(
-        sealign.FitConfig.reference(), max_new_tokens=4, prompt_format=sealign.PromptFormat("chat")
-    )
+    config = SEAConfig.reference().replace(max_new_tokens=4, prompt_format=sealign.PromptFormat("chat"))
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     assert edit.layers == [1, 2, 3]  # 21 of 32 in proportion to a depth of 4
-    assert edit.settings.normalization == "feature"
+    assert edit.normalization == "feature"
+    assert not edit.is_causal
 
 
 def test_module_pattern_is_used_for_fitting_and_editing(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
-    config = sealign.FitConfig(layers=(1, 2), module_pattern="model.layers.{layer}.self_attn.o_proj", rank=2)
+    config = SEAConfig(layers=(1, 2), module_pattern="model.layers.{layer}.self_attn.o_proj", rank=2)
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     assert edit.modules == [f"model.layers.{layer}.self_attn.o_proj" for layer in (1, 2)]
     by_site = sealign.fit_edit(
-        llama, tokenizer, demonstrations, config=sealign.FitConfig(layers=(1, 2), site="attention", rank=2)
+        llama, tokenizer, demonstrations, config=SEAConfig(layers=(1, 2), site="attention", rank=2)
     )
-    torch.testing.assert_close(edit.projections[1].positive, by_site.projections[1].positive, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(edit.affine_edits[1].right, by_site.affine_edits[1].right, rtol=1e-4, atol=1e-4)
 
 
 def test_wrong_sites_fail_before_anything_runs(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(SiteError, match="layer 9 is outside"):
-        sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.FitConfig(layers=(1, 9)))
-    with pytest.raises(SiteError, match="selects 5 layers, but the model has 4"):
-        sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.FitConfig(layers="last:5"))
-    with pytest.raises(DemonstrationError, match="1 demonstrations, but a fit needs at least 2"):
+        sealign.fit_edit(llama, tokenizer, demonstrations, config=SEAConfig(layers=(1, 9), fit_site="residual"))
+    with pytest.raises(DemonstrationError, match="1 demonstrations, but sea needs at least 2"):
         sealign.fit_edit(llama, tokenizer, demonstrations[:1])
     hook.remove()
     assert calls == []
@@ -177,8 +378,9 @@ def test_wrong_sites_fail_before_anything_runs(llama: Any, tokenizer: Any, demon
 
 def test_degenerate_layers_are_named(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     collected = sealign.collect_activations(llama, tokenizer, demonstrations, layers=[2])
+    config = SEAConfig(rank=40, layers=[2])
     with pytest.raises(DegenerateError, match=r"layer 2: .*only \d+ singular values"):
-        fit_projections(collected, config=sealign.FitConfig(rank=40))
+        fit_edit_from_activations(llama, tokenizer, collected, demonstrations, config=config)
 
 
 @pytest.mark.parametrize("kept", ["rows", "sums"])
@@ -187,15 +389,19 @@ def test_degenerate_layers_are_named(llama: Any, tokenizer: Any, demonstrations:
 def test_what_is_kept_and_where_makes_no_difference(
     kept: Any, place: Any, layers: str, llama: Any, tokenizer: Any, demonstrations: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("sealign.collected.CHUNK", 3)
-    config = sealign.FitConfig(layers=layers, rank=(3, 2), centered=True, token="random")
+    monkeypatch.setattr("sealign.fitting.collected.CHUNK", 3)
+    monkeypatch.setattr("sealign.fitting.layer_statistics.ROWS_AT_A_TIME", 3)
+    config = SEAConfig(layers=layers, rank=(3, 2), centered=True, token="random")
     expected = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     found = sealign.fit_edit(llama, tokenizer, demonstrations, config=config, keep=Keep(kept, place))
     assert found.layers == expected.layers
-    for layer, projection in expected.projections.items():
-        for name in ("positive", "negative"):
-            own, other = getattr(found.projections[layer], name), getattr(projection, name)
-            torch.testing.assert_close(own @ own.T, other @ other.T, atol=1e-4, rtol=1e-4)
+    identity = torch.eye(expected.width, dtype=torch.float64)
+    for layer, other in expected.affine_edits.items():
+        own = found.affine_edits[layer]
+        for left, right in ((own.right[:3], other.right[:3]), (own.right[3:], other.right[3:])):
+            torch.testing.assert_close(left.T @ left, right.T @ right, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own.linear_part(identity), other.linear_part(identity), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(own.center, other.center)
         records = [edit.record.layers[str(layer)] for edit in (found, expected)]
         assert records[0].relative_change == pytest.approx(records[1].relative_change, rel=1e-3)
-        assert records[0].signature == pytest.approx(records[1].signature, rel=1e-4)
+        assert records[0].statistics == pytest.approx(records[1].statistics, rel=1e-4)
