@@ -15,7 +15,7 @@ from tests.tiny_models import build_model
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
-    """The token ids of each call for an answer, and how many new ones were asked for."""
+    """The token ids of each prompt that is answered, and the maximum length of the answer."""
     calls: list[tuple[list[int], int]] = []
     generate = chat.generate_ids
 
@@ -52,7 +52,7 @@ def test_turns_are_remembered(llama: Any, tokenizer: Any, seen: list[Any]) -> No
     turns = [("user", "What is ice?"), ("assistant", first), ("user", "And water?")]
     assert [ids for ids, _ in seen] == [templated(tokenizer, turns[:1]), templated(tokenizer, turns)]
     assert first == greedy(llama, tokenizer, "What is ice?", 5, sealign.PromptFormat("chat"))
-    assert second != conversation.answer_once("And water?")  # there it stands twice
+    assert second != conversation.answer_once("And water?")  # asked twice there
 
 
 def test_answering_once_is_not_remembered(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
@@ -119,7 +119,9 @@ def test_the_context_bounds_the_conversation(llama: Any, tokenizer: Any, seen: l
     conversation.say("What is ice? " * 8)
     (ids, length) = seen[0]
     assert length == 256 - len(ids) < 200
-    with pytest.raises(SettingError, match=r"the conversation is \d+ tokens long, .* context is 256, .*\(/reset\)"):
+    with pytest.raises(
+        SettingError, match=r"the conversation is \d+ tokens long, .* context of the model is 256 .*\(/reset\)"
+    ):
         conversation.say("And water? " * 30)
     conversation.reset()
     conversation.say("Hello.")

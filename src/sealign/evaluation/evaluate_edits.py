@@ -86,15 +86,8 @@ def evaluate(
     kept = folder / "journal" if journal is None else Path(journal)
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
     tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
-    damage = _damage(
-        model,
-        tokenizer,
-        arms,
-        texts=config.neutral_texts,
-        journal=Journal(kept / f"{digest}-damage.jsonl"),
-        ignore_mismatch=ignore_mismatch,
-        track=track,
-    )
+    measured = Journal(kept / f"{digest}-damage.jsonl")
+    damage = _damage(model, tokenizer, arms, config.neutral_texts, measured, ignore_mismatch, track)
     results = Results(
         command=command,
         settings=settings,
@@ -255,7 +248,6 @@ def _damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     arms: Mapping[str, PlannedArm],
-    *,
     texts: Sequence[str] | None,
     journal: Journal,
     ignore_mismatch: bool,

@@ -112,21 +112,7 @@ def tune(
             return TuneResult(trials)
         edit = search.edit(trial_config(config.fit, winner).replace(strength=winner.strength or 0.0))
         edit.save_pretrained(folder / "edit")
-        results = evaluate(
-            model,
-            tokenizer,
-            {WINNER: edit},
-            config=EvaluationConfig(
-                tasks=config.tasks,
-                data_dir=config.data_dir,
-                items=search.test_items,
-                neutral_texts=search.test_texts,
-            ),
-            output=folder / "evaluation",
-            sources={WINNER: str(folder / "edit")},
-            command=command,
-            track=track,
-        )
+        results = search.test(edit, command)
     (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
     return TuneResult(trials, winner, edit, results, report)
 
@@ -253,6 +239,25 @@ class _Search:
             ratio = 0.9 * target / bound if bound > 0 else 4.0
             strength = min(1.0, strength * math.sqrt(min(4.0, max(1e-4, ratio))))
         return best
+
+    def test(self, edit: Edit, command: str) -> Results:
+        """Evaluate the winning edit, with all controls, on the items and texts that the search did not use."""
+        config = EvaluationConfig(
+            tasks=self.config.tasks,
+            data_dir=self.config.data_dir,
+            items=self.test_items,
+            neutral_texts=self.test_texts,
+        )
+        return evaluate(
+            self.model,
+            self.tokenizer,
+            {WINNER: edit},
+            config=config,
+            output=self.folder / "evaluation",
+            sources={WINNER: str(self.folder / "edit")},
+            command=command,
+            track=self.track,
+        )
 
     def edit(self, config: TunedConfig) -> Edit:
         """Return the edit of a configuration, from activations that are collected once per site."""

@@ -1,4 +1,4 @@
-"""A conversation with a model, remembered from turn to turn."""
+"""A conversation with a model over several turns."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Turns between a user and a model, in the model's chat template, or as questions and answers without one.
+    """A conversation between a user and a model.
+
+    The turns are written in the chat template of the tokenizer, or as questions and answers if it has none.
 
     Args:
-        model: the model, with whatever edits are on it.
-        tokenizer: its own.
-        system: a system message to begin with.
-        max_new_tokens: length of an answer, at most.
-        use_cache: off for edits that are rescaled per feature.
+        model: The model, with any edits that are attached to it.
+        tokenizer: Tokenizer of the model.
+        system: System message before the first turn.
+        max_new_tokens: Maximum number of tokens of an answer.
+        use_cache: Whether to use the cache of keys and values. Must be False for an edit that is not causal.
 
     Raises:
-        ModelError: the chat template refuses the turns, as some do a system message.
-        SettingError: the conversation is longer than the model's context.
+        ModelError: The chat template refuses the turns; some refuse a system message.
+        SettingError: The conversation is longer than the context of the model.
     """
 
     def __init__(
@@ -47,18 +49,26 @@ class Conversation:
         self._turns = list(self._start)
 
     def say(self, text: str) -> str:
-        """Say something, remember it and the answer, and return the answer."""
+        """Add a turn of the user and the answer of the model to the conversation, and return the answer.
+
+        Args:
+            text: What the user says.
+        """
         turns = [*self._turns, {"role": "user", "content": text}]
         answer = self._answer(turns)
         self._turns = [*turns, {"role": "assistant", "content": answer}]
         return answer
 
     def answer_once(self, text: str) -> str:
-        """Return the answer to a text without remembering either."""
+        """Return the answer to a text without adding a turn.
+
+        Args:
+            text: What the user says.
+        """
         return self._answer([*self._turns, {"role": "user", "content": text}])
 
     def reset(self) -> None:
-        """Forget all turns but the system message."""
+        """Remove all turns but the system message."""
         self._turns = list(self._start)
 
     @torch.no_grad()
@@ -73,7 +83,7 @@ class Conversation:
 
     def _encode(self, turns: list[dict[str, str]]) -> list[int]:
         if not getattr(self._tokenizer, "chat_template", None):
-            # Without a template, earlier turns are earlier questions and answers.
+            # Earlier turns become the preamble of the question.
             marks = {"system": "", "user": "Q: ", "assistant": "A: "}
             earlier = "\n".join(marks[turn["role"]] + turn["content"] for turn in turns[:-1])
             return PromptFormat("few_shot", earlier).encode_prompt(self._tokenizer, turns[-1]["content"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.intervention import Intervention
 from sealign.evaluation.cost import measure_cost
@@ -52,20 +53,15 @@ def truthfulqa(bench: Workbench) -> Table:
     """Return the comparison of methods on TruthfulQA."""
     bench.model()
     demonstrations, training = bench.demonstrations(TRUTHFULNESS), bench.training_demonstrations(TRUTHFULNESS)
-    edits = {"SEA": bench.edit(TRUTHFULNESS, LINEAR), "SEA, mild": bench.edit(TRUTHFULNESS, MILD)}
-    arms: dict[str, Intervention] = {
-        "LoRA-FT": bench.fit(LoRAFTConfig(), training),
-        "ITI": bench.fit(ITIConfig(), demonstrations),
-        "DoLa": bench.fit(DoLaConfig()),
-    }
-    if bench.config.amateur is not None:
-        arms["CD"] = bench.fit(CDConfig(amateur=bench.config.amateur))
-    arms |= {"ICD": bench.fit(ICDConfig(), training), **edits}
+    scored = _truthfulqa_edits(bench, demonstrations, training)
     best = bench.fit(BestOfNConfig(n=bench.draws))
-    sampled: dict[str, Intervention] = {"Best-of-N on ICL": best, "Best-of-N on SEA": Composition([edits["SEA"], best])}
-    results = bench.evaluate(arms, [*MC, "truthfulqa_gen"])
+    sampled: dict[str, Intervention] = {
+        "Best-of-N on ICL": best,
+        "Best-of-N on SEA": Composition([scored["SEA"], best]),
+    }
+    results = bench.evaluate(scored, [*MC, "truthfulqa_gen"])
     generated = bench.evaluate(sampled, ["truthfulqa_gen"])
-    random = bench.evaluate({"SEA": edits["SEA"]}, MC, control_seeds=(0,))
+    random = bench.evaluate({"SEA": scored["SEA"]}, MC, control_seeds=(0,))
     columns = [
         *(Column(f"{name} %", scale=100) for name in ("MC1", "MC2", "Info", "Truth", "Info*Truth", "ROUGE-L acc")),
         Column("prefill time / ICL", digits=2),
@@ -73,28 +69,13 @@ def truthfulqa(bench: Workbench) -> Table:
         Column("fit, s"),
         DAMAGE,
     ]
-    rows: dict[str, Sequence[Cell]] = {}
-    for name, edit in {BASE: None, **arms, **sampled}.items():
-        found = generated if name in sampled else results
-        scores = _mc(results, name) if edit is None or edit.changes_scores else [Cell(missing=GENERATES)] * 2
-        judged = [metric_cell(found, "truthfulqa_gen", metric, name) for metric in ("info", "truth", "truth*info")]
-        rouge = metric_cell(found, "truthfulqa_gen", "rougeL_acc", name)
-        rows["ICL" if name == BASE else name] = [
-            *scores,
-            *judged,
-            rouge,
-            *_times(bench, edit),
-            Cell(missing=NOT_FITTED) if edit is None else Cell(edit.fit_seconds),
-            damage_cell(found, name),
-        ]
+    rows: dict[str, Sequence[Cell]] = {"ICL": _truthfulqa_row(bench, results, BASE, None)}
+    rows |= {name: _truthfulqa_row(bench, results, name, edit) for name, edit in scored.items()}
+    rows |= {name: _truthfulqa_row(bench, generated, name, edit) for name, edit in sampled.items()}
     control = "SEA random 0"
     blank = Cell(missing="controls are scored on multiple choice only")
-    rows["SEA, random directions"] = [
-        *_mc(random, control),
-        *[blank] * 7,
-        damage_cell(random, control),
-    ]
-    if "CD" not in arms:
+    rows["SEA, random directions"] = [*_mc(random, control), *[blank] * 7, damage_cell(random, control)]
+    if "CD" not in scored:
         reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
         rows["CD"] = [Cell(missing=reason)] * len(columns)
     trained = (
@@ -103,6 +84,36 @@ def truthfulqa(bench: Workbench) -> Table:
     )
     drawn = f"Best-of-N samples {bench.draws} answers"
     return Table("table-truthfulqa", "TruthfulQA", columns, rows, [_MARKED, _PROMPT, trained, drawn, _DAMAGED])
+
+
+def _truthfulqa_edits(
+    bench: Workbench, demonstrations: Sequence[Demonstration], training: Sequence[Demonstration]
+) -> dict[str, Intervention]:
+    """Return the methods that are scored on all tasks of TruthfulQA, by name of the row."""
+    edits: dict[str, Intervention] = {
+        "LoRA-FT": bench.fit(LoRAFTConfig(), training),
+        "ITI": bench.fit(ITIConfig(), demonstrations),
+        "DoLa": bench.fit(DoLaConfig()),
+    }
+    if bench.config.amateur is not None:
+        edits["CD"] = bench.fit(CDConfig(amateur=bench.config.amateur))
+    return edits | {
+        "ICD": bench.fit(ICDConfig(), training),
+        "SEA": bench.edit(TRUTHFULNESS, LINEAR),
+        "SEA, mild": bench.edit(TRUTHFULNESS, MILD),
+    }
+
+
+def _truthfulqa_row(bench: Workbench, results: Results, arm: str, edit: Intervention | None) -> list[Cell]:
+    """Return the row of one arm; ``edit`` is None for the base model."""
+    generation = ("info", "truth", "truth*info", "rougeL_acc")
+    return [
+        *(_mc(results, arm) if edit is None or edit.changes_scores else [Cell(missing=GENERATES)] * 2),
+        *(metric_cell(results, "truthfulqa_gen", metric, arm) for metric in generation),
+        *_times(bench, edit),
+        Cell(missing=NOT_FITTED) if edit is None else Cell(edit.fit_seconds),
+        damage_cell(results, arm),
+    ]
 
 
 def _mc(results: Results, arm: str) -> list[Cell]:
