@@ -104,7 +104,11 @@ class SealignLM(HFLM):  # type: ignore[misc]
             info["sealign_edited_modules"] = self._handle.modules
         return info
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    def loglikelihood(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002  of the harness's interface
+    ) -> list[tuple[float, bool]]:
         """Return log-likelihoods; only ``track`` shows progress."""
         asked = [self._prefixed(request) for request in requests]
         scores: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm=True)
@@ -118,7 +122,10 @@ class SealignLM(HFLM):  # type: ignore[misc]
         return dataclasses.replace(request, arguments=(self._before + context, *rest))
 
     def _loglikelihood_tokens(
-        self, requests: list[Tokens], disable_tqdm: bool = False, override_bs: int | None = None
+        self,
+        requests: list[Tokens],
+        disable_tqdm: bool = False,  # noqa: ARG002
+        override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         keys = [Journal.key("loglikelihood", context, target) for _, context, target in requests]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
@@ -156,7 +163,11 @@ class SealignLM(HFLM):  # type: ignore[misc]
             score_choices(self.model, requests, track=self._track, on_scored=keep)
 
     @torch.no_grad()
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    def generate_until(
+        self,
+        requests: list[Instance],
+        disable_tqdm: bool = False,  # noqa: ARG002
+    ) -> list[str]:
         """Return greedy or sampled completions; the longest prompts run first."""
         requests = [self._prefixed(request) for request in requests]
         keys = [Journal.key("generate", *request.args) for request in requests]
