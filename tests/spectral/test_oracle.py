@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from sealign import fit_projection
+from sealign.fitting.layer_statistics import LayerStatistics
+from sealign.methods.sea import SEAConfig, decompose, fit_projection, projection_edit
 from tests import oracle
 from tests.conftest import SHARED
 
@@ -31,14 +32,9 @@ both_dtypes = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], i
 
 def check(case: dict[str, Any], arrays: dict[str, npt.NDArray[np.float64]], dtype: torch.dtype) -> None:
     inputs = {name: torch.tensor(array).to(dtype) for name, array in arrays.items()}
-    projection = fit_projection(
-        inputs["neutral"],
-        inputs["positive"],
-        inputs["negative"],
-        explained_variance=case["explained_variance"],
-        centered=case["centered"],
-        feature_map=case["feature_map"],
-    )
+    matrices = inputs["neutral"], inputs["positive"], inputs["negative"]
+    settings = {name: case[name] for name in ("explained_variance", "centered", "feature_map")}
+    projection = fit_projection(*matrices, **settings)
     assert projection.rank_positive == case["rank_positive"]
     assert projection.rank_negative == case["rank_negative"]
 
@@ -48,11 +44,15 @@ def check(case: dict[str, Any], arrays: dict[str, npt.NDArray[np.float64]], dtyp
         scale = float(np.abs(expected).max())
         np.testing.assert_allclose(actual.double().numpy(), expected, rtol=0, atol=tolerance * scale)
 
-    for side, name in (("positive", "projector_positive"), ("negative", "projector_negative_removed")):
-        values = getattr(projection, f"singular_values_{side}")
-        known = arrays[f"singular_values_{side}"][: len(values)]
-        assert len(values) >= getattr(projection, f"rank_{side}")
-        close(values, known, factor)
+    statistics = LayerStatistics(matrices[0].shape[1], centered=case["centered"], feature_map=case["feature_map"])
+    statistics.update(*matrices)
+    _, *spectra = decompose(statistics, SEAConfig(**settings))
+    sides = (("positive", "projector_positive"), ("negative", "projector_negative_removed"))
+    for (side, name), spectrum in zip(sides, spectra, strict=True):
+        known = arrays[f"singular_values_{side}"]
+        assert len(spectrum.values) >= case[f"rank_{side}"]
+        close(spectrum.values, known[: len(spectrum.values)], factor)
+        assert spectrum.energy == pytest.approx(float(np.square(known).sum()), rel=factor)
         vectors = getattr(projection, side)
         close(vectors @ vectors.T, arrays[name], factor)
     edited = projection(
@@ -61,8 +61,10 @@ def check(case: dict[str, Any], arrays: dict[str, npt.NDArray[np.float64]], dtyp
         normalization=case["normalization"],
         strength=case["strength"],
     )
-    assert edited.dtype == dtype
-    close(edited, arrays["edited"], linear * INVERSE_SLOPE[case["feature_map"]])
+    layer = projection_edit(projection, combine=case["combine"], normalization=case["normalization"])
+    for found in (edited, layer(inputs["tokens"], case["strength"])):
+        assert found.dtype == dtype
+        close(found, arrays["edited"], linear * INVERSE_SLOPE[case["feature_map"]])
 
 
 @both_dtypes
