@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
@@ -64,10 +63,10 @@ def check_parts(data: dict[str, Any], layers: int) -> None:
     """Every part that the demo promises is there, and the verdict agrees with the numbers."""
     assert len(data["edit"]["layers"]) == layers
     for entry in data["edit"]["layers"].values():
-        assert entry["rank_positive"] >= 1
-        assert entry["explained_variance_positive"] >= 0.9
+        assert entry["statistics"]["rank_positive"] >= 1
+        assert entry["statistics"]["explained_variance_positive"] >= 0.9
         assert entry["relative_change"] > 0
-    assert data["edit"]["settings"]["strength"] == 0.25
+    assert data["edit"]["strength"] == 0.25
     assert [answer["prompt"] for answer in data["answers"]] == list(DEMO_PROMPTS)
     assert len(data["answers"]) >= 5
     assert all(set(answer) == {"prompt", "base", "edited"} for answer in data["answers"])
@@ -100,7 +99,7 @@ def test_every_part_is_there(shown: Shown) -> None:
     assert shown.data["saved"] == str(shown.folder)
     saved = json.loads((shown.folder / "edit.json").read_text())
     assert saved == shown.data["edit"] | {"tensors_hash": saved["tensors_hash"]}
-    assert sealign.Edit.from_pretrained(shown.folder).hash == shown.result.edit.hash
+    assert sealign.load_edit(shown.folder).hash == shown.result.edit.hash
     assert shown.result.edit.layers == [1, 2, 3]
 
 
@@ -117,8 +116,8 @@ def test_tables_and_json_hold_the_same_figures(
     assert max(map(cell_len, tables.split("\n"))) <= width
     rows = table_rows(tables)
     for layer, entry in data["edit"]["layers"].items():
-        ranks = [str(entry["rank_positive"]), str(entry["rank_negative"])]
-        assert [layer, *ranks] in [row[:3] for row in rows]
+        ranks = [f"{entry['statistics'][name]:.0f}" for name in ("rank_positive", "rank_negative")]
+        assert [layer, *ranks] in [[row[0], *row[3:5]] for row in rows if len(row) == 8]
     for metric in METRICS:
         start = next(index for index, row in enumerate(rows) if row[:2] == [metric, "base"])
         printed = {row[1].partition(",")[0]: row[2:] for row in rows[start : start + 3]}
@@ -141,7 +140,7 @@ def test_tables_and_json_hold_the_same_figures(
     space: dict[str, Any] = {}
     exec(printed_python(text), space)
     assert space["edit"].hash == shown.result.edit.hash
-    assert text.rstrip().endswith(f"sealign chat --edit {folder}")
+    assert text.rstrip().splitlines()[-1].startswith(f"sealign generate --edit {folder} ")
 
 
 def test_strength_and_seed(calls: list[dict[str, Any]], model_folder: Path, tmp_path: Path) -> None:
@@ -149,9 +148,7 @@ def test_strength_and_seed(calls: list[dict[str, Any]], model_folder: Path, tmp_
     passed(*args)
     passed(*args, "--strength", 0.5, "--seed", 3)
     passed(*args, "--strength", 0)
-    assert [call["config"] for call in calls] == [
-        dataclasses.replace(DEMO_CONFIG, strength=strength) for strength in (0.25, 0.5, 0)
-    ]
+    assert [call["config"] for call in calls] == [DEMO_CONFIG.replace(strength=strength) for strength in (0.25, 0.5, 0)]
     assert [call["seed"] for call in calls] == [0, 3, 0]
 
 
@@ -196,7 +193,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert "…" not in text
     assert "Edited layers: model.layers.{layer}.mlp" in text
     rows = table_rows(text)
-    assert [row[0] for row in rows if len(row) == 7] == [str(layer) for layer in range(10, 30)]
+    assert [row[0] for row in rows if len(row) == 8] == [str(layer) for layer in range(10, 30)]
     asked = " ".join(row[0] for row in rows if len(row) == 3)
     assert " ".join(asked.split()) == " ".join(DEMO_PROMPTS)
     assert "Rayleigh scattering" in " ".join(row[1] for row in rows if len(row) == 3 and row[1]).replace("  ", " ")
@@ -217,7 +214,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
         "truthfulness/edit.json",
         "truthfulness/edit.safetensors",
     ]
-    assert text.rstrip().endswith("sealign chat --edit edits/truthfulness")
+    assert text.rstrip().splitlines()[-1].startswith("sealign generate --edit edits/truthfulness ")
     space: dict[str, Any] = {}
     exec(printed_python(text), space)
     assert space["edit"].layers == list(range(10, 30))

@@ -127,7 +127,8 @@ def test_a_preamble_of_ones_own(fit: Callable[..., str], tmp_path: Path) -> None
     preamble = tmp_path / "preamble.txt"
     preamble.write_text("Répondez brièvement.\n", encoding="utf-8")
     fit("--preamble", preamble)
-    assert read(tmp_path / "edit")["config"]["prompt_format"] == {"style": "few_shot", "preamble": "Répondez brièvement."}
+    own = {"style": "few_shot", "preamble": "Répondez brièvement."}
+    assert read(tmp_path / "edit")["config"]["prompt_format"] == own
     fit("--preamble", preamble, "--prompt-format", "few_shot_chat")
     assert read(tmp_path / "edit")["config"]["prompt_format"]["style"] == "few_shot_chat"
     fit("--prompt-format", "few_shot")
@@ -180,9 +181,8 @@ def test_the_settings_of_the_paper(
     refuse("--method", "iti", "--preset", "paper", words=("--preset is not an option of iti, but of sea",))
 
 
-def test_options_of_loading_reach_the_loader(
-    fit: Callable[..., str], monkeypatch: pytest.MonkeyPatch, model_folder: Path
-) -> None:
+@pytest.mark.usefixtures("model_folder")
+def test_options_of_loading_reach_the_loader(fit: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     load = models.load_model
 
@@ -304,8 +304,9 @@ def test_demonstrations_are_needed_by_those_that_learn(model_folder: Path, tmp_p
 # --- demonstrations ---
 
 
+@pytest.mark.usefixtures("rows")
 def test_several_sources_give_a_joint_edit(
-    fit: Callable[..., str], rows: Path, demonstrations: list[Demonstration], tmp_path: Path
+    fit: Callable[..., str], demonstrations: list[Demonstration], tmp_path: Path
 ) -> None:
     other = [
         Demonstration(f"Is {n} even?", "It is." if n % 2 == 0 else "It is odd.", "Nobody knows.") for n in range(4)
@@ -420,7 +421,7 @@ LONG = Demonstration("ice " * CONTEXT, "Yes.", "No.")
         ([*GOOD, '{"prompt": "a"'], ("source.jsonl, line 3", "JSON")),
         ([*GOOD, "", "[1]"], ("line 4", "must be a JSON object")),
         ([*GOOD, {"prompt": "a", "positive": "b"}], ("line 3", "no key 'negative'", "prompt, positive")),
-        ([*GOOD, {"prompt": "a", "positive": " ", "negative": "c"}], ("line 3", "'positive' is ' '", "non-empty string")),
+        ([*GOOD, {"prompt": "a", "positive": " ", "negative": "c"}], ("line 3", "'positive' is ' '", "non-empty")),
         ([*GOOD, {"prompt": "a", "positive": "b", "negative": ""}], ("line 3", "'negative' is ''", "non-empty string")),
         ([*GOOD, {"prompt": "a", "positive": 1, "negative": "b"}], ("line 3", "'positive' is 1", "non-empty string")),
         ([*GOOD, {"prompt": "a", "positive": "b", "negative": " b"}], ("line 3", "both 'b'", "must differ")),
@@ -586,7 +587,8 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     args = ("fit", "--model", model_folder, "--demonstrations", rows)
-    refused(*args, "--output", tmp_path / "thesis", words=("thesis' exists and was not written by Sealign", "choose a new"))
+    words = ("thesis' exists and was not written by Sealign", "choose a new")
+    refused(*args, "--output", tmp_path / "thesis", words=words)
     refused(*args, "--output", rows, words=("rows.jsonl' is a file", "choose another name"))
     refused(*args, "--output", tmp_path / "new", "--combine", "x", words=("unknown combination",))
     assert listing(tmp_path) == ["rows.jsonl", "thesis", "thesis/chapter.tex"]

@@ -14,7 +14,7 @@ import pytest
 import sealign
 import sealign.cli.plot  # registers the commands
 from sealign import figures
-from sealign.figures import Mark
+from sealign.figures import Point
 from sealign.spectral.signature import signature
 from tests.cli import test_app as shared
 from tests.cli.test_app import listing, passed, refused, write_rows
@@ -30,10 +30,10 @@ KINDS = ("tsne", "spectrum", "signature", "effect")
 SUFFIXES = ("pdf", "png", "csv")
 
 
-def read(path: Path) -> list[Mark]:
-    """The marks of a CSV file."""
+def read(path: Path) -> list[Point]:
+    """The points of a CSV file."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [Mark(row["panel"], row["series"], float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
+        return [Point(row["panel"], row["series"], float(row["x"]), float(row["y"])) for row in csv.DictReader(file)]
 
 
 def collect(model_folder: Path, items: Any, **settings: Any) -> sealign.Activations:
@@ -58,14 +58,14 @@ def test_tsne(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Pat
     args = ("plot", "tsne", "--model", model_folder, "--demonstrations", rows)
     assert_written(passed(*args, "--output", path, "--seed", 3), path)
     activations = collect(model_folder, demonstrations)
-    marks = figures.tsne_points(activations, (0, 2, 3), seed=3)  # first, middle and last of 4
-    assert read(path.with_suffix(".csv")) == marks
+    points = figures.tsne_points(activations, (0, 2, 3), seed=3)  # first, middle and last of 4
+    assert read(path.with_suffix(".csv")) == points
     for suffix in ("", *(f".{suffix}" for suffix in SUFFIXES)):
         other = tmp_path / f"other{suffix[1:]}" / "v1.2"
         assert_written(passed(*args, "--seed", 3, "--layers", "0,-1", "--output", f"{other}{suffix}"), other)
         found = read(Path(f"{other}.csv"))
         assert {mark.panel for mark in found} == {"layer 0", "layer 3"}
-        assert found[:14] == marks[:14]
+        assert found[:14] == points[:14]
 
 
 def test_sites_and_joint_sources(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:
@@ -104,7 +104,19 @@ def test_files_are_named_as_json(model_folder: Path, rows: Path, tmp_path: Path)
 def test_signatures_of_several_sources(model_folder: Path, rows: Path, tmp_path: Path) -> None:
     path = tmp_path / "figures" / "signature"
     sources = ("--demonstrations", rows, "--demonstrations", "bundled:fairness")
-    args = ("plot", "signature", "--model", model_folder, *sources, "--demonstrations-limit", 5, "--seed", 2, "--output", path)
+    args = (
+        "plot",
+        "signature",
+        "--model",
+        model_folder,
+        *sources,
+        "--demonstrations-limit",
+        5,
+        "--seed",
+        2,
+        "--output",
+        path,
+    )
     assert_written(passed(*args), path)
     found = read(path.with_suffix(".csv"))
     for name, source in (("rows", rows), ("bundled:fairness", "bundled:fairness")):
@@ -130,7 +142,18 @@ def test_files_of_one_name_are_told_apart(model_folder: Path, demonstrations: An
 
 def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path, tmp_path: Path) -> None:
     path = tmp_path / "figures" / "effect"
-    args = ("plot", "effect", "--edit", edit_folder, "--demonstrations", rows, "--demonstrations-limit", 6, "--output", path)
+    args = (
+        "plot",
+        "effect",
+        "--edit",
+        edit_folder,
+        "--demonstrations",
+        rows,
+        "--demonstrations-limit",
+        6,
+        "--output",
+        path,
+    )
     assert_written(passed(*args, "--layers", "1"), path)
     edit = sealign.load_edit(edit_folder)
     before = collect(model_folder, sealign.load_demonstrations(rows, limit=6), layers=(1,))
@@ -147,7 +170,7 @@ def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path
     assert {mark.panel for mark in found} == {f"layer 1: {share:.0%} of variance"}
     assert [mark.series for mark in found[::6]] == ["positive", "negative", "neutral", "edited neutral"]
     # By default, the last edited layer.
-    passed(*args, "--projection", "tsne")
+    passed(*args, "--embedding", "tsne")
     assert {mark.panel for mark in read(path.with_suffix(".csv"))} == {"layer 3"}
     # Below the first edited layer nothing changes.
     passed(*args, "--layers", "0")
@@ -198,9 +221,11 @@ def test_too_few_for_tsne(edit_folder: Path, rows: Path, tmp_path: Path) -> None
     few = ("--demonstrations", rows, "--demonstrations-limit", 4, "--output", tmp_path / "figure")
     words = ("there are 4 demonstrations, but t-SNE needs at least 5",)
     refused("plot", "tsne", "--model", "nowhere", *few, words=words)  # before the model is loaded
-    refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--projection", "tsne", words=words)
+    refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--embedding", "tsne", words=words)
     passed("plot", "effect", "--edit", edit_folder, *few)
-    refused("plot", "effect", "--edit", edit_folder, *few, "--projection", "pac", words=("unknown method 'pac'", "'pca'"))
+    refused(
+        "plot", "effect", "--edit", edit_folder, *few, "--embedding", "pac", words=("unknown embedding 'pac'", "'pca'")
+    )
 
 
 def test_an_effect_needs_edited_activations(model_folder: Path, rows: Path, tmp_path: Path) -> None:
@@ -216,7 +241,9 @@ def test_the_effect_of_other_methods_and_strengths(
     passed("fit", "--method", "mean_difference", "--model", model_folder, "--demonstrations", rows, "--output", shift)
     args = ("--demonstrations", rows, "--output", path)
     passed("plot", "effect", "--edit", shift, *args)
-    assert {mark.panel.partition(":")[0] for mark in read(path.with_suffix(".csv"))} == {"layer 1"}
+    assert {mark.panel.partition(":")[0] for mark in read(path.with_suffix(".csv"))} == {
+        f"layer {sealign.load_edit(shift).record.layers.popitem()[0]}"
+    }
     passed("plot", "effect", "--edit", f"{shift}+{edit_folder}", *args, "--strength", 0)
     found = read(path.with_suffix(".csv"))
     points = {name: [(m.x, m.y) for m in found if m.series == name] for name in ("neutral", "edited neutral")}

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_path: Path) -> None:
     args: list[object] = ["reproduce", "table-activations", "--model", model_folder, "--data-dir", data_dir]
-    args += ["--limit", "3", "--learn-from", "30", "--output", tmp_path / "paper"]
+    args += ["--limit", "3", "--demonstrations-limit", "30", "--output", tmp_path / "paper"]
     printed = passed(*args)
     assert "| random token |" in printed
     folder = tmp_path / "paper" / "table-activations"
@@ -35,6 +35,9 @@ def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_
     assert settings["demonstrations"] == {"halueval_qa": 30, "bbq": 30}
     assert (folder / "table-activations.md").read_text().split("\n\n", 1)[1].strip() in printed
     assert "(finished before)" in passed(*args)
+    (made,) = json.loads(passed(*args, "--json"))
+    page = str(folder / "index.html")
+    assert made == {"target": "table-activations", "page": page, "finished_before": True, "error": None}
 
 
 def test_errors(model_folder: Path, tmp_path: Path) -> None:

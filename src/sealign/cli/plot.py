@@ -32,12 +32,12 @@ AllLayers = Annotated[str | None, with_default(options.Layers, "all")]
 LastLayer = Annotated[str | None, with_default(options.Layers, "the last edited layer")]
 Site = Annotated[str | None, with_default(options.Site, "mlp")]
 EditSite = Annotated[str | None, with_default(options.Site, "the site of the edit")]
-ProjectionMethod = Annotated[
+Embedding = Annotated[
     str,
     typer.Option(
-        "--projection",
+        "--embedding",
         metavar="NAME",
-        help="Projection to a plane: pca, which is linear, or tsne, which keeps neighbours but not distances.",
+        help="Embedding in the plane: pca, which is linear, or tsne, which keeps neighbours but not distances.",
     ),
 ]
 
@@ -151,7 +151,7 @@ def effect(
     strength: options.Strength = None,
     layers: LastLayer = None,
     site: EditSite = None,
-    projection: ProjectionMethod = "pca",
+    embedding: Embedding = "pca",
     seed: options.Seed = 0,
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
@@ -172,15 +172,15 @@ def effect(
     checked = _config(layers, site or fitted.site, seed)
     config = fitted.replace(site=checked.site, seed=seed, neutral="prompt", module_pattern=pattern)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
-    figures.check_embedding(projection, len(used))
+    figures.check_embedding(embedding, len(used))
     base, tokenizer = model.load(loaded.base_model.id)
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)
     # The edited run is first, so that an edit of another model is refused before anything slow.
     with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch):
         after = _collect(base, tokenizer, used, config, chosen)
     before = _collect(base, tokenizer, used, config, chosen)
-    points = figures.effect_points(before, after, chosen, embedding=projection, seed=seed)  # type: ignore[arg-type]
-    _save(figures.plane(points, projection), points, path, json)  # type: ignore[arg-type]
+    points = figures.effect_points(before, after, chosen, embedding=embedding, seed=seed)  # type: ignore[arg-type]
+    _save(figures.plane(points, embedding), points, path, json)  # type: ignore[arg-type]
 
 
 def _path(output_path: Path) -> Path:

@@ -13,7 +13,7 @@ from sealign.demonstrations.demonstration import Demonstration, demonstrations_h
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import RECORD_NAME
 from sealign.methods.registry import check_fit, fit_edit, load_edit
-from sealign.models.fingerprint import weights_digest
+from sealign.models.fingerprint import model_fingerprint, weights_digest
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def fit_or_load(
 ) -> Intervention:
     """Fit a method and keep it in a folder, or load it if the same fit is there.
 
-    A fit is the same if its method, settings, demonstrations and model's weights are.
+    A fit is the same if its method, its settings, its demonstrations and its model are the same.
 
     Args:
         model: The base model.
@@ -46,7 +46,7 @@ def fit_or_load(
     """
     method, used = check_fit(config, demonstrations)
     key = hashlib.sha256(weights_digest(model))
-    key.update(json.dumps([method.name, config.dump()], sort_keys=True).encode())
+    key.update(json.dumps([method.name, config.dump(), model_fingerprint(model)], sort_keys=True).encode())
     if method.needs_demonstrations(config):
         key.update(demonstrations_hash(used).encode())
     kept = folder / f"{method.name}-{key.hexdigest()[:12]}"
