@@ -120,7 +120,8 @@ def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: Edit
 def _feature_map_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> FeatureMapEdit:
     _check_tensors(tensors, required=("positive", "negative"), optional=("mean",))
     positive, negative = tensors["positive"], tensors["negative"]
-    width, kept = positive.shape if positive.dim() == 2 else (0, 0)
+    width = positive.shape[0] if positive.dim() else 0
+    kept = positive.shape[1] if positive.dim() == 2 else 0
     _check_shapes(tensors, {"positive": (width, kept), "negative": (width, entry.rank - kept), "mean": (width,)})
     projection = Projection(positive, negative, tensors.get("mean"), record.feature_map)
     return FeatureMapEdit(projection, record.combine, normalization=record.normalization)  # type: ignore[arg-type]
@@ -134,9 +135,11 @@ def _check_tensors(tensors: Mapping[str, Tensor], *, required: Sequence[str], op
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes[name]:
-            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, but must have {shapes[name]}")
+    for name, shape in shapes.items():
+        if (tensor := tensors.get(name)) is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"tensor {name} has shape {tuple(tensor.shape)}, but must have {shape}")
         if tensor.dtype not in _TYPES:
             raise ValueError(f"tensor {name} has type {tensor.dtype}, but must have a floating-point type")
         if not bool(torch.isfinite(tensor).all()):
