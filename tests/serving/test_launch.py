@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sealign.cli import app
+from sealign.cli.app import app
 from sealign.cli.serve import parse_named_edits
 from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit

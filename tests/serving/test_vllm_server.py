@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 import sealign
 from sealign import LEACEConfig, MeanDifferenceConfig, SEAConfig
-from sealign.cli import app
+from sealign.cli.app import app
 from sealign.errors import ExportError
 from sealign.export.verify import compare_outputs, reference_outputs
 from sealign.fitting.edit_config import EditConfig
