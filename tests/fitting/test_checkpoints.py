@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from sealign import files as storage
 from sealign.errors import EditFileError
 from sealign.fitting.checkpoints import BatchStore
 from sealign.models.fingerprint import weights_digest
@@ -36,8 +35,8 @@ def _kill_a_save(store: BatchStore, stage: str, number: int) -> None:
         raise _Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage.os, "fsync", kill)
-        patch.setattr(storage.Path, "unlink", lambda *_, **__: None)  # nothing cleans up after a kill
+        patch.setattr(os, "fsync", kill)
+        patch.setattr(Path, "unlink", lambda *_, **__: None)  # nothing cleans up after a kill
         with pytest.raises(_Killed):
             store.save(stage, number, BATCH)
 
@@ -213,7 +212,7 @@ def test_sums_replace_those_before_whole_or_not_at_all(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="No space left"):
-        patch.setattr(storage.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         store.save_sums(second)
     for expected in (first, second):
         found = store.load_sums()

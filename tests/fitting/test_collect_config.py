@@ -63,9 +63,8 @@ def test_settings_at_their_bounds(change: dict[str, Any]) -> None:
 
 
 def test_numpy_integers_and_json() -> None:
-    config = CollectConfig(
-        batch_size=np.int64(3), seed=np.int32(2), prompt_format=PromptFormat("few_shot", "Be brief.")
-    )
+    numbers: dict[str, Any] = {"batch_size": np.int64(3), "seed": np.int32(2)}
+    config = CollectConfig(prompt_format=PromptFormat("few_shot", "Be brief."), **numbers)
     assert type(config.batch_size) is int
     assert config == CollectConfig(batch_size=3, seed=2, prompt_format=PromptFormat("few_shot", "Be brief."))
     assert CollectConfig(**json.loads(json.dumps(config.dump()))) == config

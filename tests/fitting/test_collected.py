@@ -64,7 +64,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> Batches:
 
 def signatures_and_sums(
     llama: Any, tokenizer: Any, many: Any, keep: Keep, folder: Path | None, **settings: Any
-) -> dict[int, tuple[float, list[torch.Tensor]]]:
+) -> dict[int, tuple[float, list[Any]]]:
     config = SEAConfig(token="random", batch_size=8, **settings)
     sites = resolve_read_sites(llama, config.site, LAYERS)
     collector = Collector(llama, tokenizer, config.site, sites, config.collect_config())

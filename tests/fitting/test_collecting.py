@@ -87,7 +87,8 @@ def test_a_shared_preamble_gives_the_same_matrices(
     """With the preamble run once against with it run in every sequence."""
     preamble = "The town lies by the river and the river rises in the hills."
     config = CollectConfig(prompt_format=sealign.PromptFormat("few_shot", preamble), batch_size=4, token=token)
-    model, kwargs = tiny_model(name), {"site": site, "layers": [2], "config": config}
+    model = tiny_model(name)
+    kwargs: dict[str, Any] = {"site": site, "layers": [2], "config": config}
     shared = sealign.collect_activations(model, tokenizer, demonstrations, **kwargs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sealign.models.shared_prefix.SHORTEST", 10_000)
@@ -182,7 +183,7 @@ def test_a_killed_run_continues_where_it_stopped(
     model = build_model("llama", vocab_size=len(tokenizer))
     config = CollectConfig(batch_size=3, neutral=neutral, max_new_tokens=4)
     whole = sealign.collect_activations(model, tokenizer, demonstrations, config=config)
-    kwargs = {"config": config, "checkpoint_dir": tmp_path}
+    kwargs: dict[str, Any] = {"config": config, "checkpoint_dir": tmp_path}
     for after in (1, 2, 2, 4):
         with pytest.raises(_Killed):
             sealign.collect_activations(model, tokenizer, demonstrations, track=_killing_track(after), **kwargs)
@@ -260,9 +261,10 @@ def test_no_demonstrations(llama: Any, tokenizer: Any) -> None:
 def test_real_model_against_its_hidden_states(neutral: Any, smollm2: Any) -> None:
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=5)
     config = CollectConfig(neutral=neutral, max_new_tokens=6, batch_size=4)
-    found = sealign.collect_activations(*smollm2, demonstrations, site="residual", layers=[14], config=config)
+    model, tokenizer = smollm2
+    found = sealign.collect_activations(model, tokenizer, demonstrations, site="residual", layers=[14], config=config)
     if neutral == "prompt":
-        expected = _expected(*smollm2, demonstrations, config, 14)
+        expected = _expected(model, tokenizer, demonstrations, config, 14)
         for role in ROLES:
             torch.testing.assert_close(getattr(found, role)[14], expected[role], rtol=1e-3, atol=1e-2)
     else:

@@ -148,7 +148,7 @@ def test_a_planned_sequence_is_named(tokenizer: Any, demonstrations: Any) -> Non
 
 
 def test_wrappers_have_the_models_context(tokenizer: Any) -> None:
-    model = nn.Module()  # as torch.compile does
+    model: Any = nn.Module()  # as torch.compile does
     model._orig_mod = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=23)
     check_context(model, [_sequence(23, (1, 0))], NUMBERED)
     with pytest.raises(DemonstrationError, match="context is 23"):
@@ -156,7 +156,7 @@ def test_wrappers_have_the_models_context(tokenizer: Any) -> None:
 
 
 def test_without_a_limit_every_length_passes() -> None:
-    model = nn.Module()
+    model: Any = nn.Module()
     model.config = BloomConfig()  # its positions have no bound
     assert not hasattr(model.config, "max_position_embeddings")
     check_context(model, [_sequence(100_000, (1, 0))], NUMBERED)

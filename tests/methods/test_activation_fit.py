@@ -14,7 +14,6 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.edit_config import EditConfig
-from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.methods.activation_fit import layerwise_method
 from sealign.methods.method import FitContext
 from sealign.methods.registry import fit_edit, fit_edit_from_activations
@@ -148,7 +147,7 @@ def test_a_layer_that_cannot_be_fitted_is_named(
     class Unfit(ActivationError):
         pass
 
-    def fitter(statistics: LayerStatistics, config: EditConfig) -> Any:
+    def fitter(*_: Any) -> Any:
         raise Unfit("it is too small; give more")
 
     method = layerwise_method("unfit", EditConfig, fitter)
@@ -163,7 +162,7 @@ def test_the_relative_change_is_that_of_the_neutral_rows(
     llama: Any, tokenizer: Any, demonstrations: list[Demonstration]
 ) -> None:
     config = sealign.MeanDifferenceConfig(layers=[0, 2], strength=0.6)
-    edit = fit_edit(llama, tokenizer, demonstrations, config=config)
+    edit: Any = fit_edit(llama, tokenizer, demonstrations, config=config)
     rows = sealign.collect_activations(llama, tokenizer, demonstrations, site="residual").neutral
     for layer, edited in edit.apply_to(rows).items():
         change = ((edited - rows[layer]).norm(dim=1) / rows[layer].norm(dim=1)).mean()

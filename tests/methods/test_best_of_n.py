@@ -59,7 +59,7 @@ def test_it_leaves_scores_alone(fitted: Callable[[str], Any], llama: Any, tokeni
 
 
 def test_a_replaced_generate_is_put_back(fitted: Callable[[str], Any], llama: Any) -> None:
-    def own(*args: Any, **kwargs: Any) -> str:
+    def own(*_: Any, **__: Any) -> str:
         return "own"
 
     llama.generate = own

@@ -15,7 +15,7 @@ from sealign.methods.fit_cache import fit_or_load
 def fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The methods that are fitted, one for each fit."""
     seen: list[str] = []
-    fit = fit_cache.fit_edit
+    fit = fit_cache.fit_edit  # type: ignore[attr-defined]
 
     def counting(*args: Any, **kwargs: Any) -> Any:
         seen.append(type(kwargs["config"]).__name__)

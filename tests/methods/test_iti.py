@@ -97,7 +97,7 @@ def test_it_is_a_shift_of_the_heads(
     else:
         matrices = {index: block.self_attn.o_proj for index, block in enumerate(model.model.layers)}
     config = sealign.ITIConfig(heads=5, alpha=3.0, strength=strength)
-    edit = fit_edit(model, tokenizer, demonstrations, config=config)
+    edit: Any = fit_edit(model, tokenizer, demonstrations, config=config)
     shifts = shifts_of(edit, *heads_of(model, tokenizer, demonstrations), 3.0)
     before = logits(model, tokenizer)
     hooks = [
@@ -120,7 +120,7 @@ def test_a_large_bias_does_not_round_the_shift_away(tokenizer: Any, demonstratio
     with torch.no_grad():
         for block in model.transformer.h:
             block.attn.c_proj.bias.fill_(1000.0)
-    edit = fit_edit(model, tokenizer, demonstrations, config=sealign.ITIConfig(heads=2, alpha=1.0))
+    edit: Any = fit_edit(model, tokenizer, demonstrations, config=sealign.ITIConfig(heads=2, alpha=1.0))
     for layer, shift in shifts_of(edit, *heads_of(model, tokenizer, demonstrations), 1.0).items():
         expected = model.transformer.h[layer].attn.c_proj.weight.detach().double().T @ shift
         torch.testing.assert_close(edit.affine_edits[layer].shift.double(), expected, rtol=1e-5, atol=1e-6)
@@ -138,7 +138,7 @@ def test_the_relative_change_is_that_of_the_attention_output(
 
 def test_it_can_take_the_probes_direction(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
     config = sealign.ITIConfig(heads=1, direction="probe", alpha=2.0)
-    edit = fit_edit(llama, tokenizer, demonstrations, config=config)
+    edit: Any = fit_edit(llama, tokenizer, demonstrations, config=config)
     positive, negative = heads_of(llama, tokenizer, demonstrations)
     _, weights = probe_accuracy(positive, negative, 0.2, 0)
     (entry,) = edit.settings["selected"]
@@ -152,7 +152,7 @@ def test_it_can_take_the_probes_direction(llama: Any, tokenizer: Any, demonstrat
 
 def test_heads_of_chosen_layers_only(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
     for layers, allowed in (([1, 3], {1, 3}), ("last:1", {3}), ("signature:2", None)):
-        edit = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=4, layers=layers))
+        edit: Any = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=4, layers=layers))
         assert len(edit.settings["selected"]) == 4
         assert allowed is None or set(edit.layers) <= allowed
         assert len(edit.layers) <= 2

@@ -43,11 +43,13 @@ def test_against_float64_at_every_site(
 ) -> None:
     config = sealign.MeanDifferenceConfig(site=site, layers="all", token=token)
     rows = sealign.collect_activations(llama, tokenizer, demonstrations, site=site, config=config.collect_config())
-    edit = fit_edit(llama, tokenizer, demonstrations, config=config)
+    edit: Any = fit_edit(llama, tokenizer, demonstrations, config=config)
     assert edit.layers == [0, 1, 2, 3]
     for layer in edit.layers:
         difference = rows.positive[layer].numpy().astype(np.float64) - rows.negative[layer].numpy()
-        np.testing.assert_allclose(edit.affine_edits[layer].shift.numpy(), difference.mean(0), rtol=0, atol=1e-6)
+        shift = edit.affine_edits[layer].shift
+        assert shift is not None
+        np.testing.assert_allclose(shift.numpy(), difference.mean(0), rtol=0, atol=1e-6)
 
 
 def test_large_common_parts_cancel(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
@@ -57,9 +59,11 @@ def test_large_common_parts_cancel(llama: Any, tokenizer: Any, demonstrations: l
     small = torch.randint(0, 8, (7, 48), generator=generator).float() / 64
     rows = Activations("residual", {2: common}, {2: common + small}, {2: common - small})
     config = sealign.MeanDifferenceConfig(layers=[2])
-    edit = fit_edit_from_activations(llama, tokenizer, rows, demonstrations, config=config)
+    edit: Any = fit_edit_from_activations(llama, tokenizer, rows, demonstrations, config=config)
     expected = (2 * small.double()).mean(0).float()
-    assert torch.equal(edit.affine_edits[2].shift, expected)
+    shift = edit.affine_edits[2].shift
+    assert shift is not None
+    assert torch.equal(shift, expected)
 
 
 def test_defaults_are_the_papers() -> None:

@@ -104,7 +104,7 @@ def test_settings_that_are_refused(change: dict[str, Any], message: str) -> None
 def test_settings_have_names() -> None:
     message = "SEAConfig takes keyword arguments only; write SEAConfig(explained_variance=0.9)"
     with pytest.raises(SettingError, match=re.escape(message)):
-        SEAConfig(0.9)  # type: ignore[misc]
+        SEAConfig(0.9)  # type: ignore[misc, arg-type]
     with pytest.raises(SettingError, match=r"SEAConfig is frozen; make a changed copy with replace\(rank=3\)"):
         SEAConfig().rank = 3  # type: ignore[misc]
 
@@ -270,7 +270,7 @@ def test_a_projection_with_a_feature_map_stays_one() -> None:
     torch.testing.assert_close(edit(tokens, 0.5), expected)
 
 
-def test_edit_reports_what_it_touches(small_edit: sealign.Edit, llama: Any) -> None:
+def test_edit_reports_what_it_touches(small_edit: sealign.Edit) -> None:
     assert small_edit.layers == [1, 3]
     assert small_edit.modules == ["model.layers.1.mlp", "model.layers.3.mlp"]
     for layer in small_edit.layers:

@@ -97,7 +97,13 @@ class Composition(Intervention):
         return hashlib.sha256("+".join(part.hash for part in self._parts).encode()).hexdigest()
 
     @classmethod
-    def from_record(cls, record: EditRecord, tensors: Mapping[str, Tensor], *, place: str = "edit") -> Composition:
+    def from_record(  # with the arguments of the base class
+        cls,
+        record: EditRecord,  # noqa: ARG003
+        tensors: Mapping[str, Tensor],  # noqa: ARG003
+        *,
+        place: str = "edit",
+    ) -> Composition:
         """Raise: a composition is not saved, its parts are.
 
         Raises:

@@ -116,7 +116,7 @@ class Method:
     packages: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class RecordedIntervention(Intervention):
     """An intervention that its record and named tensors describe in full; base of the methods that are not edits.
 
@@ -155,7 +155,13 @@ class RecordedIntervention(Intervention):
         return cls(record, tensors)
 
     @classmethod
-    def from_record(cls, record: EditRecord, tensors: Mapping[str, Tensor], *, place: str = "") -> Self:
+    def from_record(
+        cls,
+        record: EditRecord,
+        tensors: Mapping[str, Tensor],
+        *,
+        place: str = "edit",  # noqa: ARG003 - an argument of the base class, whose checks need it
+    ) -> Self:
         """Build the intervention from its record and its tensors."""
         return cls(record, dict(tensors))
 
