@@ -29,7 +29,7 @@ def check_layers() -> None:
     for feature_map in FEATURE_MAPS:
         for normalization in NORMALIZATIONS:
             factors = [torch.linalg.qr(torch.randn(WIDTH, k))[0] for k in (3, 2)]
-            projection = sealign.Projection(*factors, torch.randn(WIDTH), feature_map)
+            projection = sealign.Projection(*factors, torch.randn(WIDTH), feature_map)  # type: ignore[call-arg]
             edit, other = (projection_edit(projection, normalization=normalization) for _ in range(2))  # type: ignore[arg-type]
             check_layer(edit, other)
 
@@ -88,7 +88,7 @@ def check_model(model_path: str, edit_path: str) -> None:
         if late is model:
             model.compile(backend="aot_eager")
         with pytest.raises(ModelError, match="attach the edit first, then compile"):
-            sealign.attach(late, edit)
+            sealign.attach(late, edit)  # type: ignore[arg-type]
 
 
 class Quantised(torch.nn.Module):

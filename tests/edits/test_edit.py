@@ -1,413 +1,100 @@
+"""Edit: its properties, copies, controls and hash."""
+
 from __future__ import annotations
 
+import copy
 import dataclasses
-import errno
-import json
-import struct
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
+import sealign
 from sealign.edits.edit import Edit
-from sealign.edits.record import EditRecord, dump_record
-from sealign.errors import EditFileError, SettingError, SiteError
-from sealign.files import read_tensors, tensors_hash, write_tensors
-from sealign.spectral.feature_maps import FEATURE_MAPS
-from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Projection
-from tests.edits.test_record import make_record
-
-FILES = ["README.md", "edit.json", "edit.safetensors"]
-D = 11
-
-
-def make_edit(dtype: torch.dtype = torch.float32, **changes: Any) -> Edit:
-    """An edit of layers 1 and 3 with unequal ranks, (3, 2) and (1, 4); changes are of the settings."""
-    record = make_record(**changes)
-    generator = torch.Generator().manual_seed(5)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, dtype=torch.float64, generator=generator)
-
-    def factors(plus: int, minus: int) -> tuple[Tensor, ...]:
-        bases = [torch.linalg.qr(draw(D, k))[0] for k in (plus, minus)]
-        values = [draw(k + 2).abs().sort(descending=True)[0] for k in (plus, minus)]
-        return tuple(tensor.to(dtype) for tensor in (*bases, draw(D), *values))
-
-    projections = {}
-    for layer, entry in record.layers.items():
-        plus, minus, mean, *values = factors(entry.rank_positive, entry.rank_negative)
-        kept = mean if record.settings.centered else None
-        energies = entry.energy_positive, entry.energy_negative
-        first, second = values
-        projections[int(layer)] = Projection(plus, minus, kept, record.settings.feature_map, first, second, *energies)
-    return Edit(projections, dataclasses.replace(record, tensors_hash=""))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """The folder of a saved edit."""
-    make_edit(centered=True).save_pretrained(tmp_path / "edit")
-    return tmp_path / "edit"
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def bits(tensor: Tensor | None) -> Any:
-    if tensor is None:
-        return None
-    return tensor.dtype, tuple(tensor.shape), tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
-
-
-def parts(projection: Projection) -> list[Any]:
-    """Everything that a projection holds, tensors to the bit."""
-    values = [getattr(projection, field.name) for field in dataclasses.fields(projection)]
-    return [bits(value) if isinstance(value, Tensor) else value for value in values]
-
-
-def assert_same(first: Edit, second: Edit) -> None:
-    assert first.layers == second.layers
-    for layer in first.layers:
-        assert parts(first.projections[layer]) == parts(second.projections[layer])
-    assert repr(dataclasses.replace(first.record, tensors_hash="")) == repr(
-        dataclasses.replace(second.record, tensors_hash="")
-    )
-    assert first.hash == second.hash
-
-
-@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_round_trip_to_the_bit(tmp_path: Path, dtype: torch.dtype, centered: bool, feature_map: str) -> None:
-    edit = make_edit(dtype, centered=centered, feature_map=feature_map, combine="average", strength=0.1)
-    edit.save_pretrained(tmp_path / "edit")
-    back = Edit.from_pretrained(tmp_path / "edit")
-    assert_same(edit, back)
-    assert_same(edit, Edit.from_pretrained(str(tmp_path / "edit")))
-    x = torch.randn(2, 5, D, dtype=torch.float64)
-    for layer in edit.layers:
-        torch.testing.assert_close(edit.projections[layer](x), back.projections[layer](x))
-
-
-def test_round_trip_of_a_fit(small_edit: Edit, tmp_path: Path) -> None:
-    small_edit.save_pretrained(tmp_path / "a" / "edit")
-    back = Edit.from_pretrained(tmp_path / "a" / "edit")
-    assert_same(small_edit, back)
-    assert back.layers == [1, 3]
-    assert back.modules == ["model.layers.1.mlp", "model.layers.3.mlp"]
-    assert back.settings == small_edit.record.settings
-    assert len(back.hash) == 64
-
-
-def test_files_hold_json_and_plain_numbers_only(folder: Path) -> None:
-    assert names_in(folder) == FILES
-    assert json.loads((folder / "edit.json").read_text())["format"] == "sealign.edit"
-    # The layout of safetensors, read by hand: length of a JSON header, header, little-endian numbers.
-    data = (folder / "edit.safetensors").read_bytes()
-    (length,) = struct.unpack("<Q", data[:8])
-    header, numbers = json.loads(data[8 : 8 + length]), data[8 + length :]
-    expected = {}
-    for layer, projection in make_edit(centered=True).projections.items():
-        for field in dataclasses.fields(projection):
-            value = getattr(projection, field.name)
-            if isinstance(value, Tensor):
-                expected[f"layers.{layer}.{field.name}"] = value
-    assert set(header) == set(expected)
-    assert sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values()) == len(numbers)
-    for name, tensor in expected.items():
-        start, end = header[name]["data_offsets"]
-        values = struct.unpack(f"<{tensor.numel()}f", numbers[start:end])
-        assert header[name]["dtype"] == "F32"
-        assert header[name]["shape"] == list(tensor.shape)
-        assert values == tuple(tensor.flatten().tolist())
-
-
-def test_equal_edits_are_saved_as_equal_files(folder: Path, tmp_path: Path) -> None:
-    make_edit(centered=True).save_pretrained(tmp_path / "again")
-    Edit.from_pretrained(folder).save_pretrained(tmp_path / "copy")
-    assert contents(folder) == contents(tmp_path / "again") == contents(tmp_path / "copy")
-
-
-def test_factors_that_share_memory_or_are_not_contiguous_are_saved(tmp_path: Path) -> None:
-    block = torch.linalg.qr(torch.randn(D, 5))[0]
-    edit = make_edit()
-    first = dataclasses.replace(edit.projections[1], positive=block[:, :3], negative=block[:, 3:])
-    second = dataclasses.replace(edit.projections[3], positive=block[:, :1], negative=block[:, 1:])
-    edit = dataclasses.replace(edit, projections={1: first, 3: second})
-    edit.save_pretrained(tmp_path / "edit")
-    assert_same(edit, Edit.from_pretrained(tmp_path / "edit"))
-
-
-def rewrite(
-    folder: Path,
-    *,
-    tensors: Callable[[dict[str, Tensor]], object] | None = None,
-    record: Callable[[dict[str, Any]], object] | None = None,
-) -> None:
-    """Change tensors and record of a saved edit, with a hash that fits, as another program could."""
-    held = read_tensors(folder / "edit.safetensors")
-    data = json.loads((folder / "edit.json").read_text())
-    if tensors is not None:
-        tensors(held)
-    data["tensors_hash"] = tensors_hash(held)
-    if record is not None:
-        record(data)
-    write_tensors(folder / "edit.safetensors", held)
-    (folder / "edit.json").write_text(json.dumps(data))
-
-
-def test_rewriting_alone_is_not_refused(folder: Path) -> None:
-    rewrite(folder)
-    assert_same(Edit.from_pretrained(folder), make_edit(centered=True))
-
-
-def put(name: str, value: Tensor) -> Callable[[dict[str, Tensor]], object]:
-    return lambda tensors: tensors.update({name: value})
-
-
-def drop(name: str) -> Callable[[dict[str, Tensor]], object]:
-    return lambda tensors: tensors.pop(name)
-
-
-def poison(name: str, value: float) -> Callable[[dict[str, Tensor]], object]:
-    return lambda tensors: tensors[name].view(-1)[-1:].fill_(value)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (poison("layers.1.positive", float("nan")), "layers.1.positive holds NaN"),
-        (poison("layers.3.negative", float("inf")), "layers.3.negative holds NaN, infinity"),
-        (poison("layers.3.mean", float("-inf")), "layers.3.mean holds NaN, infinity"),
-        (poison("layers.1.singular_values_negative", float("nan")), "layers.1.singular_values_negative holds NaN"),
-        (put("layers.1.mean", torch.zeros(D, dtype=torch.int64)), "layers.1.mean holds .* no floating-point numbers"),
-        (put("layers.1.positive", torch.zeros(D, 2)), r"layers.1.positive is \(11, 2\), but must be \(11, 3\)"),
-        (
-            put("layers.1.positive", torch.zeros(3, D)),
-            r"layers.1.positive is \(3, 11\), but must be \(3, 3\)",
-        ),
-        (put("layers.3.negative", torch.zeros(D - 1, 4)), r"layers.3.negative is \(10, 4\), but must be \(11, 4\)"),
-        (put("layers.3.negative", torch.zeros(44)), r"layers.3.negative is \(44,\), but must be \(11, 4\)"),
-        (put("layers.1.positive", torch.zeros(())), r"layers.1.positive is \(\), but must be \(0, 3\)"),
-        (put("layers.1.mean", torch.zeros(1)), r"layers.1.mean is \(1,\), but must be \(11,\)"),
-        (
-            put("layers.1.singular_values_positive", torch.ones(2)),
-            r"layers.1.singular_values_positive is \(2,\), but must be \(3,\)",
-        ),
-        (
-            put("layers.3.singular_values_negative", torch.ones(3, 2)),
-            r"layers.3.singular_values_negative is \(3, 2\), but must be \(6,\)",
-        ),
-        (drop("layers.1.mean"), r"missing: \['layers.1.mean'\]"),
-        (drop("layers.3.singular_values_positive"), r"missing: \['layers.3.singular_values_positive'\]"),
-        (put("layers.7.positive", torch.zeros(D, 1)), r"not in the record: \['layers.7.positive'\]"),
-        (put("layers.1.bias", torch.zeros(D)), r"not in the record: \['layers.1.bias'\]"),
-        (put("layers.11.positive", torch.zeros(D, 3)), r"not in the record: \['layers.11.positive'\]"),
-        (put("down_proj.weight", torch.zeros(2, 3)), r"not in the record: \['down_proj.weight'\]"),
-    ],
-)
-def test_tensors_that_do_not_fit_the_record(
-    folder: Path, change: Callable[[dict[str, Tensor]], object], message: str
-) -> None:
-    rewrite(folder, tensors=change)
-    with pytest.raises(EditFileError, match=f"edit'.*{message}"):
-        Edit.from_pretrained(folder)
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        ("settings.combine", "bth", r"edit\.json': unknown combination 'bth' \(did you mean 'both'\?\)"),
-        ("settings.normalization", "l2", r"edit\.json': unknown normalization 'l2'; choose one of: token"),
-        ("settings.feature_map", "tahn", r"edit\.json': unknown feature map 'tahn' \(did you mean 'tanh'\?\)"),
-        ("settings.site", "mpl", r"edit\.json': unknown site 'mpl' \(did you mean 'mlp'\?\); choose one of: mlp, att"),
-        ("settings.strength", float("inf"), r"edit\.json' is not valid at 'settings.strength': .*finite"),
-        ("settings.strength", float("nan"), r"edit\.json' is not valid at 'settings.strength': .*finite"),
-        ("settings.centered", False, r"not in the record: \['layers.1.mean', 'layers.3.mean'\]"),
-        ("layers.1.rank_positive", 4, r"layers.1.positive is \(11, 3\), but must be \(11, 4\)"),
-        ("layers.3.rank_negative", -4, r"layers.3.negative is \(11, 4\), but must be \(11, -4\)"),
-        ("layers", {}, r"edit\.json' has no layers"),
-        ("tensors_hash", "", "do not match their hash in edit.json; copy or download the edit again"),
-        ("format_version", 2, "has format version 2, .* upgrade sealign"),
-        ("surprise", 1, "is not valid at 'surprise'"),
-        ("settings.surprise", 1, "is not valid at 'settings.surprise'"),
-    ],
-)
-def test_a_record_that_does_not_fit(folder: Path, path: str, value: Any, message: str) -> None:
-    def change(data: dict[str, Any]) -> None:
-        *outer, last = path.split(".")
-        for key in outer:
-            data = data[key]
-        data[last] = value
-
-    rewrite(folder, record=change)
-    with pytest.raises(EditFileError, match=message):
-        Edit.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("name", ["01", "-1", "+3", "one", "1.0", "", "\u0663", "1 "])
-def test_layers_must_be_whole_numbers(folder: Path, name: str) -> None:
-    rewrite(folder, record=lambda data: data["layers"].update({name: data["layers"].pop("3")}))
-    with pytest.raises(EditFileError, match=r"edit\.json': layer '.*' is not a whole number"):
-        Edit.from_pretrained(folder)
-
-
-def test_a_record_with_a_layer_more_or_less(folder: Path) -> None:
-    rewrite(folder, record=lambda data: data["layers"].update({"2": data["layers"]["1"]}))
-    with pytest.raises(EditFileError, match=r"missing: \['layers.2.mean', 'layers.2.negative'"):
-        Edit.from_pretrained(folder)
-    rewrite(folder, record=lambda data: (data["layers"].pop("2"), data["layers"].pop("1")))
-    with pytest.raises(EditFileError, match=r"not in the record: \['layers.1.mean', 'layers.1.negative'"):
-        Edit.from_pretrained(folder)
-
-
-def test_missing_folders_and_files(folder: Path, tmp_path: Path) -> None:
-    for place in ("nowhere", str(tmp_path / "nowhere"), "./owner/name", "~/edit"):
-        with pytest.raises(EditFileError, match=f"there is no folder '{place}'; check the path, or give a repository"):
-            Edit.from_pretrained(place)
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(EditFileError, match=r"empty' has no edit\.json, so it is not an edit; check the path"):
-        Edit.from_pretrained(tmp_path / "empty")
-    (folder / "README.md").unlink()  # for people only
-    Edit.from_pretrained(folder)
-    (folder / "edit.safetensors").unlink()
-    with pytest.raises(EditFileError, match=r"there is no file '.*edit\.safetensors'; the folder is not complete"):
-        Edit.from_pretrained(folder)
-    (folder / "edit.json").unlink()
-    with pytest.raises(EditFileError, match=r"has no edit\.json"):
-        Edit.from_pretrained(folder)
-    with pytest.raises(EditFileError, match="there is no folder"):
-        Edit.from_pretrained(tmp_path / "file")
-
-
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.99])
-def test_truncated_files(folder: Path, share: float) -> None:
-    whole = contents(folder)
-    (folder / "edit.safetensors").write_bytes(whole["edit.safetensors"][: int(share * len(whole["edit.safetensors"]))])
-    with pytest.raises(EditFileError, match=r"edit\.safetensors' is truncated or corrupted"):
-        Edit.from_pretrained(folder)
-    (folder / "edit.safetensors").write_bytes(whole["edit.safetensors"])
-    (folder / "edit.json").write_bytes(whole["edit.json"][: int(share * len(whole["edit.json"]))])
-    with pytest.raises(EditFileError, match=r"edit\.json' is not JSON .* truncated or corrupted"):
-        Edit.from_pretrained(folder)
-
-
-def test_a_record_that_is_not_text(folder: Path) -> None:
-    (folder / "edit.json").write_bytes(bytes(range(128, 256)))
-    with pytest.raises(EditFileError, match=r"edit\.json' is not JSON"):
-        Edit.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
-    """The folder of a saved edit whose tensors are overwritten, and their bytes."""
-    folder = tmp_path_factory.mktemp("flipped") / "edit"
-    make_edit(centered=True).save_pretrained(folder)
-    return folder, (folder / "edit.safetensors").read_bytes()
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(data=st.data())
-def test_one_changed_byte_is_refused(saved: tuple[Path, bytes], data: st.DataObject) -> None:
-    folder, whole = saved
-    header = 8 + struct.unpack("<Q", whole[:8])[0]
-    inside = data.draw(st.booleans(), label="in the header")
-    position = data.draw(st.integers(0, header - 1) if inside else st.integers(header, len(whole) - 1))
-    byte = data.draw(st.integers(0, 255).filter(lambda value: value != whole[position]))
-    (folder / "edit.safetensors").write_bytes(whole[:position] + bytes([byte]) + whole[position + 1 :])
-    if inside and whole[position : position + 1] == b" " and bytes([byte]) in (b"\t", b"\n", b"\r"):
-        return  # another blank in the padding is the same header
-    with pytest.raises(EditFileError, match=r"truncated or corrupted|do not match their hash"):
-        Edit.from_pretrained(folder)
-
-
-def test_an_edit_replaces_an_edit(folder: Path) -> None:
-    other = make_edit(centered=False, strength=0.2).with_layers([3])
-    other.save_pretrained(folder)
-    assert names_in(folder) == FILES
-    assert_same(Edit.from_pretrained(folder), other)
-    assert names_in(folder.parent) == ["edit"]
-
-
-def test_a_loaded_edit_outlives_its_folder(folder: Path) -> None:
-    loaded = Edit.from_pretrained(folder)
-    before = loaded.hash
-    make_edit(centered=True).randomized(3).save_pretrained(folder)
-    assert loaded.hash == before
-    assert Edit.from_pretrained(folder).hash != before
-
-
-def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    make_edit().save_pretrained(tmp_path / "empty")
-    assert names_in(tmp_path / "empty") == FILES
-
-
-def test_what_is_not_an_edit_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(EditFileError, match="thesis' exists and was not written by Sealign, so it is not replaced"):
-        make_edit().save_pretrained(tmp_path / "thesis")
-    with pytest.raises(
-        EditFileError, match=r"chapter\.tex' is a file, but the output is a folder; choose another name"
-    ):
-        make_edit().save_pretrained(tmp_path / "thesis" / "chapter.tex")
-    assert contents(tmp_path / "thesis") == {"chapter.tex": b"x"}
-    assert names_in(tmp_path) == ["thesis"]
-
-
-def test_a_full_disk_leaves_the_old_edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    before = contents(folder)
-    monkeypatch.setattr("sealign.files.os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        make_edit(strength=0.2).save_pretrained(folder)
-    assert contents(folder) == before
-    assert names_in(folder.parent) == ["edit"]
-
-
-def test_settings_are_changed_in_a_copy() -> None:
-    edit = make_edit()
-    before = repr(edit.record), edit.hash
-    changed = edit.with_settings(combine="negative", normalization="none", strength=-0.5)
-    assert dataclasses.asdict(changed.settings) == dataclasses.asdict(edit.settings) | {
-        "combine": "negative",
-        "normalization": "none",
-        "strength": -0.5,
-    }
-    assert changed.projections is edit.projections
-    assert dataclasses.replace(changed.record, settings=edit.settings) == edit.record
-    assert edit.with_settings(strength=0.0).settings.strength == 0
-    assert edit.with_settings().record == edit.record
-    assert (repr(edit.record), edit.hash) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"combine": "bth"}, r"unknown combination 'bth' \(did you mean 'both'\?\)"),
-        ({"normalization": "tokens"}, r"unknown normalization 'tokens' \(did you mean 'token'\?\)"),
-        ({"strength": float("nan")}, r"strength is nan, but it must be finite; try a value in \[0, 1\]"),
-        ({"strength": float("-inf")}, "strength is -inf, but it must be finite"),
-    ],
-)
-def test_settings_that_are_refused(change: dict[str, Any], message: str) -> None:
+from sealign.edits.feature_map_edit import FeatureMapEdit
+from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.errors import ActivationError, SettingError, SiteError
+from sealign.spectral.projection import COMBINES, NORMALIZATIONS
+from tests.edits.edit_data import WIDTH, assert_same, bits, draw, make_affine, make_edit, make_record
+
+
+def test_properties() -> None:
+    edit = make_edit(normalization="feature", site="attention")
+    assert (edit.layers, edit.site, edit.strength, edit.normalization) == ([1, 3], "attention", 0.7, "feature")
+    assert edit.modules == ["model.layers.1.mlp", "model.layers.3.mlp"]
+    assert (edit.feature_map, edit.width, edit.rank, edit.method) == ("identity", WIDTH, 5, "sea")
+    assert (edit.is_affine, edit.is_causal) == (True, False)
+    assert make_edit(normalization="token").is_causal
+    assert make_edit(normalization="none").is_causal
+    assert edit.affine_edits == edit.layer_edits
+    assert edit.parts == (edit,)
+
+
+def test_an_edit_with_a_feature_map_is_not_affine() -> None:
+    edit = make_edit(feature_map="tanh")
+    assert (edit.is_affine, edit.feature_map, edit.rank) == (False, "tanh", 5)
+    message = "the edit uses the feature map 'tanh', so it is not affine; fit one with feature_map='identity'"
     with pytest.raises(SettingError, match=message):
-        make_edit().with_settings(**change)
+        _ = edit.affine_edits
+
+
+def test_layers_of_edits_and_record_must_agree() -> None:
+    edit = make_edit()
+    message = r"layer_edits has layers \[1\], but the record has \['1', '3'\]; they must be the same"
+    with pytest.raises(SettingError, match=message):
+        Edit({1: edit.layer_edits[1]}, edit.record)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shown"), [([4], "4"), ([0, 1], "0-1"), ([3, *range(9, 30)], "3, 9-29"), ([2, 4, 6], "2, 4, 6")]
+)
+def test_layers_in_the_representation(layers: list[int], shown: str) -> None:
+    entry, one = make_record().layers["1"], make_affine(rank=5)
+    record = make_record(layers={str(layer): entry for layer in layers})
+    assert f"layers='{shown}'," in repr(Edit(dict.fromkeys(layers, one), record))
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_copies(feature_map: str) -> None:
+    edit = make_edit(feature_map=feature_map, center=True)
+    tokens = {layer: draw(3, WIDTH, dtype=torch.float32) for layer in edit.layers}
+    _ = edit.hash
+    expected = edit.apply_to(tokens)  # prepares the layers
+    for same in (copy.deepcopy(edit), copy.copy(edit), pickle.loads(pickle.dumps(edit))):
+        assert_same(same, edit)
+        assert all(torch.equal(found, expected[layer]) for layer, found in same.apply_to(tokens).items())
+
+
+def test_with_strength() -> None:
+    edit = make_edit()
+    before = dataclasses.asdict(edit.record), edit.hash
+    changed = edit.with_strength(-0.5)
+    assert changed.strength == -0.5
+    assert changed.layer_edits is edit.layer_edits
+    assert dataclasses.replace(changed.record, strength=edit.strength) == edit.record
+    assert edit.with_strength(0.0).strength == 0
+    assert edit.with_strength(0.7).record == edit.record
+    for bad, message in (
+        (float("nan"), r"strength is nan, but it must be finite; try a value in \[0, 1\]"),
+        (float("-inf"), "strength is -inf, but it must be finite"),
+    ):
+        with pytest.raises(SettingError, match=message):
+            edit.with_strength(bad)
+    assert (dataclasses.asdict(edit.record), edit.hash) == before
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_with_normalization(feature_map: str) -> None:
+    edit = make_edit(feature_map=feature_map)
+    changed = edit.with_normalization("none")
+    assert (changed.normalization, edit.normalization) == ("none", "token")
+    assert [found.normalization for found in changed.layer_edits.values()] == ["none", "none"]
+    assert dataclasses.replace(changed.record, normalization="token") == edit.record
+    assert_same(changed.with_normalization("token"), edit)
+    with pytest.raises(SettingError, match=r"unknown normalization 'tokens' \(did you mean 'token'\?\)"):
+        edit.with_normalization("tokens")  # type: ignore[arg-type]
 
 
 def test_some_layers_only() -> None:
@@ -415,7 +102,7 @@ def test_some_layers_only() -> None:
     one = edit.with_layers([3])
     assert one.layers == [3]
     assert one.modules == ["model.layers.3.mlp"]
-    assert one.projections[3] is edit.projections[3]
+    assert one.layer_edits[3] is edit.layer_edits[3]
     assert one.record.layers == {"3": edit.record.layers["3"]}
     both = edit.with_layers([3, 1, 3])
     assert_same(both, edit)
@@ -425,146 +112,161 @@ def test_some_layers_only() -> None:
 
 def test_layers_that_are_refused() -> None:
     for layers, named in (([0, 1], [0]), ([-1], [-1]), ([9, 3, 2], [9, 2])):
-        message = rf"layers \[{', '.join(map(str, named))}\] are not in the edit, which has layers \[1, 3\]"
+        message = rf"layers \[{', '.join(map(str, named))}\] are not part of the edit, which has layers \[1, 3\]"
         with pytest.raises(SiteError, match=message):
             make_edit().with_layers(layers)
-    with pytest.raises(SiteError, match=r"no layers are named, but an edit needs at least 1; it has layers \[1, 3\]"):
+    with pytest.raises(SiteError, match=r"layers is empty, but an edit needs at least 1; the edit has layers \[1, 3\]"):
         make_edit().with_layers([])
 
 
-def test_layers_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
-    edit = make_edit()
-    entries = {"10": edit.record.layers["1"], "9": edit.record.layers["3"]}
-    record = dataclasses.replace(edit.record, layers=entries)
-    swapped = Edit({10: edit.projections[1], 9: edit.projections[3]}, record)
-    swapped.save_pretrained(tmp_path / "edit")
-    for one in (swapped, Edit.from_pretrained(tmp_path / "edit")):
-        assert one.layers == [9, 10]
-        assert one.modules == ["model.layers.3.mlp", "model.layers.1.mlp"]
+def test_applied_to_activations() -> None:
+    edit = make_edit(shift=True)
+    tokens = {layer: draw(4, WIDTH, seed=layer, dtype=torch.float32) for layer in (0, 1, 3)}
+    found = edit.apply_to(tokens)
+    assert list(found) == [1, 3]
+    for layer in (1, 3):
+        assert torch.equal(found[layer], edit.layer_edits[layer](tokens[layer], 0.7))
+        assert torch.equal(edit.apply_to(tokens, strength=-1)[layer], edit.layer_edits[layer](tokens[layer], -1.0))
+        assert edit.apply_to(tokens, strength=0)[layer] is tokens[layer]
+    with pytest.raises(SettingError, match="must be finite"):
+        edit.apply_to(tokens, strength=float("nan"))
+    message = r"there are no activations of layers \[3\], but the edit has layers \[1, 3\]; collect them too"
+    with pytest.raises(ActivationError, match=message):
+        edit.apply_to({1: tokens[1]})
 
 
-def test_the_random_control() -> None:
-    edit = make_edit(torch.float64, centered=True)
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_the_random_control(feature_map: str) -> None:
+    edit = make_edit(feature_map=feature_map, center=True, shift=True)
     control = edit.randomized(2)
     assert control.record is edit.record
     assert control.layers == edit.layers
-    for layer, projection in control.projections.items():
-        original = edit.projections[layer]
-        for name in ("positive", "negative"):
-            factor, old = getattr(projection, name), getattr(original, name)
-            assert factor.shape == old.shape
-            torch.testing.assert_close(factor.T @ factor, torch.eye(factor.shape[1], dtype=torch.float64))
-            # A random subspace of k of 11 directions is far from the fitted one.
-            assert float((factor.T @ old).square().sum()) < 0.9 * factor.shape[1]
-        assert projection.mean is original.mean
-    alike = dataclasses.replace(edit, projections=dict.fromkeys((1, 3), edit.projections[1])).randomized(2)
-    assert not torch.equal(alike.projections[1].positive, alike.projections[3].positive)
+    for layer in edit.layers:
+        assert type(control.layer_edits[layer]) is type(edit.layer_edits[layer])
+        assert control.layer_edits[layer].rank == edit.layer_edits[layer].rank
+        for name in ("center", "mean"):
+            if name in edit.layer_edits[layer].tensors():
+                assert control.layer_edits[layer].tensors()[name] is edit.layer_edits[layer].tensors()[name]
     assert_same(edit.randomized(2), control)
-    assert len({edit.hash, control.hash, edit.randomized(3).hash, edit.randomized(0).hash}) == 4
+    assert len({edit.hash, *(edit.randomized(seed).hash for seed in (0, 1, 2, 3, -1, 2**63 - 1, 10**30))}) == 8
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_the_random_control_differs_between_layers(feature_map: str) -> None:
+    """Equal layers are rotated differently, by rotations that no other seed gives to a neighbour."""
+    one = make_edit(feature_map=feature_map).layer_edits[1]
+    entry = make_record().layers["1"]
+    alike = Edit(dict.fromkeys(range(8), one), make_record(layers={str(layer): entry for layer in range(8)}))
+    found = [
+        str(bits(tensor))
+        for seed in range(4)
+        for name, tensor in alike.randomized(seed).tensors().items()
+        if name.endswith(("left", "positive"))
+    ]
+    assert len(set(found)) == len(found) == 32
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_the_reversal(feature_map: str) -> None:
+    edit = make_edit(feature_map=feature_map, center=True, shift=True)
+    back = edit.reversed()
+    assert_same(back.reversed(), edit)
+    assert back.hash != edit.hash
+    assert (back.strength, back.layers, back.modules) == (edit.strength, edit.layers, edit.modules)
+    tokens = {layer: draw(3, WIDTH, dtype=torch.float32) for layer in edit.layers}
+    for layer, found in back.apply_to(tokens).items():
+        assert torch.equal(found, edit.layer_edits[layer].reversed()(tokens[layer], 0.7))
+    # The record says what the layers are, so that it can be saved.
+    scales = [back.record.layers[name].scale for name in ("1", "3")]
+    assert scales == ([0.0, 0.5] if feature_map == "identity" else [0.0, 0.0])
+
+
+def test_the_reversal_of_a_fit_exchanges_positives_and_negatives(
+    llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration], small_edit: Edit
+) -> None:
+    exchanged = [sealign.Demonstration(item.prompt, item.negative, item.positive) for item in demonstrations]
+    config = sealign.SEAConfig(rank=(2, 3), layers=(1, 3), strength=0.7, batch_size=4)
+    other = sealign.fit_edit(llama, tokenizer, exchanged, config=config)
+    tokens = {layer: draw(5, small_edit.width, dtype=torch.float32) for layer in (1, 3)}
+    first, second = small_edit.reversed().apply_to(tokens), other.apply_to(tokens)
+    for layer in (1, 3):
+        torch.testing.assert_close(first[layer], second[layer])
+
+
+def nudged(edit: Edit, layer: int, name: str) -> Edit:
+    """Return an edit with the last bit of one number of one tensor changed."""
+    tensors = edit.layer_edits[layer].tensors()
+    tensor = tensors[name].clone()
+    tensor.view(-1)[-1] = torch.nextafter(tensor.view(-1)[-1], torch.tensor(9.0))
+    found: Any = edit.layer_edits[layer]
+    changed: LayerEdit
+    if isinstance(found, FeatureMapEdit):
+        changed = dataclasses.replace(found, projection=dataclasses.replace(found.projection, **{name: tensor}))
+    else:
+        changed = dataclasses.replace(found, **{name: tensor})
+    return dataclasses.replace(edit, layer_edits=dict(edit.layer_edits) | {layer: changed})
 
 
 def variants(base: Edit) -> Sequence[Edit]:
     """Edits that differ from one another in one thing that changes what they do."""
-    edits = [base.with_settings(combine=name) for name in COMBINES if name != base.settings.combine]  # type: ignore[arg-type]
-    edits += [
-        base.with_settings(normalization=name)  # type: ignore[arg-type]
+    edits = [
+        base.with_normalization(name)  # type: ignore[arg-type]
         for name in NORMALIZATIONS
-        if name != base.settings.normalization
+        if name != base.normalization
     ]
-    edits += [base.with_settings(strength=value) for value in (0.0, 0.7000000000000001, 1.0)]
-    edits += [base.with_layers([1]), base.with_layers([3]), base.randomized(0)]
-    for changes in ({"site": "residual"}, {"feature_map": "tanh"}, {"centered": True}):
-        edits.append(make_edit(**changes))
-    nudged = base.projections[3].negative.clone()
-    nudged[0, 0] = torch.nextafter(nudged[0, 0], torch.tensor(9.0))
-    projections = dict(base.projections) | {3: dataclasses.replace(base.projections[3], negative=nudged)}
-    edits.append(dataclasses.replace(base, projections=projections))
+    edits += [base.with_strength(value) for value in (0.0, 0.7000000000000001, 1.0)]
+    edits += [base.with_layers([1]), base.with_layers([3]), base.randomized(0), base.reversed()]
+    edits += [nudged(base, layer, name) for layer in base.layers for name in base.layer_edits[layer].tensors()]
+    edits.append(dataclasses.replace(base, record=dataclasses.replace(base.record, site="residual")))
     moved = dataclasses.replace(base.record.layers["1"], module="model.layers.2.mlp")
     layers = dict(base.record.layers) | {"1": moved}
     edits.append(dataclasses.replace(base, record=dataclasses.replace(base.record, layers=layers)))
     return edits
 
 
+def rescaled(base: Edit) -> Edit:
+    """Return an affine edit with another scale at one layer."""
+    edits = dict(base.layer_edits) | {1: dataclasses.replace(base.affine_edits[1], scale=0.25)}
+    layers = dict(base.record.layers) | {"1": dataclasses.replace(base.record.layers["1"], scale=0.25)}
+    return Edit(edits, dataclasses.replace(base.record, layers=layers))
+
+
 def test_hash_changes_with_whatever_changes_the_edit() -> None:
-    base = make_edit()
-    edits = [base, *variants(base)]
+    base = make_edit(shift=True, center=True)
+    edits = [base, *variants(base), rescaled(base)]
+    edits += [make_edit(shift=shift, center=center) for shift, center in ((False, True), (True, False), (False, False))]
     assert len({edit.hash for edit in edits}) == len(edits)
-    assert make_edit().hash == base.hash
+    assert make_edit(shift=True, center=True).hash == base.hash
 
 
-def test_hash_does_not_change_with_the_story_of_the_edit() -> None:
+def test_hash_changes_with_whatever_changes_an_edit_with_a_feature_map() -> None:
+    base = make_edit(feature_map="tanh", center=True)
+    edits = [base, *variants(base), make_edit(feature_map="tanh"), make_edit(feature_map="elu", center=True)]
+    edits += [make_edit(feature_map="tanh", center=True, combine=name) for name in COMBINES if name != "both"]
+    assert len({edit.hash for edit in edits}) == len(edits)
+    assert make_edit(feature_map="tanh", center=True).hash == base.hash
+
+
+def test_hash_does_not_change_with_provenance() -> None:
     base = make_edit()
-    record: EditRecord = dataclasses.replace(
-        base.record, fit={}, demonstrations_count=9, versions={}, tensors_hash="ee" * 32
+    record = dataclasses.replace(
+        base.record, config={}, demonstrations_count=9, versions={}, tensors_hash="ee" * 32, fit_seconds=9.0
     )
     assert dataclasses.replace(base, record=record).hash == base.hash
 
 
-def test_whole_numbers_for_strength_are_the_same_edit(tmp_path: Path) -> None:
-    whole = make_edit().with_settings(strength=1)
-    assert whole.hash == make_edit().with_settings(strength=1.0).hash
+def test_hash_does_not_depend_on_the_layout_of_memory() -> None:
+    base = make_edit()
+    columns = {
+        layer: AffineEdit(found.left.T.contiguous().T, found.right, found.scale, normalization="token")
+        for layer, found in base.affine_edits.items()
+    }
+    assert dataclasses.replace(base, layer_edits=columns).hash == base.hash
+
+
+def test_whole_numbers_for_strength_are_the_same_edit(tmp_path: Any) -> None:
+    whole = make_edit().with_strength(1)
+    assert whole.hash == make_edit().with_strength(1.0).hash == make_edit(strength=1).hash
     whole.save_pretrained(tmp_path / "edit")
     assert Edit.from_pretrained(tmp_path / "edit").hash == whole.hash
-
-
-class FakeApi:
-    """Stands for the Hub's client; keeps what it is told and what the folder held."""
-
-    calls: list[tuple[Any, ...]]
-    uploaded: dict[str, bytes]
-
-    def __init__(self, token: str | None = None) -> None:
-        type(self).calls = [("token", token)]
-
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
-        self.calls.append(("create", repo_id, private, exist_ok))
-
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
-        self.calls.append(("upload", repo_id, commit_message))
-        type(self).uploaded = contents(Path(folder_path))
-        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
-
-
-def test_push_to_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
-    edit = Edit.from_pretrained(folder)
-    assert edit.push_to_hub("me/mine") == "https://huggingface.co/me/mine/commit/1"
-    assert FakeApi.calls == [
-        ("token", None),
-        ("create", "me/mine", False, True),
-        ("upload", "me/mine", "Upload Sealign edit"),
-    ]
-    assert FakeApi.uploaded == contents(folder)
-    edit.push_to_hub("me/mine", private=True, token="hf_x")
-    assert FakeApi.calls[:2] == [("token", "hf_x"), ("create", "me/mine", True, True)]
-
-
-def test_from_a_repository(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[Any, ...]] = []
-
-    def download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        calls.append((repo_id, revision, sorted(allow_patterns)))
-        return str(folder)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert_same(Edit.from_pretrained("me/mine", revision="v1"), make_edit(centered=True))
-    assert calls == [("me/mine", "v1", FILES)]
-    (folder / "edit.json").unlink()
-    with pytest.raises(EditFileError, match=r"has no edit\.json, so it is not an edit"):
-        Edit.from_pretrained("me/mine")
-
-
-def test_a_repository_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(*_: object, **__: object) -> str:
-        raise ConnectionError("many lines")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    message = r"'me/mine' is neither a folder nor a repository .*\(ConnectionError\); check the name and the network"
-    with pytest.raises(EditFileError, match=message):
-        Edit.from_pretrained("me/mine")
-
-
-def test_the_record_is_written_as_it_is(folder: Path) -> None:
-    loaded = Edit.from_pretrained(folder)
-    assert (folder / "edit.json").read_text() == dump_record(loaded.record)
-    assert loaded.record.tensors_hash == tensors_hash(read_tensors(folder / "edit.safetensors"))
+    assert make_edit().with_strength(-0.0).hash == make_edit().with_strength(0).hash

@@ -50,7 +50,7 @@ def test_a_small_strength_is_not_rounded() -> None:
     """1 - s in float32 would lose the digits of a small s."""
     given = arguments(strength=1e-5, rescale=False)
     tokens = torch.zeros(2, 5)  # so that the change is all there is to see
-    narrow = [tokens, *(value.float() if isinstance(value, torch.Tensor) else value for value in given[1:])]
+    narrow: Any = [tokens, *(value.float() if isinstance(value, torch.Tensor) else value for value in given[1:])]
     torch.testing.assert_close(edit_tokens(*narrow).double(), formula(tokens, *given[1:]), rtol=1e-6, atol=0)
 
 
@@ -122,7 +122,7 @@ def test_autocast_by_device() -> None:
 
 
 def test_meta_tensors() -> None:
-    given = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments()]
+    given: Any = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments()]
     for function in (edit_tokens, OPERATOR):
         found = function(*given)
         assert found.is_meta

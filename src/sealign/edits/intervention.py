@@ -89,7 +89,9 @@ class Intervention(ABC):
     @functools.cached_property
     def hash(self) -> str:
         """SHA-256 of everything that decides what an edited model computes, as 64 hexadecimal digits."""
-        parts = [self.method, self._identity(), self.strength, tensors_hash(self.tensors())]
+        # Adding 0.0 gives 1 and 1.0, and 0.0 and -0.0, one hash.
+        strength = None if self.strength is None else self.strength + 0.0
+        parts = [self.method, self._identity(), strength, tensors_hash(self.tensors())]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def _identity(self) -> Any:

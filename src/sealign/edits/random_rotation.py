@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +19,7 @@ def random_rotation(span: Float[Tensor, "d m"], seed: int) -> Callable[[Tensor],
 
     Args:
         span: Columns that will be rotated, or others with the same span.
-        seed: Seed of the rotation. It does not depend on the device.
+        seed: Seed of the rotation, any whole number. The result does not depend on the device.
 
     Returns:
         A function of a (d, k) matrix. It computes in float64 on the CPU and returns the matrix's own type and device.
@@ -30,8 +31,9 @@ def random_rotation(span: Float[Tensor, "d m"], seed: int) -> Callable[[Tensor],
         True
     """
     basis = torch.linalg.qr(span.double().cpu())[0]
-    generator = torch.Generator().manual_seed(seed % 2**63)
-    target, triangle = torch.linalg.qr(torch.randn(basis.shape, dtype=torch.float64, generator=generator))
+    # Of a seed, torch's generator uses 32 bits, NumPy's all.
+    generator = np.random.default_rng(2 * seed if seed >= 0 else -2 * seed - 1)
+    target, triangle = torch.linalg.qr(torch.from_numpy(generator.standard_normal(basis.shape)))
     # A QR algorithm chooses the signs of the diagonal; without this they would decide the signs of the directions.
     target *= triangle.diagonal().sign()
 
