@@ -28,7 +28,8 @@ IDS = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
 
 
 def _fit(model: Any, tokenizer: Any, demonstrations: Any, **settings: Any) -> sealign.Edit:
-    config = sealign.SEAConfig(**({"rank": (3, 2), "layers": (1, 3), "strength": 0.7, "batch_size": 4} | settings))
+    given: dict[str, Any] = {"rank": (3, 2), "layers": (1, 3), "strength": 0.7, "batch_size": 4}
+    config = sealign.SEAConfig(**(given | settings))
     return sealign.fit_edit(model, tokenizer, demonstrations, config=config)
 
 
@@ -45,7 +46,7 @@ def test_edited_tokens_depend_on_nothing_but_their_past(
     model = tiny_model(name)
     base = _logits(model, IDS)
     edit = _fit(model, tokenizer, demonstrations, site=site)
-    close = {"rtol": 1e-3, "atol": 2e-4}
+    close: dict[str, Any] = {"rtol": 1e-3, "atol": 2e-4}
     with sealign.apply_edit(model, edit):
         whole = _logits(model, IDS)
         assert float((whole - base).abs().max()) > 1e-3, "the edit did nothing"
@@ -82,7 +83,7 @@ def test_the_hook_gives_what_the_projection_gives(
 ) -> None:
     """The edited module's output is the projection of its unedited output, computed apart."""
     model = tiny_model(name)
-    settings = {"rank": (3, 2), "centered": True, "feature_map": feature_map}
+    settings: dict[str, Any] = {"rank": (3, 2), "centered": True, "feature_map": feature_map}
     edit = _fit(model, tokenizer, demonstrations, layers=(2,), **settings)
     found = sealign.collect_activations(model, tokenizer, demonstrations, site="mlp", layers=[2])
     rows = found.neutral[2], found.positive[2], found.negative[2]
@@ -349,7 +350,7 @@ def test_peft_wrapped_models(tokenizer: Any, demonstrations: Any, small_edit: se
 
 
 def test_dispatched_models(tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit, tmp_path: Any) -> None:
-    from accelerate import dispatch_model
+    from accelerate import dispatch_model  # type: ignore[import-untyped]
 
     model = build_model("llama", vocab_size=len(tokenizer))
     with sealign.apply_edit(model, small_edit):
@@ -392,7 +393,7 @@ def test_compiled_models(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Pat
     tokenizer.save_pretrained(tmp_path / "model")
     small_edit.save_pretrained(tmp_path / "edit")
     script = Path(__file__).with_name("compiled.py")
-    command = [sys.executable, script, "model", tmp_path / "model", tmp_path / "edit"]
+    command: list[Any] = [sys.executable, script, "model", tmp_path / "model", tmp_path / "edit"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
@@ -444,7 +445,8 @@ def edit(smollm2: Any) -> sealign.Edit:
     """An edit of the embedded model."""
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
     config = sealign.SEAConfig(explained_variance=0.9, centered=True, strength=0.5)
-    return sealign.fit_edit(*smollm2, demonstrations, config=config)
+    model, tokenizer = smollm2
+    return sealign.fit_edit(model, tokenizer, demonstrations, config=config)
 
 
 @pytest.mark.slow

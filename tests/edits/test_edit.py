@@ -201,7 +201,8 @@ def nudged(edit: Edit, layer: int, name: str) -> Edit:
     found: Any = edit.layer_edits[layer]
     changed: LayerEdit
     if isinstance(found, FeatureMapEdit):
-        changed = dataclasses.replace(found, projection=dataclasses.replace(found.projection, **{name: tensor}))
+        projection: Any = found.projection
+        changed = dataclasses.replace(found, projection=dataclasses.replace(projection, **{name: tensor}))
     else:
         changed = dataclasses.replace(found, **{name: tensor})
     return dataclasses.replace(edit, layer_edits=dict(edit.layer_edits) | {layer: changed})
