@@ -228,8 +228,7 @@ def variants(base: Edit) -> Sequence[Edit]:
 def rescaled(base: Edit) -> Edit:
     """Return an affine edit with another scale at one layer."""
     edits = dict(base.layer_edits) | {1: dataclasses.replace(base.affine_edits[1], scale=0.25)}
-    layers = dict(base.record.layers) | {"1": dataclasses.replace(base.record.layers["1"], scale=0.25)}
-    return Edit(edits, dataclasses.replace(base.record, layers=layers))
+    return dataclasses.replace(base, layer_edits=edits)
 
 
 def test_hash_changes_with_whatever_changes_the_edit() -> None:

@@ -26,9 +26,11 @@ from sealign.edits.intervention import Intervention
 from sealign.edits.record import EditRecord
 from sealign.errors import EditFileError, SettingError
 from sealign.files import read_tensors, tensors_hash, write_record
-from tests.edits.edit_data import contents, make_edit, make_record
+from tests.edits.edit_data import contents, make_affine, make_edit, make_record
 
 FILES = ["README.md", "edit.json", "edit.safetensors"]
+NAN_EDIT = make_affine(rank=3, scale=-0.5, normalization="token", dtype=torch.float32)
+NAN_EDIT.left[0, 0] = float("nan")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -190,6 +192,22 @@ def test_a_full_disk_leaves_the_old_edit(tmp_path: Path, monkeypatch: pytest.Mon
 def test_what_cannot_be_read_back_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         make_note(strength=float("nan")).save_pretrained(tmp_path / "note")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_edit_that_would_be_read_as_another_is_not_saved(tmp_path: Path) -> None:
+    """Scale and rescaling are saved in the record, which must agree with the layers."""
+    edit = make_edit()
+    wrong = [
+        {1: dataclasses.replace(edit.affine_edits[1], scale=0.25), 3: edit.layer_edits[3]},
+        {layer: dataclasses.replace(found, normalization="none") for layer, found in edit.layer_edits.items()},
+    ]
+    for layer_edits in wrong:
+        with pytest.raises(SettingError, match="the record does not describe this sea edit, which would be another"):
+            dataclasses.replace(edit, layer_edits=layer_edits).save_pretrained(tmp_path / "edit")
+    for layer_edits in ({1: edit.layer_edits[3], 3: edit.layer_edits[3]}, {1: edit.layer_edits[1], 3: NAN_EDIT}):
+        with pytest.raises(EditFileError, match=r"edit': layer [13]: tensor"):
+            dataclasses.replace(edit, layer_edits=layer_edits).save_pretrained(tmp_path / "edit")
     assert list(tmp_path.iterdir()) == []
 
 

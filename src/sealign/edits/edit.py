@@ -125,9 +125,10 @@ class Edit(Intervention):
         }
 
     def _identity(self) -> Any:
-        record = self.record
-        scales = [record.layers[str(layer)].scale for layer in self.layers]
-        return [record.site, record.normalization, record.feature_map, record.combine, self.modules, scales]
+        # Of the layers themselves rather than of the record, so that the hash shows a record that does not fit them.
+        found = [self.layer_edits[layer] for layer in self.layers]
+        forms = [[one.normalization, one.feature_map, getattr(one, "combine", None), _scale_of(one)] for one in found]
+        return [self.record.site, self.modules, forms]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved: ``layers.N.left``, ``layers.N.right`` and so on."""

@@ -159,7 +159,7 @@ class Intervention(ABC):
         # Every intervention that has a strength is a dataclass.
         return dataclasses.replace(self, record=dataclasses.replace(self.record, strength=value))  # type: ignore[type-var]
 
-    def randomized(self, seed: int) -> Intervention | None:
+    def randomized(self, seed: int) -> Intervention | None:  # noqa: ARG002 - for those that have directions
         """Return the intervention in random directions, as a control, or None if it has no directions.
 
         Args:
@@ -180,11 +180,18 @@ class Intervention(ABC):
             folder: Folder to write. Must be new, empty, or an edit's.
 
         Raises:
-            EditFileError: The folder holds files that are not an edit.
+            EditFileError: The folder holds files that are not an edit; or a tensor does not fit the record, or is not
+                finite.
+            SettingError: The record does not describe the edit.
             OSError: The disk is full or not writable.
         """
         tensors = self.tensors()
         record = dataclasses.replace(self.record, tensors_hash=tensors_hash(tensors))
+        if type(self).from_record(record, tensors, place=str(folder)).hash != self.hash:
+            raise SettingError(
+                f"the record does not describe this {self.method} edit, which would be another one when it is loaded; "
+                "make the entries of its layers with layer_record"
+            )
         with new_folder(Path(folder), replaces=RECORD_NAME) as temporary:
             write_tensors(temporary / TENSORS_NAME, tensors)
             (temporary / RECORD_NAME).write_text(write_record(record), encoding="utf-8")

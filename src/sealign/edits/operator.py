@@ -80,7 +80,7 @@ def _norm(rows: Tensor) -> Tensor:
     return norm
 
 
-def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch gives it
     tokens, inner, outer, shift, ctx.scale, ctx.strength, ctx.rescale = inputs
     ctx.save_for_backward(tokens, inner, outer, shift)
 
