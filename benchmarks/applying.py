@@ -1,10 +1,10 @@
-"""What an edit of every layer costs at inference, beside the bare model, dense projections and merged weights.
+"""Measure the cost of an edit at inference, against the bare model, dense projections and merged weights.
 
     python benchmarks/applying.py [--rounds 7] [--dtypes float32 bfloat16] [--batches 1 16] [--json FILE]
 
-Prefill is one pass over 512 tokens (``--prefill``), decoding one token after 64 in the cache (``--context``). The edit
-is the paper's for truthfulness, fitted on the bundled demonstrations, of every layer. Compiled is torch.compile
-with its default backend, the bare model compiled too. Ratios are formed within a round.
+Prefill is one pass over 512 tokens (``--prefill``); decoding is one token after 64 tokens in the cache (``--context``).
+Every layer is edited, with the paper's settings for truthfulness, fitted on the bundled demonstrations. The compiled mode uses
+torch.compile with its default backend, for the bare model too. Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -32,17 +32,19 @@ def fit(**settings: Any) -> sealign.Edit:
     """Fit an edit of every layer of the embedded model."""
     model, tokenizer = sealign.load_model("smollm2", dtype="float32")
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=64)
-    return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.FitConfig(layers="all", **settings))
+    return sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(layers="all", **settings))
 
 
 @contextmanager
 def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
-    """Edit by dense projections, as the paper's formulas have it."""
+    """Apply an edit by dense projections, as in the paper's formulas."""
     handles = []
     for layer, path in zip(edit.layers, edit.modules, strict=True):
-        projection = edit.projections[layer]
-        keep = (projection.positive @ projection.positive.T).to(model.dtype)
-        drop = (torch.eye(projection.width) - projection.negative @ projection.negative.T).to(model.dtype)
+        directions = edit.affine_edits[layer].right  # those that are kept, then those that are dropped
+        rank = int(edit.record.layers[str(layer)].statistics["rank_positive"])
+        positive, negative = directions[:rank].T, directions[rank:].T
+        keep = (positive @ positive.T).to(model.dtype)
+        drop = (torch.eye(edit.width) - negative @ negative.T).to(model.dtype)
 
         def hook(_module: Any, _inputs: Any, output: Any, keep: Any = keep, drop: Any = drop) -> Any:
             return dense_edit(output, keep, drop)
@@ -57,7 +59,7 @@ def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
 
 @torch.no_grad()
 def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
-    """Return one prefill and one decoding step as calls."""
+    """Return functions that run one prefill and one decoding step."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
     tokens = torch.randint(0, vocabulary, (batch, options.prefill), generator=generator)
@@ -77,7 +79,7 @@ def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Call
 
 
 def arms_of(bare: Any, edit: sealign.Edit, merged: Any, compiled: bool, stack: ExitStack) -> dict[str, Any]:
-    """Return models by arm, edited until the stack is closed."""
+    """Return the model of each arm, edited until the stack is closed."""
     models = {"bare": bare, "Sealign": copy.deepcopy(bare), "merged": merged}
     stack.enter_context(sealign.apply_edit(models["Sealign"], edit))
     if compiled:
@@ -90,7 +92,9 @@ def arms_of(bare: Any, edit: sealign.Edit, merged: Any, compiled: bool, stack: E
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--calls", type=int, default=3, help="of a prefill in a round; ten times as many of a decode")
+    parser.add_argument(
+        "--calls", type=int, default=3, help="number of prefills per round; ten times as many decoding steps"
+    )
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--context", type=int, default=64)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
@@ -120,7 +124,7 @@ def main() -> None:
                             for arm in ("Sealign", "dense", "merged"):
                                 row[f"{arm}, of bare"] = spread(ratios(seconds, arm, "bare")) if arm in seconds else ""
                             rows.append(row)
-    ranks = [projection.rank_positive + projection.rank_negative for projection in edits["SEA"].projections.values()]
+    ranks = [layer_edit.rank for layer_edit in edits["SEA"].layer_edits.values()]
     title = f"Applying an edit of all {len(ranks)} layers of SmolLM2, ranks {min(ranks)} to {max(ranks)}"
     report(f"{title}; {options.rounds} rounds", rows, {"runs": record, "ranks": ranks}, options.json, "transformers")
 
@@ -130,7 +134,7 @@ def _ms(seconds: list[float]) -> list[float]:
 
 
 def measure(models: Mapping[str, Any], batch: int, options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
-    """Time each step of every arm in turns."""
+    """Time each step of every arm in turn."""
     calls = {name: steps(model, batch, options) for name, model in models.items()}
     return {
         step: interleave(

@@ -1,9 +1,9 @@
-"""Collecting activations, beside the bare forward pass on the same batches and beside one sequence at a time.
+"""Measure the collection of activations against bare forward passes and against one sequence at a time.
 
     python benchmarks/collection.py --data-dir DATA [--demonstrations 500] [--alone 50] [--rounds 3] [--json FILE]
 
-DATA has HaluEval in the Hub's schema. One at a time is timed on the first ``--alone`` demonstrations and compared by
-the demonstration. Memory is the peak of a process of its own above the loaded model, Linux only.
+DATA is a folder with HaluEval in the Hub's schema. One sequence at a time is timed on the first ``--alone``
+demonstrations and scaled to all of them. Memory is the peak of a separate process above the loaded model, Linux only.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONFIG = CollectConfig()
 
 @torch.no_grad()
 def bare(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration]) -> None:
-    """Run the batches of a collection and keep nothing."""
+    """Run the batches of a collection without reading activations."""
     sequences = plan_sequences(tokenizer, demonstrations, CONFIG, None)
     order = sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True)
     runner, device = decoder_of(model), torch.device("cpu")
@@ -46,7 +46,7 @@ def bare(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration]) ->
 
 
 def three_sequences(tokenizer: Any, demonstrations: Sequence[Demonstration]) -> list[list[list[int]]]:
-    """Return each demonstration's prompt, and the prompt with either completion, as tokens."""
+    """Return the tokens of each demonstration's prompt, and of the prompt with either completion."""
     style = CONFIG.prompt_format.resolve(tokenizer)
     return [
         [
@@ -59,7 +59,7 @@ def three_sequences(tokenizer: Any, demonstrations: Sequence[Demonstration]) -> 
 
 
 def memory(data_dir: Path, count: int) -> int:
-    """Return the peak above the loaded model in a process of its own, in bytes."""
+    """Return the peak memory of a collection in a separate process, above the loaded model, in bytes."""
     command = [sys.executable, __file__, "--data-dir", str(data_dir), "--demonstrations", str(count), "--peak"]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--demonstrations", type=int, default=500)
-    parser.add_argument("--alone", type=int, default=50, help="demonstrations that are run one at a time")
+    parser.add_argument("--alone", type=int, default=50, help="number of demonstrations to run one sequence at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)

@@ -1,11 +1,11 @@
-"""Fitting one layer, beside the paper's formulas with dense tools in float64.
+"""Measure the fit of one layer against the paper's formulas, computed densely in float64.
 
     python benchmarks/fit.py [--rounds 3] [--width 4096] [--demonstrations 2000] [--json FILE]
 
-Both sides are fitted, positive and negative, at K = 0.998. The activations are random with the shape of a language
-model's: a large mean and covariances that fall as 1 / j, the three roles of a demonstration being alike. The larger
-the mean (``--means``), the fewer directions are kept: 1 keeps 4, and 0.65 keeps 20. The wider shapes are timed alone.
-Memory is the peak of the process above what it held before, Linux only.
+Both sides are fitted, positive and negative, at K = 0.998. The activations are random and resemble a language model's:
+a large mean, variances that fall as 1 / j, and correlated roles of a demonstration. The larger the mean (``--means``),
+the fewer directions are kept: 4 with a mean of 1, and 20 with 0.65. The wider shapes are timed without the reference.
+Memory is the peak of the process above its memory before, on Linux only.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def sine(found: Tensor, expected: Tensor) -> float:
 
 
 def memory(roles: list[Tensor]) -> float:
-    """Return the peak that a fit adds, over the size of the inputs."""
+    """Return the peak memory of a fit as a multiple of the size of its inputs."""
     before = reset_peak()
     fit_projection(*roles, explained_variance=K)
     return (peak() - before) / sum(role.nbytes for role in roles)
 
 
 def beside(roles: list[Tensor], rounds: int) -> dict[str, Any]:
-    """Return what is measured of fits and of the dense formulas in turns."""
+    """Time fits and the dense formulas in turn, and compare their results."""
     added = memory(roles)
     kept: dict[str, Any] = {}
 
@@ -97,7 +97,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--demonstrations", type=int, default=2000)
     parser.add_argument("--means", type=float, nargs="+", default=[1.0, 0.65])
-    parser.add_argument("--wide", type=int, default=8192, help="width of the shapes that are timed alone")
+    parser.add_argument(
+        "--wide", type=int, default=8192, help="width of the shapes that are timed without the reference"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows: list[dict[str, str]] = []

@@ -1,9 +1,8 @@
-"""How the cost of applying an edit grows with rank, batch and width, beside what the formula says.
+"""Measure how the cost of applying an edit grows with rank, tokens, width and layers, against the formula.
 
     python benchmarks/growth.py [--rounds 5] [--json FILE] [--plot FILE]
 
-One edited module at a time, float32, on random factors; 4 d (k+ + k-) flops a token. The cost of several layers is the
-sum over layers, each timed apart.
+A token costs 4 d (k+ + k-) floating-point operations per edited module. Factors are random, in float32.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import matplotlib
 import torch
 from rounds import interleave, report, spread
 
-from sealign.edits.layer_edit import LayerEdit
-from sealign.edits.record import EditSettings
+from sealign.methods.sea import projection_edit
 from sealign.spectral.projection import Projection
 
 matplotlib.use("Agg")
@@ -32,15 +30,13 @@ START: dict[str, int] = {"rank": 128, "tokens": 512, "width": 2048, "layers": 1}
 
 
 def call(*, rank: int, tokens: int, width: int, layers: int) -> Callable[[], object]:
-    """Return a call of rescaled edits of some layers, half of the rank on either side."""
+    """Return a function that applies the rescaled edits of some layers, with half of the rank on either side."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(tokens, width, generator=generator)
     edits = []
     for _ in range(layers):
         plus, minus = (torch.linalg.qr(torch.randn(width, rank // 2, generator=generator))[0] for _ in range(2))
-        ones = torch.ones(rank // 2)
-        projection = Projection(plus, minus, None, "identity", ones, ones, 1.0, 1.0)
-        edits.append(LayerEdit(projection, EditSettings("mlp", "both", "token", 1.0, "identity", False)))
+        edits.append(projection_edit(Projection(plus, minus), normalization="token"))
 
     @torch.no_grad()
     def run() -> None:
@@ -51,7 +47,7 @@ def call(*, rank: int, tokens: int, width: int, layers: int) -> Callable[[], obj
 
 
 def shapes() -> Mapping[str, list[dict[str, int]]]:
-    """Return by what is varied the shapes that are timed."""
+    """Return the shapes to time, by the size that varies."""
     return {
         what: [{**START, what: value} for value in values]
         for what, values in (("rank", RANKS), ("tokens", TOKENS), ("width", WIDTHS), ("layers", LAYERS))
@@ -59,11 +55,12 @@ def shapes() -> Mapping[str, list[dict[str, int]]]:
 
 
 def gigaflops(shape: Mapping[str, int]) -> float:
+    """Return the floating-point operations of a call by the formula, in units of 1e9."""
     return 4 * shape["width"] * shape["rank"] * shape["tokens"] * shape["layers"] / 1e9
 
 
 def draw(record: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
-    """Plot milliseconds against each, with the line that the formula gives from the largest."""
+    """Plot milliseconds against each size, with a line in proportion to it through the largest."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(record), figsize=(3.2 * len(record), 3), layout="constrained")
@@ -76,7 +73,7 @@ def draw(record: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
         axis.set_xticks(values, [str(value) for value in values], fontsize="small")
         axis.xaxis.minorticks_off()
         axis.set_xlabel(what if what != "rank" else "rank, k+ + k-")
-        axis.set_ylabel("ms a call" if axis is axes[0] else "")
+        axis.set_ylabel("ms per call" if axis is axes[0] else "")
     axes[0].legend()
     figure.savefig(file, dpi=150)
 
@@ -98,7 +95,7 @@ def main() -> None:
             milliseconds = [1000 * taken for taken in item["seconds"]]
             rate = item["gigaflops"] / statistics.median(item["seconds"])
             value = f"{what} {item['shape'][what]}"
-            rows.append({"": value, "ms a call": spread(milliseconds), "gigaflops a second": f"{rate:.1f}"})
+            rows.append({"": value, "ms per call": spread(milliseconds), "GFLOP/s": f"{rate:.1f}"})
     start = ", ".join(f"{name} {value}" for name, value in START.items())
     report(f"Applying, around {start}", rows, {"growth": record}, options.json)
     if options.plot:

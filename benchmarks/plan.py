@@ -1,10 +1,10 @@
-"""What a fit takes, beside what its plan says before.
+"""Measure the time and memory of a fit against its plan.
 
     python benchmarks/plan.py [--rounds 3] [--demonstrations 143] [--json FILE]
 
-The embedded model, and models with random weights: one four times as wide, and a mixture of experts. All layers are
-fitted. Ratios are measured over planned; a plan promises to be within a factor of two. Memory is the peak of the
-process above what it held before the model was made, Linux only.
+The models are the embedded one and two with random weights: one four times as wide, and a mixture of experts. All
+layers are fitted. Ratios are measured over planned; a plan should be within a factor of two. Memory is the peak of the
+process above its memory before the model is built, on Linux only.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from rounds import peak, report, reset_peak, spread
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 import sealign
+from sealign.fitting.collected import Collected
 from sealign.fitting.plan import plan_fit
-from sealign.methods.sea import fit_projections
+from sealign.methods.sea import decompose
 from sealign.models.loading import load_model
 
 SHAPES = {"num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 49152}
@@ -33,8 +34,8 @@ def random_model(config: Any) -> Any:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
-def models(tokenizer: Any) -> dict[str, Callable[[], Any]]:
-    """Return what makes each model."""
+def models() -> dict[str, Callable[[], Any]]:
+    """Return functions that build the models, by name."""
     wide = LlamaConfig(hidden_size=2304, intermediate_size=6144, num_hidden_layers=4, **SHAPES)
     experts = MixtralConfig(
         hidden_size=1024, intermediate_size=1536, num_hidden_layers=6, num_local_experts=8, **SHAPES
@@ -54,9 +55,9 @@ def main() -> None:
     options = parser.parse_args()
     _, tokenizer = load_model()
     learnt = sealign.load_demonstrations("bundled:truthfulness", limit=options.demonstrations)
-    config = sealign.FitConfig(layers="all")
+    config = sealign.SEAConfig(layers="all")
     rows, record = [], {}
-    for name, make in models(tokenizer).items():
+    for name, make in models().items():
         before = reset_peak()
         model = make()
         ratios: dict[str, list[float]] = {"collection": [], "decomposition": [], "memory": []}
@@ -66,7 +67,9 @@ def main() -> None:
             started = time.perf_counter()
             found = sealign.collect_activations(model, tokenizer, learnt, config=config.collect_config())
             collected = time.perf_counter()
-            fit_projections(found, config=config)
+            activations = Collected(found, config)
+            for layer in activations.layers:
+                decompose(activations.statistics(layer), config)
             finished = time.perf_counter()
             ratios["collection"].append((collected - started) / plan.collection_seconds)
             ratios["decomposition"].append((finished - collected) / plan.decomposition_seconds)
@@ -79,8 +82,8 @@ def main() -> None:
                 **{f"{what}, measured / planned": spread(found, 2) for what, found in ratios.items()},
             }
         )
-        del model, found
-    report(f"Fits beside their plans, medians of {options.rounds} rounds", rows, record, options.json)
+        del model, found, activations
+    report(f"Fits against their plans, medians of {options.rounds} rounds", rows, record, options.json)
     worst = max(
         max(value, 1 / value)
         for ratios in record.values()

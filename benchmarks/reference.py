@@ -1,6 +1,6 @@
-"""The algorithm of Qiu et al. 2024 (arXiv 2405.09719) as its formulas give it, with dense tools in float64.
+"""The algorithm of Qiu et al. 2024 (arXiv 2405.09719) by its formulas, computed densely in float64.
 
-What the benchmarks compare with: whole cross-covariances, their full singular value decomposition, (d, d) projections,
+The benchmarks compare with it: full cross-covariances, their full singular value decomposition, (d, d) projections, and
 one demonstration at a time.
 """
 
@@ -37,7 +37,7 @@ def edit(tokens: Tensor, keep: Tensor, drop: Tensor) -> Tensor:
 
 @torch.no_grad()
 def collect(model: Any, demonstrations: Sequence[Sequence[Sequence[int]]], modules: Sequence[str]) -> list[Tensor]:
-    """Return H, H+ and H-, (modules, n, d): each sequence run alone, the last token of each module's output kept."""
+    """Return H, H+ and H-, (modules, n, d) each: the outputs of modules at the last token, one sequence at a time."""
     found: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the benchmarks share: arms timed in turns, peaks of memory, the machine, and a table with its JSON."""
+"""Shared by the benchmarks: interleaved timing of arms, peak memory, the machine, and a table with its JSON."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from rich.table import Table
 
 
 def interleave(arms: Mapping[str, Callable[[], object]], rounds: int, *, calls: int = 1) -> dict[str, list[float]]:
-    """Return the seconds of each arm, by round; every arm runs once a round, in an order that changes.
+    """Time each arm once per round, in random order, and return the seconds of each arm by round.
 
-    A round's time of an arm is the median of ``calls`` calls, after one that is not counted in the first round.
+    The time of an arm in a round is the median of ``calls`` calls. Each arm is called once before the first round.
     """
     for run in arms.values():
         run()
@@ -40,23 +40,23 @@ def interleave(arms: Mapping[str, Callable[[], object]], rounds: int, *, calls: 
 
 
 def ratios(seconds: Mapping[str, Sequence[float]], arm: str, to: str) -> list[float]:
-    """Return an arm's time over another's, round by round."""
+    """Return the ratio of the times of two arms in each round."""
     return [own / other for own, other in zip(seconds[arm], seconds[to], strict=True)]
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return a median with the lowest and highest."""
+    """Return the median with the lowest and highest value, as text."""
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def reset_peak() -> int:
-    """Forget the peak of this process's memory so far, and return what it holds now, in bytes; Linux only."""
+    """Reset the peak memory of this process, and return its memory in bytes; on Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
 
 
 def peak() -> int:
-    """Return the peak of this process's memory since ``reset_peak``, in bytes."""
+    """Return the peak memory of this process since ``reset_peak``, in bytes."""
     return _status("VmHWM")
 
 
@@ -68,7 +68,7 @@ def _status(name: str) -> int:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the processor, threads and versions that the figures depend on."""
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -88,7 +88,7 @@ def _processor() -> str:
 def report(
     title: str, rows: Sequence[Mapping[str, str]], record: Mapping[str, Any], file: Path | None, *packages: str
 ) -> None:
-    """Print a table, and write the record with the machine as JSON where a file is named."""
+    """Print a table, and write the record with the machine to a JSON file if one is given."""
     found = machine(*packages)
     table = Table(title=title, caption=", ".join(f"{name} {value}" for name, value in found.items()))
     for number, column in enumerate(rows[0]):

@@ -1,8 +1,8 @@
-"""How long it takes to import the library beyond torch, and to print the help of the command line.
+"""Measure the time to import the library beyond torch, and to print the help of the command line.
 
     python benchmarks/startup.py [--rounds 9] [--json FILE]
 
-Every run is a process of its own, and bytecode has been written before.
+Every run is a separate process; bytecode is cached by the call before the first round.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def run(command: Sequence[str]) -> None:
-    # Python must be able to keep its bytecode, as it is for users.
+    # Python must be able to cache its bytecode, as it does for users.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
 
