@@ -13,8 +13,12 @@ import torch
 import sealign
 from sealign.errors import ExportError
 from sealign.export.control_vector import export_control_vector, read_control_vector
+from sealign.export.gguf import export_gguf_lora
 from sealign.export.gguf_file import open_gguf, value_of
+from sealign.export.llama_cpp import llama_outputs
 from tests.export.made_edits import affine, edit_of, random_edit
+from tests.export.tiny_gguf import write_llama
+from tests.tiny_models import build_model
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def test_the_file(llama: Any, tokenizer: Any, shifts: Any, tmp_path: Path) -> No
     ]  # fmt: skip
     for layer, tensor in zip((1, 3), reader.tensors, strict=True):
         np.testing.assert_allclose(tensor.data, -0.5 * shifts[layer].shift.numpy(), rtol=1e-6)
-    rows = read_control_vector(reader, layers=4)
+    rows = read_control_vector(reader, layers=4, width=48)
     assert rows.shape == (3, 48)
     np.testing.assert_array_equal(rows[0], reader.tensors[0].data)
     assert not rows[1].any()
@@ -95,7 +99,11 @@ def test_an_edit_of_leace_is_refused_with_the_remedy(
 def test_vectors_of_other_models_are_not_read(llama: Any, tokenizer: Any, shifts: Any, tmp_path: Path) -> None:
     export_control_vector(edit_of(llama, tokenizer, shifts, site="residual"), tmp_path / "vector.gguf")
     with pytest.raises(ExportError, match="a tensor 'direction.3', but the model has directions 1 to 2; give"):
-        read_control_vector(open_gguf(tmp_path / "vector.gguf"), layers=3)
+        read_control_vector(open_gguf(tmp_path / "vector.gguf"), layers=3, width=48)
+    with pytest.raises(
+        ExportError, match="has 48 features, but the model has 64; give the GGUF file of its base model"
+    ):
+        read_control_vector(open_gguf(tmp_path / "vector.gguf"), layers=4, width=64)
     writer = gguf.GGUFWriter(tmp_path / "other.gguf", "controlvector")
     writer.add_tensor("direction.0", affine(4).left.numpy())
     writer.write_header_to_file()
@@ -103,4 +111,18 @@ def test_vectors_of_other_models_are_not_read(llama: Any, tokenizer: Any, shifts
     writer.write_tensors_to_file()
     writer.close()
     with pytest.raises(ExportError, match="a tensor 'direction.0'"):
-        read_control_vector(open_gguf(tmp_path / "other.gguf"), layers=3)
+        read_control_vector(open_gguf(tmp_path / "other.gguf"), layers=3, width=48)
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "control vector"])
+def test_a_file_that_needs_its_base_model_is_not_run_without(
+    tokenizer: Any, shifts: Any, tmp_path: Path, kind: str
+) -> None:
+    model, file = build_model("llama", vocab_size=len(tokenizer)), tmp_path / "alone.gguf"
+    if kind == "LoRA":
+        base = write_llama(model, tmp_path / "base.gguf")
+        export_gguf_lora(model, base, random_edit(model, tokenizer), file)
+    else:
+        export_control_vector(edit_of(model, tokenizer, shifts, site="residual"), file)
+    with pytest.raises(ExportError, match=f"is a {kind}, which needs its base model; name the GGUF file of that with"):
+        llama_outputs(file, None, tokenizer)

@@ -54,7 +54,8 @@ def _check(model: Any, edit: Any, tokenizer: Any, merged: Path, *, tolerance: fl
     with sealign.apply_edit(model, edit):
         expected = logits(model, tokenizer)
     assert float((expected - logits(model, tokenizer)).abs().max()) > 1e-3
-    loaded, report = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
+    pair: Any = AutoModelForCausalLM.from_pretrained(merged, output_loading_info=True)
+    loaded, report = pair
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded.dtype == model.dtype

@@ -35,12 +35,12 @@ def write_llama(model: Any, file: Path, kinds: Mapping[str, Kind] | None = None)
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
-        stored, data = table.get_name(name, try_suffixes=(".weight", ".bias")), tensor.float().numpy()
+        stored, data = str(table.get_name(name, try_suffixes=(".weight", ".bias"))), tensor.float().numpy()
         for part, count in heads.items():
             if f".{part}." in name:  # llama.cpp rotates neighbouring features, transformers the two halves
                 rows = data.shape[0] // count // 2
                 data = data.reshape(count, 2, rows, -1).swapaxes(1, 2).reshape(data.shape)
-        kind = (kinds or {}).get(str(stored), Kind.F32)
+        kind = (kinds or {}).get(stored, Kind.F32)
         writer.add_tensor(stored, gguf.quants.quantize(np.ascontiguousarray(data), kind), raw_dtype=kind)
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -51,29 +50,31 @@ def export_control_vector(edit: Edit, target: str | Path, *, architecture: str |
     return list(directions)
 
 
-def read_control_vector(reader: gguf.GGUFReader, layers: int) -> NDArray[np.float32]:
+def read_control_vector(reader: gguf.GGUFReader, *, layers: int, width: int) -> NDArray[np.float32]:
     """Return the vectors of a control vector, (layers - 1, d): row i is added to the output of layer i + 1.
 
     Args:
         reader: The open file of the control vector.
-        layers: Number of layers of the model. Must be above the largest layer in the file.
+        layers: Number of layers of the model.
+        width: Number of features d of the model.
 
     Raises:
-        ExportError: A tensor is not a direction of one of these layers.
+        ExportError: A tensor is not a direction of one of these layers, or has another number of features.
     """
-    found: dict[int, Any] = {}
+    rows = np.zeros((layers - 1, width), dtype=np.float32)
     for tensor in reader.tensors:
         name, _, number = tensor.name.partition(".")
         if name != "direction" or not number.isdecimal() or not 1 <= int(number) < layers:
             raise ExportError(
                 f"the control vector has a tensor '{tensor.name}', but the model has directions 1 to {layers - 1}; "
-                "give the file of its own base model"
+                "give the GGUF file of its base model"
             )
-        found[int(number)] = tensor.data
-    width = len(next(iter(found.values())))
-    rows = np.zeros((layers - 1, width), dtype=np.float32)
-    for layer, direction in found.items():
-        rows[layer - 1] = direction
+        if tensor.data.shape != (width,):
+            raise ExportError(
+                f"the control vector has {len(tensor.data)} features, but the model has {width}; give the GGUF file of "
+                "its base model"
+            )
+        rows[int(number) - 1] = tensor.data
     return rows
 
 

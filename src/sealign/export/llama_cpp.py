@@ -34,13 +34,13 @@ def llama_outputs(
     Raises:
         ExportError: The file needs a base model and none is given, or does not fit it.
     """
-    from llama_cpp import GGML_TYPE_F32, Llama
-
     reader = open_gguf(file)
     is_lora, is_vector = value_of(reader, "general.type") == "adapter", architecture_of(reader) == ARCHITECTURE
     if (is_lora or is_vector) and base is None:
         kind = "LoRA" if is_lora else "control vector"
         raise ExportError(f"'{file}' is a {kind}, which needs its base model; name the GGUF file of that with --base")
+    from llama_cpp import GGML_TYPE_F32, Llama
+
     prompt_ids = [list(tokenizer.encode(prompt)) for prompt in prompts]
     model = Llama(
         model_path=str(base if is_lora or is_vector else file),
@@ -68,11 +68,7 @@ def _set_control_vector(model: Any, reader: Any) -> None:
     import llama_cpp
 
     layers, width = llama_cpp.llama_model_n_layer(model.model), model.n_embd()
-    rows = read_control_vector(reader, layers)
-    if rows.shape[1] != width:
-        raise ExportError(
-            f"the control vector has {rows.shape[1]} features, but the model has {width}; give its own base model"
-        )
+    rows = read_control_vector(reader, layers=layers, width=width)
     data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
     if llama_cpp.llama_set_adapter_cvec(model.ctx, data, rows.size, width, 1, layers):
         raise ExportError("llama.cpp does not accept the control vector; give the file of the model's own edit")
