@@ -29,7 +29,7 @@ def export_card(edit: Edit, form: str, *, library: str | None = None, approximat
         else "It computes what the edit computes, up to rounding."
     )
     listed = ("site", "layers", "strength")  # given above, as they are in the edit
-    settings = [f"- {name}: {value}" for name, value in record.settings.items() if name not in listed]
+    settings = "\n".join(f"- {name}: {value}" for name, value in record.settings.items() if name not in listed)
     data = ModelCardData(base_model=model.id, library_name=library, tags=["sealign"])
     return ModelCard(f"""---
 {data.to_yaml()}
@@ -49,5 +49,5 @@ Fitted from {record.demonstrations_count} demonstrations, without training, by S
 
 ## Settings of the method
 
-{chr(10).join(settings)}
+{settings}
 """)
