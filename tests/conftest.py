@@ -28,7 +28,7 @@ import torch  # noqa: E402
 
 import sealign  # noqa: E402
 from sealign.files import cache_dir  # noqa: E402
-from sealign.models.loading import embedded_model  # noqa: E402
+from sealign.models.embedded_model import embedded_model  # noqa: E402
 from tests.tiny_models import build_model, save_stand_in  # noqa: E402
 
 # A deadline would measure what else the machine does.

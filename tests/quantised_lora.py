@@ -24,7 +24,7 @@ from sealign.models.loading import checkpoint_folder
 
 def quantisation(name: str) -> Any:
     if name == "torchao-int8":
-        from torchao.quantization import Int8WeightOnlyConfig
+        from torchao.quantization import Int8WeightOnlyConfig  # type: ignore[import-not-found]
 
         return TorchAoConfig(Int8WeightOnlyConfig())
     if name == "bitsandbytes-8bit":
@@ -49,7 +49,7 @@ def main(name: str, target: str) -> None:
     again = model_outputs(model, tokenizer)
     # Loaded as a user loads it, onto a base that is quantised again.
     adapted = PeftModel.from_pretrained(load(name, folder), target).eval()
-    agreement = compare_outputs(name, base, edited, model_outputs(adapted, tokenizer), tolerance=1.0)
+    agreement = compare_outputs(name, base, edited, model_outputs(adapted, tokenizer), tolerance=1.0)  # type: ignore[arg-type]
     unchanged = all((a == b).all() for a, b in zip(base.log_probabilities, again.log_probabilities, strict=True))
     kind = type(model.get_submodule("model.layers.29.mlp.down_proj").weight).__name__
     found = dataclasses.asdict(agreement) | {"passed": agreement.passed, "weight": kind}

@@ -46,7 +46,8 @@ def test_every_edit_has_random_and_reversed_controls(
             assert arm.record.layers == edit.layers
             assert arm.record.config == edit.record.config
     assert (arms["mild"].record.source, arms["mild"].record.fit_seconds) == ("a folder", edit.fit_seconds)
-    assert arms["mild reversed"].record.source is arms["mild reversed"].record.fit_seconds is None
+    assert arms["mild reversed"].record.source is None
+    assert arms["mild reversed"].record.fit_seconds is None
 
 
 def test_the_strength_is_that_at_which_an_edit_is_applied(small_edit: sealign.Edit) -> None:

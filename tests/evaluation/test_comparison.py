@@ -1,4 +1,4 @@
-"""The statistics of whole evaluations, on results with planted effects."""
+"""Statistics of whole evaluations, on results with planted effects."""
 
 from __future__ import annotations
 
@@ -56,11 +56,12 @@ def test_families_of_the_correction() -> None:
     assert age.difference is not None
     assert age.adjusted_p == age.difference.p_value  # alone in its family
     # A single item has no interval, and says so by having none.
-    assert religion.difference is religion.adjusted_p is None
+    assert religion.difference is None
+    assert religion.adjusted_p is None
     assert religion.base in (0.0, 1.0)
 
 
-def test_the_mean_of_ratios_is_that_of_their_parts() -> None:
+def test_the_mean_of_ratios_averages_numerators_and_denominators() -> None:
     bias = planted_results().tasks["bbq"].metrics["bias"]
     one = bias.item_scores("base")
     other = dataclasses.replace(one, numerators=one.numerators * 0, denominators=np.ones_like(one.numerators))
@@ -72,7 +73,7 @@ def test_the_mean_of_ratios_is_that_of_their_parts() -> None:
 
 
 def _renamed(results: Results, name: str) -> Results:
-    """The same results with another name for the edit."""
+    """Return results with another name for the edit."""
     arms = {}
     for old, arm in results.arms.items():
         arms[old.replace("mild", name)] = dataclasses.replace(arm, edit=arm.edit and name)
@@ -117,7 +118,7 @@ def test_only_items_that_both_have_are_compared() -> None:
     assert [row.difference.items for row in base.rows if row.difference] == [30]
 
 
-def test_evaluations_that_do_not_belong_together() -> None:
+def test_evaluations_of_other_tasks_or_data_are_refused() -> None:
     first, second = planted_results(), planted_results()
     alone = dataclasses.replace(second, tasks={"other": second.tasks["bbq"]})
     with pytest.raises(

@@ -31,7 +31,7 @@ def test_ratios_are_those_of_the_calls(
     monkeypatch.setattr(LayerEdit, "__call__", slow)
     edit = small_edit.with_layers([1])
     clock = llama.register_forward_pre_hook(lambda *_: tick(1.0))
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: now)
+    monkeypatch.setattr("sealign.evaluation.cost.time.perf_counter", lambda: now)
     try:
         found = cost.measure_cost(llama, tokenizer, edit, prompt_tokens=40, new_tokens=6, rounds=3)
     finally:

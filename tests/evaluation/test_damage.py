@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sealign
-from sealign.evaluation.damage import bundled_texts, measure_damage, measure_damages
+from sealign.evaluation.damage import bundled_texts, increase_with_bound, measure_damage, measure_damages, text_losses
 
 TEXTS = [
     "The town lies by the river.",
@@ -40,7 +40,7 @@ def test_against_plain_losses(llama: Any, tokenizer: Any, small_edit: sealign.Ed
     assert damage.mean_divergence > 0
 
 
-def test_several_edits_are_measured_apart(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_several_edits_are_measured_separately(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     edits = [small_edit, small_edit.with_layers([1]), small_edit.randomized(0)]
     together = measure_damages(llama, tokenizer, edits, texts=TEXTS)
     for edit, found in zip(edits, together, strict=True):
@@ -50,7 +50,7 @@ def test_several_edits_are_measured_apart(llama: Any, tokenizer: Any, small_edit
     assert len({round(found.edited_loss, 6) for found in together}) == 3
 
 
-def test_no_edit_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_strength_0_does_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     damage = measure_damage(llama, tokenizer, small_edit.with_strength(0.0), texts=TEXTS)
     assert damage.loss_increase == 0
     assert damage.mean_divergence == pytest.approx(0, abs=1e-9)
@@ -61,14 +61,39 @@ def test_per_feature_edits_run_one_text_at_a_time(llama: Any, tokenizer: Any, sm
     assert measure_damage(llama, tokenizer, edit, texts=TEXTS, batch_size=3).loss_increase != 0
 
 
+@torch.no_grad()
+def test_losses_of_texts(llama: Any, tokenizer: Any) -> None:
+    texts = ["The town lies by the river.", "Bread.", "The clerk asks for a form, and then for another."]
+    tokens, losses = text_losses(llama, tokenizer, texts, batch_size=2)
+    encoded = [torch.tensor([tokenizer.encode(text)]) for text in texts]
+    assert tokens.tolist() == [ids.shape[1] - 1 for ids in encoded]
+    assert losses.tolist() == pytest.approx([float(llama(ids, labels=ids).loss) for ids in encoded], rel=1e-5)
+
+
+def test_the_bound_on_the_damage_covers() -> None:
+    """The bound is above the true increase in 95 of 100 draws of texts."""
+    generator = np.random.default_rng(0)
+    above = []
+    for _ in range(2000):
+        tokens = np.full(10, 40.0)
+        increases = generator.normal(0.05, 0.04, 10)
+        mean, bound = increase_with_bound(tokens, np.zeros(10), increases)
+        assert mean == pytest.approx(increases.mean())
+        above.append(bound >= 0.05)
+    assert 0.94 <= np.mean(above) <= 0.96
+    mean, _ = increase_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
+    assert mean == 0.25
+
+
 @pytest.mark.slow
-def test_a_destroyed_model_shows(smollm2: Any) -> None:
-    """The damage that hides behind a gain in MC2: a strong edit of many layers."""
+def test_a_strong_edit_does_much_more_damage_than_a_mild_one(smollm2: Any) -> None:
+    """A strong edit of many layers may score higher on MC2, but its damage shows that it breaks the model."""
+    model, tokenizer = smollm2
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=60)
     config = sealign.SEAConfig(explained_variance=0.9, centered=True)
-    edit = sealign.fit_edit(*smollm2, demonstrations, config=config)
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     texts = bundled_texts()[:2]
-    strong = measure_damage(*smollm2, edit, texts=texts)
-    mild = measure_damage(*smollm2, edit.with_strength(0.25), texts=texts)
+    strong = measure_damage(model, tokenizer, edit, texts=texts)
+    mild = measure_damage(model, tokenizer, edit.with_strength(0.25), texts=texts)
     assert 2.5 < strong.base_loss < 4.5
     assert strong.loss_increase > 3 * max(mild.loss_increase, 0.01)

@@ -1,4 +1,4 @@
-"""Whole evaluations of a tiny model on local data: arms, resuming, the harness as oracle."""
+"""Whole evaluations of a tiny model on local data: arms, resuming, and the scores of the harness itself."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 pytest.importorskip("lm_eval")
 
 import sealign
 from sealign.errors import ResultsFileError, SettingError
-from sealign.evaluation import evaluate_edits as run
-from sealign.evaluation.damage import increase_with_bound, measure_damage, text_losses
+from sealign.evaluation.damage import measure_damage
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.judge import NOT_JUDGED
 from sealign.evaluation.results import Results
 from tests.conftest import our_hooks
@@ -84,7 +83,7 @@ def test_the_harness_itself_gives_the_same_scores(
     tmp_path: Path,
     normalization: Any,
 ) -> None:
-    """The harness's own model under our hooks, through its own entry point."""
+    """Compare with the harness's own model with the edit attached, run by ``simple_evaluate``."""
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -103,7 +102,7 @@ def test_the_harness_itself_gives_the_same_scores(
             assert results.tasks[task].metrics[ours].value("mild") == pytest.approx(float(value), abs=1e-4)
 
 
-def test_a_killed_run_goes_on(
+def test_an_interrupted_run_continues(
     llama: Any,
     tokenizer: Any,
     small_edit: sealign.Edit,
@@ -112,7 +111,7 @@ def test_a_killed_run_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = evaluate(llama, tokenizer, {"mild": small_edit}, config=config, output=tmp_path / "whole")
-    scored, real = [0], run.SealignLM.loglikelihood
+    scored, real = [0], SealignLM.loglikelihood
 
     class KilledError(Exception):
         pass
@@ -124,7 +123,7 @@ def test_a_killed_run_goes_on(
         return real(self, requests, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(run.SealignLM, "loglikelihood", count)
+        patch.setattr(SealignLM, "loglikelihood", count)
         with pytest.raises(KilledError):
             evaluate(llama, tokenizer, {"mild": small_edit}, config=config, output=tmp_path / "part")
     assert not (tmp_path / "part" / "results.json").exists()
@@ -243,39 +242,9 @@ def test_judged_generation(roomy: Any, tokenizer: Any, local: Path, tmp_path: Pa
 
 
 def test_refusals(llama: Any, tokenizer: Any, small_edit: sealign.Edit, local: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="tasks is empty"):
-        EvaluationConfig(tasks=[])
-    with pytest.raises(SettingError, match="task 'bbq' is named 2 times"):
-        EvaluationConfig(tasks=["bbq", "bbq"])
-    with pytest.raises(SettingError, match="limit is 0"):
-        EvaluationConfig(tasks=["bbq"], limit=0)
     config = EvaluationConfig(tasks=["truthfulqa_mc1"], data_dir=local)
     with pytest.raises(SettingError, match="an edit is named 'base', which is the name of another arm"):
         evaluate(llama, tokenizer, {"base": small_edit}, config=config, output=tmp_path / "x")
     missing = EvaluationConfig(tasks=["bbq"], data_dir=local)
     with pytest.raises(SettingError, match="task 'bbq' needs the file"):
         evaluate(llama, tokenizer, {}, config=missing, output=tmp_path / "y")
-
-
-@torch.no_grad()
-def test_losses_of_texts(llama: Any, tokenizer: Any) -> None:
-    texts = ["The town lies by the river.", "Bread.", "The clerk asks for a form, and then for another."]
-    tokens, losses = text_losses(llama, tokenizer, texts, batch_size=2)
-    encoded = [torch.tensor([tokenizer.encode(text)]) for text in texts]
-    assert tokens.tolist() == [ids.shape[1] - 1 for ids in encoded]
-    assert losses.tolist() == pytest.approx([float(llama(ids, labels=ids).loss) for ids in encoded], rel=1e-5)
-
-
-def test_the_bound_on_the_damage_covers() -> None:
-    """In 95 of 100 draws of texts, the bound is above the true rise."""
-    generator = np.random.default_rng(0)
-    above = []
-    for _ in range(2000):
-        tokens = np.full(10, 40.0)
-        rises = generator.normal(0.05, 0.04, 10)
-        mean, bound = increase_with_bound(tokens, np.zeros(10), rises)
-        assert mean == pytest.approx(rises.mean())
-        above.append(bound >= 0.05)
-    assert 0.94 <= np.mean(above) <= 0.96
-    mean, _ = increase_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
-    assert mean == 0.25

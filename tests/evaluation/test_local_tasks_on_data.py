@@ -1,4 +1,4 @@
-"""Tasks on local data, and our scores of their items against the harness's own totals."""
+"""Tasks on local data, and the scores of their items against the totals of the harness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
 
 def _run(task: str, data_dir: Path, limit: int) -> dict[str, Any]:
-    """The harness with its own dummy model, whose answers are random."""
+    """Run the harness with its dummy model, whose answers are random."""
     import lm_eval
 
     with task_manager([task], data_dir) as manager:
@@ -36,7 +36,7 @@ PRESENT = [
 
 
 @pytest.mark.parametrize("task", [task for task in PRESENT if task != "truthfulqa_gen"])
-def test_plain_metrics_are_the_harnesss(task: str, data_dir: Path) -> None:
+def test_plain_metrics_match_the_harness(task: str, data_dir: Path) -> None:
     result = _run(task, data_dir, 30)
     samples = result["samples"][task]
     first = [sample for sample in samples if sample["filter"] == samples[0]["filter"]]
@@ -54,7 +54,7 @@ def test_plain_metrics_are_the_harnesss(task: str, data_dir: Path) -> None:
     assert compared >= 1
 
 
-def test_bbq_scores_are_the_harnesss(data_dir: Path) -> None:
+def test_bbq_scores_match_the_harness(data_dir: Path) -> None:
     result = _run("bbq", data_dir, 400)
     found = item_scores("bbq", result["samples"]["bbq"])
     totals = {name.split(",")[0]: value for name, value in result["results"]["bbq"].items()}
@@ -88,7 +88,8 @@ def test_mc3_and_crows_by_type(data_dir: Path) -> None:
     found = item_scores("truthfulqa_mc2", result["samples"]["truthfulqa_mc2"])
     expected = []
     for sample in result["samples"]["truthfulqa_mc2"]:
-        true, false = [], []
+        true: list[Any] = []
+        false: list[Any] = []
         for label, (value, _) in zip(sample["doc"]["mc2_targets"]["labels"], sample["filtered_resps"], strict=True):
             (true if label else false).append(value)
         expected.append(sum(value > max(false) for value in true) / len(true))
@@ -121,7 +122,7 @@ def test_unknown_tasks_and_missing_files(tmp_path: Path, data_dir: Path) -> None
         pass
 
 
-def test_local_tasks_are_the_harnesss_of_their_name() -> None:
+def test_local_tasks_have_the_configuration_of_the_harness() -> None:
     from sealign.evaluation.local_tasks import _known_tasks
 
     for name, task in LOCAL_TASKS.items():
@@ -130,5 +131,5 @@ def test_local_tasks_are_the_harnesss_of_their_name() -> None:
             assert str(path).endswith(task.config), name
 
 
-def test_every_task_of_the_field_has_a_local_schema() -> None:
+def test_all_tasks_with_data_can_read_it() -> None:
     assert set(PRESENT) <= set(LOCAL_TASKS)

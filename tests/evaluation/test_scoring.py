@@ -1,4 +1,4 @@
-"""Packed scoring against one plain forward pass a continuation."""
+"""Packed scoring against one plain forward pass per continuation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny_models import CONFIGS, build_model
 
 @torch.no_grad()
 def plain_scores(model: Any, requests: list[ChoiceRequest]) -> list[list[tuple[float, bool]]]:
-    """Each continuation in a sequence of its own, without cache, batch, packing or logits_to_keep."""
+    """Score each continuation in a sequence of its own, without cache, batch, packing or logits_to_keep."""
     scores = []
     for request in requests:
         row = []
@@ -40,7 +40,7 @@ def _agree(found: list[list[ChoiceScore]], expected: list[list[tuple[float, bool
 
 
 def make_requests(shared: int, *, count: int = 7, vocabulary: int = 90, seed: int = 0) -> list[ChoiceRequest]:
-    """Requests of unequal lengths with unequal numbers of choices, some of one token."""
+    """Return requests of unequal lengths with unequal numbers of continuations, some of one token."""
     generator = random.Random(seed)
 
     def tokens(length: int) -> tuple[int, ...]:
@@ -80,7 +80,7 @@ def test_with_an_edit_on_the_model(llama: Any, small_edit: sealign.Edit) -> None
     assert max(changes) > 0.05
 
 
-def test_greedy_continuations_are_told(llama: Any) -> None:
+def test_greedy_continuations_are_recognised(llama: Any) -> None:
     ids = torch.tensor([[9, 17, 33]])
     out = llama.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)[0, 3:].tolist()
     other = [out[0], (out[1] + 1) % 90, out[2]]
@@ -88,13 +88,14 @@ def test_greedy_continuations_are_told(llama: Any) -> None:
     assert [score.greedy for score in scores] == [True, False, True]
 
 
-def test_what_cannot_be_packed_is_told(tokenizer: Any, tiny_model: Callable[[str], Any]) -> None:
+def test_models_that_do_not_support_packing_are_recognised(tokenizer: Any, tiny_model: Callable[[str], Any]) -> None:
     assert all(supports_packing(tiny_model(name)) for name in CONFIGS)
     assert not supports_packing(build_model("falcon", vocab_size=len(tokenizer), alibi=True))
 
 
 def test_every_row_is_reported_as_it_is_scored(llama: Any) -> None:
-    requests, reported = make_requests(0), {}
+    requests = make_requests(0)
+    reported: dict[Any, Any] = {}
     found = score_choices(llama, requests, pack_tokens=16, on_scored=reported.update)
     assert [reported[index] for index in range(len(requests))] == found
 
@@ -108,7 +109,7 @@ def test_packing_keeps_every_request_and_the_capacity(lengths: list[int], capaci
         assert len(row) == 1 or sum(request.length for _, request in row) <= capacity
 
 
-def test_what_is_shared_is_run_once(llama: Any) -> None:
+def test_the_common_prefix_runs_once(llama: Any) -> None:
     sizes: list[int] = []
     hook = llama.model.register_forward_pre_hook(
         lambda _m, _args, kwargs: sizes.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -39,7 +39,7 @@ def config(local: Path) -> TuneConfig:
 
 
 @pytest.mark.slow
-def test_the_winner_is_tested_on_items_it_never_saw(
+def test_the_winner_is_tested_on_held_out_items(
     llama: Any, tokenizer: Any, demonstrations: Any, config: TuneConfig, tmp_path: Path
 ) -> None:
     result = tune(llama, tokenizer, demonstrations, config=config, output=tmp_path, command="as typed")
@@ -107,6 +107,7 @@ def test_deployable_edits_are_those_that_weights_carry() -> None:
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
         for _ in range(40):
             drawn, share = space.draw(study.ask(), sealign.SEAConfig())
+            assert isinstance(drawn, sealign.SEAConfig)
             assert drawn.site in ("mlp", "attention")
             assert drawn.normalization == "none"
             assert drawn.feature_map == "identity"
@@ -118,7 +119,7 @@ def test_the_whole_space_is_drawn() -> None:
     model = build_model("llama", vocab_size=50)
     space = SearchSpace.of(model, sealign.SEAConfig())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = [space.draw(study.ask(), sealign.SEAConfig(batch_size=3))[0] for _ in range(150)]
+    drawn: list[Any] = [space.draw(study.ask(), sealign.SEAConfig(batch_size=3))[0] for _ in range(150)]
     assert {config.site for config in drawn} == {"mlp", "attention", "residual"}
     assert {config.feature_map for config in drawn} == {"identity", "squared_exponential", "tanh", "elu"}
     assert {config.normalization for config in drawn} == {"token", "none"}

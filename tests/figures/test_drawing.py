@@ -52,7 +52,7 @@ def test_figures_are_legible_and_nothing_is_cut(name: str) -> None:
     assert min(sizes) >= 7
 
 
-def test_what_colour_tells_apart_shape_and_lightness_do() -> None:
+def test_shape_and_lightness_distinguish_what_colour_does() -> None:
     groups = drawing._GROUPS
     assert len({style["marker"] for style in groups}) == 4
     fills = sorted(1.0 if style["mfc"] == "none" else lightness(style["mfc"]) for style in groups[:3])
@@ -83,7 +83,7 @@ def test_panels_wrap_and_a_spectrum_shares_its_axis() -> None:
 def test_the_band_is_the_range() -> None:
     figure = figures.score_by_demonstrations(*SCORES, base=0.375)
     (band,) = figure.axes[0].collections
-    corners = {(float(x), float(y)) for x, y in band.get_paths()[0].vertices}
+    corners = {(float(x), float(y)) for x, y in np.asarray(band.get_paths()[0].vertices)}
     assert {(100, 0.25), (100, 0.75), (50, 0.375), (50, 0.5), (25, 0.25)} == corners
 
 

@@ -1,4 +1,4 @@
-"""Activations in a plane, against numpy in float64."""
+"""Activations embedded in a plane, against numpy in float64."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def test_tsne_draws_every_activation_once_in_order() -> None:
     # One row that lies far from all others keeps its place in the list: row 2 moves to the other side.
     swapped = collected(6, layers=(0,))
     swapped.positive[0][2], swapped.negative[0][2] = -swapped.positive[0][2], -swapped.negative[0][2]
-    points = places(figures.tsne_points(swapped, (0,)), "layer 0")
-    nearest = np.argsort(np.linalg.norm(points[2] - points, axis=1))[1]
+    placed = places(figures.tsne_points(swapped, (0,)), "layer 0")
+    nearest = np.argsort(np.linalg.norm(placed[2] - placed, axis=1))[1]
     assert nearest in {6, 7, 9, 10, 11}
 
 
@@ -59,7 +59,7 @@ def test_perplexity_is_bounded_by_the_points(count: int, perplexity: float, monk
     assert seen == {"perplexity": perplexity, "init": "pca", "random_state": 8}
 
 
-def test_threads_do_not_change_the_picture() -> None:
+def test_the_number_of_threads_does_not_change_the_result() -> None:
     from threadpoolctl import threadpool_limits
 
     found = []
@@ -129,6 +129,8 @@ def test_an_effect_by_tsne() -> None:
         (lambda: figures.effect(collected(4), collected(4), embedding="tsne"), DemonstrationError, "needs at least 5"),
     ],
 )
-def test_what_cannot_be_laid_in_a_plane(call: Callable[[], Any], error: type[Exception], words: str) -> None:
+def test_activations_that_cannot_be_embedded_are_refused(
+    call: Callable[[], Any], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         call()

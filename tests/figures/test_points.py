@@ -65,7 +65,7 @@ def test_points_of_a_spectrum() -> None:
         ({1: (torch.tensor([float("nan")]), torch.ones(1))}, "'layer 1' is nan at 1"),
     ],
 )
-def test_what_is_no_spectrum(spectra: Any, words: str) -> None:
+def test_invalid_spectra_are_refused(spectra: Any, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         figures.spectrum(spectra)
 
@@ -98,7 +98,7 @@ def test_points_of_signatures() -> None:
         ({"b": {0: 1.0, 1: float("inf")}}, "'b' is inf at 1, but it must be finite"),
     ],
 )
-def test_what_is_no_signature(signatures: Any, words: str) -> None:
+def test_invalid_signatures_are_refused(signatures: Any, words: str) -> None:
     with pytest.raises(SettingError, match=words):
         figures.signature(signatures, depths={"a": 12})
 
@@ -128,7 +128,7 @@ def test_points_of_scores() -> None:
         ([0, 50], [[0.5], [0.6]]),
     ],
 )
-def test_what_is_no_curve_of_scores(counts: Any, scores: Any) -> None:
+def test_too_few_scores_for_a_curve_are_refused(counts: Any, scores: Any) -> None:
     with pytest.raises(SettingError, match="a curve needs at least 1 run at each of at least 2 different numbers"):
         figures.score_by_demonstrations(counts, scores, base=0.5)
 

@@ -1,4 +1,4 @@
-"""The report: what it says, its figures, and how it behaves in a real browser."""
+"""The report: its text, its figures, and its behaviour in a browser."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_files(folder: Path) -> None:
     assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
 
 
-def test_the_page_needs_nothing_else_and_is_the_same_twice(results: Results, folder: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_the_same_twice(results: Results, folder: Path, tmp_path: Path) -> None:
     page = (folder / "report.html").read_text()
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<script" not in page
@@ -96,7 +96,7 @@ def test_items_that_changed_most_both_ways(results: Results) -> None:
     assert changed_items(results, report, bias) == []  # items of a ratio have no scores
 
 
-def test_a_lower_score_is_a_gain_where_low_is_good(results: Results) -> None:
+def test_a_lower_score_is_a_gain_if_the_aim_is_lower(results: Results) -> None:
     task = results.tasks["truthfulqa_mc2"]
     lower = {"mc2": dataclasses.replace(task.metrics["mc2"], aim="lower")}
     turned = dataclasses.replace(results, tasks={"truthfulqa_mc2": dataclasses.replace(task, metrics=lower)})

@@ -1,4 +1,4 @@
-"""The style stays inside, and files are written whole and alike."""
+"""The style does not leak, and files are written atomically and reproducibly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sealign import figures
 from tests.figure_data import FIGURES, SPECTRA
 
 
-def test_the_callers_style_and_its_open_figures_are_left_alone(tmp_path: Path) -> None:
+def test_the_style_and_the_figures_of_the_caller_are_unchanged(tmp_path: Path) -> None:
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
@@ -44,7 +44,7 @@ def test_files_are_written_the_same_twice(name: str, tmp_path: Path) -> None:
     assert struct.unpack(">I", png[16:20])[0] == 1050  # 3.5 inches at 300 dots
 
 
-def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_written_if_one_cannot_be_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figure = figures.spectrum(SPECTRA)
     save = figure.savefig
 

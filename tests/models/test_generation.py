@@ -21,7 +21,7 @@ def _mixed() -> nn.Module:
     model = nn.Sequential(nn.Dropout(0.5), nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5)), nn.Linear(3, 2))
     model.train()
     model[1].eval()
-    model[1][1].train()
+    model[1][1].train()  # type: ignore[index]
     model[2].eval()
     return model
 

@@ -44,8 +44,8 @@ def _keep(output: Tensor, _: int) -> Tensor:
 
 def test_plain_and_tuple_outputs() -> None:
     model, x = _stack(), torch.randn(4, 3)
-    first = x @ model[0].weight.T + model[0].bias
-    second = first @ model[1].weight.T + model[1].bias
+    first = x @ model[0].weight.T + model[0].bias  # type: ignore[operator]
+    second = first @ model[1].weight.T + model[1].bias  # type: ignore[operator]
     with Recorder(_sites(model, 1, 0), _keep) as recorder:
         model(x)
     assert sorted(recorder.recorded) == [0, 1]

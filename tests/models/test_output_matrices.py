@@ -60,10 +60,10 @@ def test_quantised_weights_are_read_through_their_kernel() -> None:
             del self.weight
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.linear(x, self.qweight * self.scales, self.bias)
+            return torch.nn.functional.linear(x, self.qweight * self.scales, self.bias)  # type: ignore[operator]
 
     packed = Packed()
-    torch.testing.assert_close(read_weight(OutputMatrix(0, "m", packed)), packed.qweight * packed.scales)
+    torch.testing.assert_close(read_weight(OutputMatrix(0, "m", packed)), packed.qweight * packed.scales)  # type: ignore[operator]
 
     class Broken(Quantised):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

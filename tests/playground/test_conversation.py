@@ -17,7 +17,7 @@ from tests.tiny_models import build_model
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
     """The token ids of each prompt that is answered, and the maximum length of the answer."""
     calls: list[tuple[list[int], int]] = []
-    generate = chat.generate_ids
+    generate = chat.generate_ids  # type: ignore[attr-defined]
 
     def generating(model: Any, tokenizer: Any, prompts: Any, length: int, **options: Any) -> Any:
         calls.append((list(prompts[0]), length))
@@ -91,7 +91,7 @@ def test_without_a_template_turns_are_questions_and_answers(
     assert [ids for ids, _ in seen] == [plain.encode(text) for text in texts]
 
 
-def test_the_edit_on_the_model_answers(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_answers_are_those_of_the_edited_model(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     conversation = Conversation(llama, tokenizer, max_new_tokens=6)
     base = conversation.answer_once("What is ice?")
     with sealign.apply_edit(llama, small_edit) as handle:
@@ -114,7 +114,7 @@ def test_rescaling_per_feature_needs_no_cache(llama: Any, tokenizer: Any, small_
         assert cached._turns == []
 
 
-def test_the_context_bounds_the_conversation(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
+def test_the_conversation_fits_into_the_context(llama: Any, tokenizer: Any, seen: list[Any]) -> None:
     conversation = Conversation(llama, tokenizer, max_new_tokens=200)
     conversation.say("What is ice? " * 8)
     (ids, length) = seen[0]
@@ -140,7 +140,7 @@ def test_a_template_that_refuses_a_system_message(llama: Any, tokenizer: Any) ->
     assert isinstance(Conversation(llama, strict, max_new_tokens=2).say("Hello."), str)
 
 
-def test_dropout_is_off_and_then_on_again(tokenizer: Any) -> None:
+def test_dropout_is_off_during_an_answer(tokenizer: Any) -> None:
     model = build_model("gpt2", vocab_size=len(tokenizer)).train()
     answers = {Conversation(model, tokenizer, max_new_tokens=8).say("What is ice?") for _ in range(3)}
     assert len(answers) == 1

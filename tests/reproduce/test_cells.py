@@ -1,4 +1,4 @@
-"""Cells against the statistics that they stand on."""
+"""Cells of tables against the statistics they are computed from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_ratio_is_on_its_own_scale() -> None:
     assert cell.high == pytest.approx(high, abs=0.02)
 
 
-def test_what_was_not_computed_says_why() -> None:
+def test_missing_values_have_a_reason() -> None:
     results = planted_results()
     assert metric_cell(results, "bbq", "truth", "mild").missing == "Something was left out"
     assert metric_cell(results, "truthfulqa_mc2", "truth", "mild").missing == "truthfulqa_mc2 has no truth"
@@ -76,4 +76,5 @@ def test_damage_is_weighted_by_tokens() -> None:
     assert cell.value == pytest.approx((tokens * rise).sum() / tokens.sum())
     assert cell.low is not None
     assert cell.high is not None
+    assert cell.value is not None
     assert cell.low < cell.value < cell.high
