@@ -3,8 +3,8 @@
     python benchmarks/applying.py [--rounds 7] [--dtypes float32 bfloat16] [--batches 1 16] [--json FILE]
 
 Prefill is one pass over 512 tokens (``--prefill``); decoding is one token after 64 tokens in the cache (``--context``).
-Every layer is edited, with the paper's settings for truthfulness, fitted on the bundled demonstrations. The compiled mode uses
-torch.compile with its default backend, for the bare model too. Ratios are taken within a round.
+Every layer is edited, with the paper's settings for truthfulness, fitted on the bundled demonstrations. The compiled
+mode uses torch.compile with its default backend, for the bare model too. Ratios are taken within a round.
 """
 
 from __future__ import annotations

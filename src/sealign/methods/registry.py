@@ -72,7 +72,9 @@ def method_of(config: Config) -> Method:
         if type(config) is method.config:
             return method
     known = ", ".join(method.config.__name__ for method in METHODS.values())
-    raise SettingError(f"config is a {type(config).__name__}, but it must be the configuration of a method: {known}")
+    raise SettingError(
+        f"config is of type {type(config).__name__}, but it must be the configuration of a method: {known}"
+    )
 
 
 @overload
@@ -113,9 +115,9 @@ def fit_edit(
 ) -> Intervention:
     """Fit an edit of a model from demonstrations; the type of the configuration chooses the method.
 
-    Demonstrations of several behaviours in one list give a joint edit: all count the same. Started by ``torchrun``
-    and inside ``worker_group``, each worker runs its share of the demonstrations and fits its share of the layers, and
-    all return the same edit.
+    Demonstrations of several behaviours in one list give a joint edit, in which each demonstration has the same weight.
+    Inside ``worker_group``, each process of ``torchrun`` or ``accelerate launch`` runs its share of the demonstrations
+    and fits its share of the layers, and all return the same edit.
 
     Args:
         model: Any decoder that ``AutoModelForCausalLM`` loads; it is not changed.
@@ -135,7 +137,7 @@ def fit_edit(
         ActivationError: An activation is NaN or infinite, or there is nothing to fit at a layer.
         SiteError: The model does not have a site or layer.
         SettingError: The type of the configuration belongs to no method, or a package is missing.
-        WorkerError: Another worker ended.
+        WorkerError: Another worker has exited.
 
     Example:
         >>> import sealign
