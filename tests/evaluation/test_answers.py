@@ -20,7 +20,7 @@ PLAIN = PromptFormat("plain")
 
 
 def greedy(model: Any, tokenizer: Any, prompt: str, length: int, form: PromptFormat = PLAIN) -> str:
-    """The definition: the most probable token, again and again, without a cache."""
+    """Return the greedy answer by definition: repeatedly the most probable token, without a cache."""
     ids = form.encode_prompt(tokenizer, prompt)
     start = len(ids)
     with torch.no_grad():
@@ -55,7 +55,7 @@ def test_rescaling_per_feature_sees_the_whole_sequence(llama: Any, tokenizer: An
         assert [answer.edited for answer in found] == [greedy(llama, tokenizer, prompt, 5) for prompt in PROMPTS]
 
 
-def test_strength_in_place_of_the_edits_own(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_another_strength_than_that_of_the_edit(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     none = compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=0.0, max_new_tokens=6)
     assert [answer.edited for answer in none] == [answer.base for answer in none]
     strong = compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=2.0, max_new_tokens=6)
@@ -64,7 +64,7 @@ def test_strength_in_place_of_the_edits_own(llama: Any, tokenizer: Any, small_ed
         compare_answers(llama, tokenizer, small_edit, PROMPTS, strength=float("nan"))
 
 
-def test_the_model_is_left_as_it_was(tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_the_model_is_unchanged_afterwards(tokenizer: Any, small_edit: sealign.Edit) -> None:
     model = build_model("llama", vocab_size=len(tokenizer)).train()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     compare_answers(model, tokenizer, small_edit, PROMPTS, max_new_tokens=2)
@@ -90,13 +90,13 @@ def test_end_tokens_end_an_answer(tokenizer: Any, small_edit: sealign.Edit) -> N
     assert text.startswith(expected)
 
 
-def test_nothing_asked_nothing_answered(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+def test_empty_prompts_are_refused(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     for prompts, message in (([" "], "prompt 1 of 1 is empty"), (["a", "b", ""], "prompt 3 of 3 is empty")):
         with pytest.raises(SettingError, match=message):
             compare_answers(llama, tokenizer, small_edit, prompts)
 
 
-def test_the_context_bounds_prompts_and_answers(
+def test_prompts_and_answers_fit_into_the_context(
     tiny_model: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]
 ) -> None:
     # Learnt positions: one token more than the context would be an index error in the model.

@@ -1,4 +1,4 @@
-"""The harness's own model as oracle: same requests, same numbers."""
+"""Requests of the harness, scored as the harness's own model scores them."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_common_prefix_of_prompts_runs_once_for_generation(
     assert tokens == without if name == "icd" else tokens < without
 
 
-def test_a_journal_saves_the_work(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_journal_saves_recomputation(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     first = _sealign_model(llama, tokenizer, journal=path).loglikelihood(_requests())
     calls: list[int] = []
@@ -147,7 +147,7 @@ def test_the_edit_is_in_the_model_info(llama: Any, tokenizer: Any, small_edit: s
 
 
 def test_from_the_harness_entry_points(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Path) -> None:
-    """A task of the harness, by its registry name and by its command line, with the model and the edit as folders."""
+    """Run a task by the command line of the harness, with model and edit given as folders."""
     import subprocess
     import sys
 

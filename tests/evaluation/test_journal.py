@@ -22,7 +22,7 @@ def test_results_outlive_the_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
-def test_a_torn_line_is_computed_anew(tmp_path: Path, cut: int) -> None:
+def test_an_unfinished_line_is_ignored(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "scores.jsonl"
     journal = Journal(path)
     journal.put({"first": 1})

@@ -1,4 +1,4 @@
-"""Judges: a local model, and an endpoint that is really asked over HTTP."""
+"""Judges: a local model, and an endpoint that is called over HTTP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ANSWERS = ["Frozen water.", "Yes.", "  "]
 
 
 class Rule:
-    """A judge with a rule: an answer that repeats a false reference is false; nothing is uninformative."""
+    """A judge with a rule: an answer that repeats a false reference is false, and every answer is informative."""
 
     name = "rule"
 
@@ -51,7 +51,7 @@ def test_truth_info_and_their_product(tmp_path: Path) -> None:
     assert again.asked == []
 
 
-def test_an_empty_answer_is_not_asked_about() -> None:
+def test_an_empty_answer_is_not_judged() -> None:
     judge = Rule()
     judge_answers(judge, DOCS[2:], ["   "], journal=Journal(None))
     assert judge.asked == []
@@ -116,7 +116,7 @@ def _judge(server: _Server, key: str | None = None) -> EndpointJudge:
     return EndpointJudge(f"http://127.0.0.1:{server.server_address[1]}/v1", "big", key)
 
 
-def test_an_endpoint_is_asked_as_openais_is(endpoint: _Server) -> None:
+def test_an_endpoint_gets_openai_chat_requests(endpoint: _Server) -> None:
     endpoint.replies = ["Yes", "no.", "**Yes**, it is"]
     assert _judge(endpoint, "secret").decide(["a?", "b?", "c?"]) == [True, False, True]
     path, body = endpoint.requests[1]
@@ -128,7 +128,7 @@ def test_an_endpoint_is_asked_as_openais_is(endpoint: _Server) -> None:
     assert "secret" not in _judge(endpoint, "secret").name
 
 
-def test_an_endpoint_that_fails_or_rambles(endpoint: _Server) -> None:
+def test_an_endpoint_that_fails_or_does_not_say_yes_or_no(endpoint: _Server) -> None:
     endpoint.replies = 3 * ["broken"]  # the client asks again
     with pytest.raises(JudgeError, match=r"big at http://127.*did not answer \(InternalServerError.*check --judge-url"):
         _judge(endpoint).decide(["a?"])
@@ -142,7 +142,7 @@ def test_no_endpoint() -> None:
         EndpointJudge("http://127.0.0.1:9/v1", "big").decide(["a?"])
 
 
-def test_what_was_judged_before_a_failure_is_kept(endpoint: _Server, tmp_path: Path) -> None:
+def test_judgements_before_a_failure_are_kept(endpoint: _Server, tmp_path: Path) -> None:
     endpoint.replies = ["yes", "yes"] + 3 * ["broken"]
     with pytest.raises(JudgeError):
         judge_answers(_judge(endpoint), DOCS, ANSWERS, journal=Journal(tmp_path / "j.jsonl"), batch=2)

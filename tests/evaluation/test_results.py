@@ -1,4 +1,4 @@
-"""Results files: written whole, read strictly."""
+"""Results files: written atomically, read strictly."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sealign.evaluation.results import DamageRecord, Results
 from tests.evaluation_data import planted_results
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     results = planted_results(0.1)
     path = results.save(tmp_path)
     assert path.name == "results.json"
@@ -34,7 +34,7 @@ def test_values_and_arms() -> None:
     assert bias.value("mild") == pytest.approx(2 * sum(above) / sum(below) - 1)
 
 
-def test_damage_comes_back() -> None:
+def test_damage_is_restored_from_its_record() -> None:
     damage = Damage(np.array([3.0, 1.0]), np.array([1.0, 2.0]), np.array([1.5, 2.0]), np.array([0.1, 0.2]))
     record = DamageRecord.of(damage)
     assert record.damage.loss_increase == damage.loss_increase == pytest.approx(0.375)
@@ -68,14 +68,14 @@ def _break(folder: Path, change: Any) -> None:
         ),
     ],
 )
-def test_files_that_are_not_ours(tmp_path: Path, change: Any, words: str) -> None:
+def test_changed_files_are_refused(tmp_path: Path, change: Any, words: str) -> None:
     planted_results().save(tmp_path)
     _break(tmp_path, change)
     with pytest.raises(ResultsFileError, match=words):
         Results.load(tmp_path)
 
 
-def test_missing_and_torn_files(tmp_path: Path) -> None:
+def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ResultsFileError, match="there are no results at .*; give the folder or file"):
         Results.load(tmp_path)
     path = planted_results().save(tmp_path)
@@ -84,7 +84,7 @@ def test_missing_and_torn_files(tmp_path: Path) -> None:
         Results.load(tmp_path)
 
 
-def test_no_number_that_json_lacks(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
     results = planted_results()
     results.tasks["bbq"].metrics["acc"].arms["mild"].numerators[0] = float("nan")
     with pytest.raises(ValueError, match="not JSON compliant"):

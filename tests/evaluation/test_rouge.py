@@ -23,13 +23,13 @@ def _aggregate(pairs: list[tuple[str, str]]) -> dict[str, scoring.AggregateScore
 
 
 @pytest.mark.parametrize("pair", ANSWERS)
-def test_a_single_score_is_what_its_resampling_gives(pair: tuple[str, str]) -> None:
+def test_a_single_score_equals_its_resampling(pair: tuple[str, str]) -> None:
     expected = _aggregate([pair])
     with without_resampling():
         assert _aggregate([pair]) == expected
 
 
-def test_nothing_is_drawn_for_one_score_and_several_are_drawn_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_score_is_not_resampled_and_several_are(monkeypatch: pytest.MonkeyPatch) -> None:
     np.random.seed(0)
     expected = _aggregate(ANSWERS)
     with without_resampling():

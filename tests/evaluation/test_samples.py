@@ -1,4 +1,4 @@
-"""What the harness recorded, as questions, answers, groups and scores."""
+"""Questions, answers, groups and scores from samples of the harness."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_generations_and_the_last_filter() -> None:
     assert found.scores()["exact_match"].value == 1.0
 
 
-def test_groups_of_tasks_are_numbered_through() -> None:
+def test_items_of_a_group_of_tasks_are_numbered_over_all_tasks() -> None:
     parts = {
         "mmlu_law": [_choice(n, [-1.0, -2.0], {"question": f"law {n}"}, acc=float(n == 0)) for n in range(3)],
         "mmlu_art": [_choice(n, [-1.0, -2.0], {"question": f"art {n}"}, acc=1.0) for n in range(2)],

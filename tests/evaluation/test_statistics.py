@@ -49,7 +49,7 @@ def share_covering(truth, results):
 
 
 def assert_binomial(share, repeats, lowest, highest):
-    """The share could come from a probability in [lowest, highest], but for one run in a thousand."""
+    """Check that a share may come from a probability in [lowest, highest], with one false alarm in a thousand."""
     assert stats.binom.ppf(5e-4, repeats, lowest) / repeats <= share
     assert share <= stats.binom.ppf(1 - 5e-4, repeats, highest) / repeats
 
@@ -422,7 +422,7 @@ def test_holm_is_the_step_down_test(p_values):
         assert ((adjusted <= level) == rejected).all()
 
 
-def test_holm_holds_the_familywise_error():
+def test_holm_controls_the_familywise_error():
     p_values = np.random.default_rng(60).random((3000, 7))
     false = np.mean([holm(row).min() <= 0.05 for row in p_values])
     assert_binomial(false, 3000, 0.045, 0.05)

@@ -1,4 +1,4 @@
-"""Verdicts: every rule on effects made up for it, and how often a null is called help."""
+"""Verdicts: each rule on constructed effects, and the error rate without an effect."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MORE_BIAS = effect(0.05, 0.001, name="bias", aim="lower")
 
 
 @pytest.mark.parametrize(
-    ("effects", "damage", "word", "told"),
+    ("effects", "damage", "word", "words"),
     [
         ([GAIN], 0.01, "helps", r"acc \+0\.050 \[\+0\.030, \+0\.070\].* at \+0\.010 nats"),
         ([GAIN, NONE], 0.05, "helps", "acc"),
@@ -55,28 +55,28 @@ MORE_BIAS = effect(0.05, 0.001, name="bias", aim="lower")
         ([NONE], 3.0, "harms", r"\+3\.000 nats"),
     ],
 )
-def test_every_rule(effects: list[Effect], damage: float, word: str, told: str) -> None:
+def test_every_rule(effects: list[Effect], damage: float, word: str, words: str) -> None:
     verdict = judge_effects(effects, damage)
     assert verdict.word == word
     assert verdict.sentence.lower().startswith(f"{word}: ")
-    assert re.search(told, verdict.sentence)
+    assert re.search(words, verdict.sentence)
 
 
-def test_a_reversed_edit_that_does_as_well_is_told() -> None:
-    for value, told in ((0.05, True), (0.06, True), (0.04, False)):
+def test_a_reversed_edit_that_does_as_well_is_mentioned() -> None:
+    for value, words in ((0.05, True), (0.06, True), (0.04, False)):
         both = dataclasses.replace(GAIN, reversed=difference(value, 0.01))
         verdict = judge_effects([both], 0.0)
         assert verdict.word == "helps"
-        assert ("The reversed edit does as well on acc" in verdict.sentence) is told
+        assert ("The reversed edit does as well on acc" in verdict.sentence) is words
 
 
-def test_the_budget_is_the_callers() -> None:
+def test_the_budget_can_be_chosen() -> None:
     assert judge_effects([GAIN], 0.2, max_damage=0.2).word == "helps"
     assert judge_effects([GAIN], 0.2, max_damage=0.1).word == "harms"
 
 
-def test_a_null_is_seldom_called_anything() -> None:
-    """Arms that differ by nothing but noise, on three metrics: at most 5 % of runs may find something."""
+def test_verdicts_without_an_effect_are_rarely_wrong() -> None:
+    """With noise only, on three metrics, at most 5 % of the runs may find an effect."""
     generator = np.random.default_rng(0)
     words = []
     for _ in range(300):

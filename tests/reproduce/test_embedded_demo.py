@@ -27,14 +27,14 @@ def damage(increase: float) -> Damage:
     return Damage(np.array([3.0, 1.0]), 2 * one, (2 + increase) * one, 0.1 * one)
 
 
-def test_the_price_is_that_of_the_edit_weighed_by_tokens() -> None:
+def test_the_damage_is_that_of_the_edit_weighted_by_tokens() -> None:
     uneven = Damage(np.array([3.0, 1.0]), np.array([2.0, 2.0]), np.array([2.0, 4.0]), np.zeros(2))
     edit: Any = None
     found = DemoResult(edit, [], 66, [Effect("MC1", NONE, NONE, NONE)], uneven, damage(9.0)).verdict
     assert found == "Harms: it costs +0.500 nats per token on neutral text, over the budget of 0.05."
 
 
-def test_the_demo_is_mild_and_asks_several_things() -> None:
+def test_the_demo_is_mild_and_has_several_prompts() -> None:
     assert (DEMO_CONFIG.explained_variance, DEMO_CONFIG.centered, DEMO_CONFIG.strength) == (0.9, True, 0.25)
     assert len(set(DEMO_PROMPTS)) == len(DEMO_PROMPTS) >= 5
     assert len(set(CONTROL_SEEDS)) == len(CONTROL_SEEDS) >= 3
@@ -44,8 +44,8 @@ def test_the_demo_is_mild_and_asks_several_things() -> None:
     assert not learnt & held_out
 
 
-def test_every_part_is_what_the_library_measures(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo again, step by step, on a third of the questions."""
+def test_all_results_are_those_of_the_library(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Repeat the demo step by step on a third of the questions."""
     questions = bundled_questions()[::3]
     monkeypatch.setattr(demo, "bundled_questions", lambda: questions)
     config = DEMO_CONFIG.replace(layers=(1, 2), strength=0.8)

@@ -1,4 +1,4 @@
-"""Tables in every format: nothing lost, nothing filled in."""
+"""Tables as CSV, LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = Table(
 )
 
 
-def test_as_it_is_read() -> None:
+def test_text_of_cells() -> None:
     assert TABLE.text(0, TABLE.rows["base"][0]) == "25.0 [12.5, 50.0]"
     assert TABLE.text(0, TABLE.rows["Info*Truth & co"][0]) == "50.0 [25.0, 75.0]*"
     assert TABLE.text(1, TABLE.rows["Info*Truth & co"][1]) == "2.00"
@@ -41,7 +41,7 @@ def test_markdown_has_every_cell_and_reason() -> None:
     assert "no judge" in text
 
 
-def test_latex_is_escaped_and_square() -> None:
+def test_latex_is_escaped_and_has_equal_rows() -> None:
     text = to_latex(TABLE)
     assert r"Info*Truth \& co & 50.0* {\scriptsize [25.0, 75.0]} & 2.00 \\" in text
     assert r"\caption{A\_title. 100 \% is all" in text

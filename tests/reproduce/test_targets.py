@@ -1,4 +1,4 @@
-"""Every target on a tiny model and real data, written, read, and gone on with."""
+"""All targets on a tiny model and real data: results, files, and continuation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def made(config: ReproduceConfig) -> dict[str, Any]:
     return dict(reproduce("all", config, command="sealign reproduce all"))
 
 
-def test_every_target_is_made(made: dict[str, Any], config: ReproduceConfig) -> None:
+def test_every_target_is_written(made: dict[str, Any], config: ReproduceConfig) -> None:
     assert made.keys() == TARGETS.keys()
     errors = {name: result for name, result in made.items() if isinstance(result, SealignError)}
     assert not errors
@@ -79,7 +79,7 @@ def test_rows_are_the_papers(made: dict[str, Any]) -> None:
     assert rows["table-activations"] == ["ICL", "last token", "mean token", "random token"]
 
 
-def test_what_is_not_computed_is_missing_with_its_reason(made: dict[str, Any]) -> None:
+def test_missing_values_have_a_reason(made: dict[str, Any]) -> None:
     table: Table = made["table-truthfulqa"]
     assert all(cell.value is None and "--amateur" in cell.missing for cell in table.rows["CD"])
     named = [column.name for column in table.columns]
@@ -115,13 +115,13 @@ def test_figures_have_their_data(made: dict[str, Any], config: ReproduceConfig) 
 
 
 @pytest.mark.usefixtures("made")
-def test_what_is_finished_is_left_as_it_is(config: ReproduceConfig) -> None:
+def test_finished_targets_are_not_changed(config: ReproduceConfig) -> None:
     before = {path: path.stat().st_mtime_ns for path in config.output.glob("*/index.html")}
     assert all(result is None for _, result in reproduce("all", config))
     assert {path: path.stat().st_mtime_ns for path in config.output.glob("*/index.html")} == before
 
 
-def test_a_stopped_run_goes_on_from_fits_and_scores(
+def test_an_interrupted_run_reuses_fits_and_scores(
     made: dict[str, Any], config: ReproduceConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (config.output / "table-ablation" / "target.json").unlink()
@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_from_fits_and_scores(
     assert again.rows == made["table-ablation"].rows  # type: ignore[union-attr]
 
 
-def test_a_target_that_cannot_be_made_does_not_stop_the_others(config: ReproduceConfig, tmp_path: Path) -> None:
+def test_a_target_that_fails_does_not_stop_the_others(config: ReproduceConfig, tmp_path: Path) -> None:
     empty = tmp_path / "data"
     empty.mkdir()
     (empty / "halueval_qa").symlink_to(Path(str(config.data_dir)) / "halueval_qa")
