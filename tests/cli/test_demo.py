@@ -13,7 +13,7 @@ from rich.cells import cell_len
 
 import sealign
 from sealign.cli.app import output
-from sealign.models import loading as models
+from sealign.models import embedded_model
 from sealign.reproduce import embedded_demo as demo
 from sealign.reproduce.embedded_demo import DEMO_CONFIG, DEMO_PROMPTS, DemoResult, run_demo
 from tests.cli import test_app as shared
@@ -39,9 +39,14 @@ class Shown:
 @pytest.fixture(scope="session")
 def shown(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Shown:
     folder = tmp_path_factory.mktemp("demo") / "edit"
-    results = []
+    results: list[Any] = []
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        results.append(run_demo(*args, **kwargs))
+        return results[0]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "run_demo", lambda *args, **kwargs: results.append(run_demo(*args, **kwargs)) or results[0])
+        patch.setattr(demo, "run_demo", keep)
         data = json.loads(passed("demo", "--model", model_folder, "--output", folder, "--json"))
     return Shown(data, results[0], folder)
 
@@ -167,8 +172,7 @@ def test_no_room_for_the_converted_model(
     tmp_path: Path, model_folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a tiny model in place of the embedded one, whose conversion takes long."""
-    load = models._load
-    monkeypatch.setattr(models, "_load", lambda *_: load("tiny", model_folder, {"dtype": "auto"}))
+    monkeypatch.setattr(embedded_model, "read_pretrained", lambda *_: sealign.load_model(str(model_folder)))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
@@ -185,7 +189,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     """What a new user sees."""
     monkeypatch.delenv("SEALIGN_CACHE")  # the model is converted once for all tests
     monkeypatch.delenv("OMP_NUM_THREADS")
-    models.embedded_model()
+    embedded_model.embedded_model()
     monkeypatch.chdir(tmp_path)
     result = subprocess.run(program("demo", "--dtype", "bfloat16"), capture_output=True, text=True, env=os.environ)
     assert (result.returncode, result.stderr) == (0, "")

@@ -85,7 +85,7 @@ def test_compare(evaluated: tuple[Path, list[object]], tmp_path: Path) -> None:
     assert f"{values[0]:.3f}" in text
     refused("compare", folder, tmp_path / "nothing", words=("there are no results at", "nothing'"))
     planted_results().save(tmp_path)
-    refused("compare", folder, tmp_path, words=("is not the same in both evaluations",))
+    refused("compare", folder, tmp_path, words=("item 0 of task 'truthfulqa_mc2' differs between the evaluations",))
 
 
 def test_the_base_model_alone(model_folder: Path, local: Path, tmp_path: Path) -> None:
@@ -121,9 +121,11 @@ def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
     ]
     refused(*args, "truthfulqa_mc", words=("unknown task 'truthfulqa_mc'", "did you mean 'truthfulqa_mc"))
     refused(*args, "bbq", words=("task 'bbq' needs the file", "check --data-dir"))
-    refused(*args, ",", words=("no tasks are named",))
-    refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "whole numbers"))
-    refused(*args, "truthfulqa_mc1", "--edit", edit_folder, words=("two edits are called", "--edit first=DIR"))
+    refused(*args, ",", words=("tasks is empty",))
+    refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "must be integers"))
+    refused(
+        *args, "truthfulqa_mc1", "--edit", edit_folder, words=("two values of --edit have the name", "--edit other=")
+    )
     refused(*args, "truthfulqa_mc1", "--judge-url", "http://x/v1", words=("--judge-url needs the judge's name",))
     refused(*args, "truthfulqa_mc1", "--edit", "no/where/at/all", words=("there is no folder 'no/where/at/all'",))
     assert not (tmp_path / "out" / "results.json").exists()
@@ -139,7 +141,7 @@ def test_tune(model_folder: Path, tmp_path: Path, demonstrations: list[sealign.D
     args += ["--tasks", "truthfulqa_mc2", "--data-dir", tmp_path / "data", "--max-damage", 0.1, "--trials", 5]
     args += ["--seed", 1, "--output", tmp_path / "out"]
     text = passed(*args)
-    assert "The best of 5 settings tried" in " ".join(text.split())
+    assert "The best of 5 trials" in " ".join(text.split())
     data = json.loads(passed(*args, "--json"))
     assert len(data["trials"]) == 5
     assert (tmp_path / "out" / "figures" / "frontier.png").is_file()
@@ -147,9 +149,10 @@ def test_tune(model_folder: Path, tmp_path: Path, demonstrations: list[sealign.D
     if data["winner"] is None:
         assert "so none was tested" in " ".join(text.split())
     else:
-        edit = sealign.Edit.from_pretrained(tmp_path / "out" / "edit")
+        edit = sealign.load_edit(tmp_path / "out" / "edit")
         settings = data["trials"][data["winner"]]["settings"]
-        assert edit.settings.site == settings["site"]
+        assert edit.record.site == settings["site"]
         assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
     refused(*args[:-2], "--output", tmp_path / "other", "--max-damage", 0, words=("max_damage is 0", "above 0"))
+    refused(*args, "--method", "leace", words=("method is 'leace'", "choose one of them"))
     refused(*args, "--deployable", words=("has the study of a search with other settings", "another --output"))

@@ -1,13 +1,18 @@
-"""``sealign baseline``, and its results in ``generate`` and ``evaluate``, as a user runs them."""
+"""The options that load models and edits, and ``sealign evaluate --method``."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sealign.cli.loading import seed_setting
+from sealign.cli import options
+from sealign.cli.loading import ModelOptions, parse_name, parse_names, with_model_options
+from sealign.cli.options import named_values
+from sealign.errors import SettingError
 from sealign.evaluation.results import Results
 from tests.cli import test_app as shared
 from tests.cli.test_app import passed, refused
@@ -18,9 +23,9 @@ edit_folder = shared.edit_folder
 model_folder = shared.model_folder
 one_thread = shared.one_thread
 
-pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
+pytestmark = HARNESS_WARNINGS
 
-LEARNT = ["--demonstrations", "bundled:truthfulness", "--limit", "6"]
+LEARNT = ["--demonstrations", "bundled:truthfulness", "--demonstrations-limit", "6"]
 
 
 @pytest.fixture(scope="module")
@@ -30,90 +35,92 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_fit_save_and_generate(model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "iti"
-    args: list[object] = ["baseline", "iti", "--model", model_folder, *LEARNT, "--set", "heads=2", "--output", folder]
-    printed = passed(*args)
-    assert "Fitted iti in" in printed
-    assert f"sealign generate --edit {folder}" in " ".join(printed.split())
-    record = json.loads(passed(*args, "--json"))
-    assert record["settings"]["heads"] == 2
-    assert record["demonstrations_count"] == 6
-    assert record == json.loads((folder / "method.json").read_text())
-    (answer,) = json.loads(passed("generate", "--edit", folder, "--prompt", "Who?", "--max-new-tokens", "4", "--json"))
-    assert answer.keys() == {"prompt", "base", "edited"}
-    refused("generate", "--edit", folder, "--prompt", "Who?", "--strength", "2", words=("only spectral edits",))
-    chatted = passed("chat", "--edit", folder, "--max-new-tokens", "4", stdin="/off\nWho?\n/strength 2\n/on\n/quit\n")
-    assert "(edit off)" in chatted
-    assert "only spectral edits have a strength" in " ".join(chatted.split())
+def test_the_decorator_gives_a_command_the_options_of_a_model() -> None:
+    seen: list[Any] = []
+
+    @with_model_options(options.EditedModel)
+    def command(model: ModelOptions, edit: options.Edit, seed: options.Seed = 0, **own: Any) -> None:
+        """Do something."""
+        seen.append((model, edit, seed, own))
+
+    names = list(inspect.signature(command).parameters)
+    loading = ["revision", "trust_remote_code", "attn_implementation", "quantization", "dtype", "device"]
+    assert names == ["model", "edit", "seed", *loading]
+    assert command.__doc__ == "Do something."
+    values: dict[str, Any] = dict(zip(loading, ["r", True, "sdpa", "8bit", "float32", "cpu"], strict=True))
+    command(model="m", edit="e", seed=1, other=2, **values)
+    chosen = ModelOptions("m", **values)
+    assert seen == [(chosen, "e", 1, {"other": 2})]
+    assert chosen.arguments()["quantization_config"].load_in_8bit
 
 
-def test_demonstrations_in_the_context(model_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "icl"
-    passed("baseline", "icl", "--model", model_folder, *LEARNT, "--set", "shots=1", "--output", folder)
-    (answer,) = json.loads(passed("generate", "--edit", folder, "--prompt", "Who?", "--max-new-tokens", "4", "--json"))
-    assert answer["base"] != answer["edited"]
+def test_names_of_edits() -> None:
+    assert parse_name("mild=edits/one+two") == ("mild", "edits/one+two")
+    assert parse_name("edits/truth") == ("truth", "edits/truth")
+    assert parse_name("a/b=c") == ("b=c", "a/b=c")
+    assert parse_names(["x=a", "b"], "--edit") == {"x": "a", "b": "b"}
+    with pytest.raises(
+        SettingError, match=r"two values of --edit have the name 'b'; name them, as in --edit other=c/b"
+    ):
+        parse_names(["b", "c/b"], "--edit")
 
 
-def test_the_seed_reaches_what_is_random() -> None:
-    assert seed_setting("iti", 3) == seed_setting("icl", 3) == seed_setting("lora_ft", 3) == {"seed": "3"}
-    assert seed_setting("icd", 3) == {"training.seed": "3"}
-    assert seed_setting("caa", 3) == seed_setting("dola", 3) == {}
+def test_values_of_set() -> None:
+    assert named_values(["heads=2", "prompt_format.style = chat", "prompt=a=b"]) == {
+        "heads": "2",
+        "prompt_format.style": "chat",
+        "prompt": "a=b",
+    }
+    assert named_values(None) == {}
+    for text in ("heads", "heads=", "=2"):
+        with pytest.raises(SettingError, match=f"--set is '{text}'"):
+            named_values([text])
 
 
-def test_a_training_is_kept_and_gone_on_with(model_folder: Path, tmp_path: Path, cache: Path) -> None:
-    args = ["baseline", "lora_ft", "--model", model_folder, *LEARNT, "--set", "epochs=1", "--set", "rank=2"]
-    first = json.loads(passed(*args, "--output", tmp_path / "one", "--json"))
-    assert list(cache.glob("trainings/*/checkpoint-*"))
-    second = json.loads(passed(*args, "--output", tmp_path / "two", "--json"))
-    assert first["tensors_hash"] == second["tensors_hash"]
-
-
+@pytest.mark.slow
 def test_evaluate_methods_beside_an_edit(edit_folder: Path, local: Path, tmp_path: Path) -> None:
-    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", "--method", "caa", "--method", "few=icl"]
-    args += ["--demonstrations", "bundled:truthfulness", "--tasks", "truthfulqa_mc2", "--data-dir", local]
-    args += ["--control-seeds", "0", "--output", tmp_path / "out"]
+    methods = ("--method", "mean_difference", "--method", "few=icl")
+    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", *methods, *LEARNT]
+    args += ["--tasks", "truthfulqa_mc2", "--data-dir", local, "--control-seeds", "0", "--output", tmp_path / "out"]
     printed = passed(*args)
-    assert "caa" in printed
+    assert "mean_difference" in printed
     results = Results.load(tmp_path / "out")
-    assert results.edits == ["mild", "caa", "few"]
+    assert results.edits == ["mild", "mean_difference", "few"]
     assert {name: arm.method for name, arm in results.arms.items() if arm.kind == "edit"} == {
-        "mild": None,
-        "caa": "caa",
+        "mild": "sea",
+        "mean_difference": "mean_difference",
         "few": "icl",
     }
-    assert results.arms["caa"].fit_seconds is not None
-    assert results.controls("caa", "random") == ["caa random 0"]
-    assert results.controls("caa", "reversed") == ["caa reversed"]
+    assert results.arms["mean_difference"].fit_seconds is not None
+    assert results.controls("mean_difference", "random") == ["mean_difference random 0"]
+    assert results.controls("mean_difference", "reversed") == ["mean_difference reversed"]
     assert results.controls("few", "random") == []
     values = {arm: results.tasks["truthfulqa_mc2"].metrics["mc2"].value(arm) for arm in results.arms}
     assert len(set(values.values())) == len(values)
     assert passed(*args) == printed  # read back, not fitted again
 
 
-def test_stacked_in_an_evaluation(edit_folder: Path, model_folder: Path, local: Path, tmp_path: Path) -> None:
-    passed("baseline", "caa", "--model", model_folder, *LEARNT, "--output", tmp_path / "caa")
-    both = f"both={edit_folder}+{tmp_path / 'caa'}"
+@pytest.mark.slow
+def test_compositions_in_an_evaluation(edit_folder: Path, model_folder: Path, local: Path, tmp_path: Path) -> None:
+    shift = tmp_path / "shift"
+    passed("fit", "--method", "mean_difference", "--model", model_folder, *LEARNT, "--output", shift)
     args: list[object] = ["--tasks", "truthfulqa_mc2", "--data-dir", local, "--output", tmp_path / "out"]
-    passed("evaluate", "--edit", both, "--edit", f"alone={edit_folder}", *args, "--control-seeds", "", "--no-reversed")
+    edits = ("--edit", f"both={edit_folder}+{shift}", "--edit", f"alone={edit_folder}")
+    data = json.loads(passed("evaluate", *edits, *args, "--control-seeds", "", "--no-reversed", "--json"))
+    assert [edit["name"] for edit in data["edits"]] == ["both", "alone"]
     results = Results.load(tmp_path / "out")
-    assert results.arms["both"].method == "sea+caa"
+    assert set(results.arms) == {"base", "both", "alone"}
+    assert results.arms["both"].method == "sea+mean_difference"
     metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
     assert metric.value("both") != metric.value("alone")
 
 
-def test_errors(model_folder: Path, local: Path, tmp_path: Path) -> None:
-    base: list[object] = ["baseline", "--model", model_folder, "--output", tmp_path / "new"]
-    refused(*base, "itti", words=("did you mean 'iti'",))
-    refused(*base, "iti", "--set", "heads", words=("--set is 'heads'",))
-    refused(*base, "iti", "--set", "heads=x", words=("must be a number",))
-    refused(*base, "caa", words=("needs at least 2",))
-    refused(*base, "cd", words=("needs an amateur",))
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "notes").write_text("mine")
-    refused("baseline", "dola", "--model", model_folder, "--output", tmp_path / "full", words=("not ours",))
-    evaluate: list[object] = ["evaluate", "--tasks", "truthfulqa_mc2", "--data-dir", local, "--output", tmp_path / "o"]
-    evaluate += ["--model", model_folder]
-    refused(*evaluate, "--method", "dola", "--method", "dola", words=("two edits or methods",))
-    refused(*evaluate, "--method", "caa", words=("needs at least 2",))
-    assert not (tmp_path / "new").exists()
+def test_methods_that_cannot_be_evaluated(model_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = ["evaluate", "--tasks", "truthfulqa_mc2", "--data-dir", local, "--output", tmp_path / "o"]
+    args += ["--model", model_folder]
+    words = ("two values of --method have the name 'dola'", "--method other=dola")
+    refused(*args, "--method", "dola", "--method", "dola", words=words)
+    refused(*args, "--method", "mean_difference", words=("mean_difference needs at least 2",))
+    refused(*args, "--method", "itti", words=("unknown method 'itti' (did you mean 'iti'?)",))
+    refused(*args, "--method", "cd", words=("amateur is empty",))
+    assert not (tmp_path / "o").exists()

@@ -43,7 +43,7 @@ def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_
 def test_errors(model_folder: Path, tmp_path: Path) -> None:
     base: list[object] = ["reproduce", "--model", model_folder, "--output", tmp_path / "paper"]
     refused(*base, "table-bqb", words=("did you mean 'table-bbq'",))
-    refused(*base, "table-bbq", "--limit", "1", words=("at least 2 items",))
+    refused(*base, "table-bbq", "--limit", "1", words=("limit is 1", "at least 2"))
     refused(*base, "table-bbq", "--judge-url", "http://localhost:1/v1", words=("--judge",))
     assert not (tmp_path / "paper").exists()
     failed = run(*base, "table-bbq", "--data-dir", tmp_path)

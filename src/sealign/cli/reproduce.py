@@ -52,7 +52,7 @@ def reproduce(
     quiet_harness()
     from sealign.cli.display import print_json, track
     from sealign.cli.judging import load_judge
-    from sealign.errors import SealignError
+    from sealign.errors import SealignError, SettingError
     from sealign.models.embedded_model import EMBEDDED
     from sealign.reproduce.reproduce_config import PAPER_COUNTS, ReproduceConfig
     from sealign.reproduce.table_format import Table, to_markdown
@@ -60,6 +60,8 @@ def reproduce(
     from sealign.reproduce.targets import reproduce as run
 
     chosen_targets(target)
+    if model.quantization is not None:
+        raise SettingError("--quantization is not supported by sealign reproduce; leave it out")
     config = ReproduceConfig(
         output=output_folder,
         model=model.name or EMBEDDED,
@@ -72,6 +74,9 @@ def reproduce(
         seed=seed,
         dtype=model.dtype,
         device=model.device,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        attn_implementation=model.attn_implementation,
     )
     made: list[dict[str, Any]] = []
     for name, result in run(target, config, command=recorded_command(), track=track):

@@ -69,13 +69,16 @@ def tune(
     quiet_harness()
     from sealign.cli.display import print_json, track
     from sealign.cli.method_options import method_config
+    from sealign.errors import SettingError
     from sealign.evaluation.tuning import tune as run
-    from sealign.evaluation.tuning_config import TuneConfig
+    from sealign.evaluation.tuning_config import TuneConfig, TunedConfig
     from sealign.figures.evaluation_figures import frontier_figure
     from sealign.figures.report import write_report
     from sealign.figures.style import save_figure
 
     fixed = method_config(method, {}, settings=options.named_values(settings), preset=None, seed=seed)
+    if not isinstance(fixed, TunedConfig):
+        raise SettingError(f"method is '{method}', but only sea and mean_difference can be tuned; choose one of them")
     config = TuneConfig(
         tasks=options.names(tasks),
         data_dir=data_dir,
@@ -85,7 +88,7 @@ def tune(
         minutes=minutes,
         deployable=deployable,
         seed=seed,
-        fit=fixed,  # type: ignore[arg-type]
+        fit=fixed,
     )
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
     loaded, tokenizer = model.load()

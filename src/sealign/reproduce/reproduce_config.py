@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -35,7 +35,7 @@ class ReproduceConfig(Config):
         amateur: Smaller model with the same tokenizer, for contrastive decoding; None leaves its row empty.
         judge: Judge of Truth and Info; None leaves them empty.
         seed: Seed of draws, fits and resampling.
-        dtype, device: As for ``load_model``.
+        dtype, device, revision, trust_remote_code, attn_implementation: As for ``load_model``.
 
     Raises:
         SettingError: A value is unknown or out of range.
@@ -52,3 +52,12 @@ class ReproduceConfig(Config):
     seed: int = 0
     dtype: str = "auto"
     device: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+    attn_implementation: str | None = None
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """Keyword arguments of ``load_model``."""
+        names = ("dtype", "device", "revision", "trust_remote_code", "attn_implementation")
+        return {name: getattr(self, name) for name in names}

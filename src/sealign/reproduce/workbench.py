@@ -69,7 +69,7 @@ class Workbench:
         name = name or self.config.model
         if name != self._name:
             self._loaded = None  # releases the memory before the next model is loaded
-            self._loaded = load_model(name, dtype=self.config.dtype, device=self.config.device)
+            self._loaded = load_model(name, **self.config.loading)
             self._name = name
         model, tokenizer = self._loaded
         return model, tokenizer
