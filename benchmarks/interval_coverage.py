@@ -1,9 +1,9 @@
-"""How often 95 % intervals of a mean paired difference hold the true one: sealign's against three others.
+"""Measure the coverage of 95 % intervals of a mean paired difference: that of Sealign and three others.
 
-Sets of six kinds of data with a known true mean are simulated. From each set four intervals are made: "expanded", that
-of ``sealign.evaluation.statistics.paired_difference``; the plain percentile bootstrap and BCa of ``scipy``; and
-bootstrap-t. Printed are the shares of sets whose interval holds the true mean, for the last kind also with its groups
-ignored, and the share of bootstrap-t intervals that have an infinite end.
+Sets of six kinds of data with a known true mean are simulated, and four intervals are computed from each: "expanded",
+the interval of ``sealign.evaluation.statistics.paired_difference``; the plain percentile bootstrap and BCa of
+``scipy``; and bootstrap-t. The script prints the share of sets whose interval contains the true mean, for the last kind
+also with its groups ignored, and the share of bootstrap-t intervals with an infinite end.
 
     OMP_NUM_THREADS=1 python benchmarks/interval_coverage.py [--sets 4000] [--resamples 2000] [--seed 0] [--json FILE]
 
@@ -32,10 +32,10 @@ from sealign.evaluation.statistics import paired_difference
 
 Array = npt.NDArray[np.float64]
 Interval = tuple[float, float]
-Scores = tuple[Array, Array, npt.NDArray[np.int64] | None]  # of base and edited, and the group of each item
+Scores = tuple[Array, Array, npt.NDArray[np.int64] | None]  # base, edited, and the group of each item
 Draw = Callable[[np.random.Generator], Scores]
 
-TAIL, SLACK = 0.025, 1e-12  # ends of 0/1 data may be the true mean exactly; rounding must not decide
+TAIL, SLACK = 0.025, 1e-12  # the ends for 0/1 data may equal the true mean, which rounding must not decide
 
 
 def binary(gained: float, lost: float) -> Draw:
@@ -65,19 +65,19 @@ KINDS: dict[str, tuple[Draw, float]] = {
 
 
 def mean(sums: Array, sizes: Array, axis: int = -1) -> Array:
-    """Mean over the items of units given by their sums and sizes."""
+    """Return the mean over the items of units, given by their sums and sizes."""
     return np.asarray(sums.sum(axis) / sizes.sum(axis))
 
 
 def standard_error(sums: Array, sizes: Array) -> Array:
-    """Of ``mean``, over the last axis; s / sqrt(n) where every unit is one item."""
+    """Return the standard error of ``mean`` over the last axis; s / sqrt(n) if each unit is one item."""
     units = sums.shape[-1]
     residuals = sums - mean(sums, sizes)[..., None] * sizes
     return np.asarray(np.sqrt(units / (units - 1) * np.square(residuals).sum(-1)) / sizes.sum(-1))
 
 
 def scipy_intervals(sums: Array, sizes: Array, resamples: int, rng: np.random.Generator) -> tuple[Interval, Interval]:
-    """Percentile and BCa, of the same resamples; BCa is undefined for equal values and then counts as that value."""
+    """Return the percentile and BCa intervals from the same resamples; that of equal values is the value itself."""
     data, center = (sums, sizes), float(mean(sums, sizes))
     plain = stats.bootstrap(data, mean, paired=True, n_resamples=resamples, method="percentile", rng=rng)
     with np.errstate(invalid="ignore"), warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):
@@ -87,10 +87,10 @@ def scipy_intervals(sums: Array, sizes: Array, resamples: int, rng: np.random.Ge
 
 
 def bootstrap_t(sums: Array, sizes: Array, resamples: int, rng: np.random.Generator) -> Interval:
-    """Interval from the quantiles of t* = (mean* - mean) / se*.
+    """Return the interval from the quantiles of t* = (mean* - mean) / se*.
 
-    A resample with se* = 0 has t* = +-inf by the sign of mean* - mean, and 0 where that is 0, too. So an end whose
-    quantile is infinite is unbounded, and a set of equal values has that value as its interval.
+    A resample with se* = 0 has an infinite t* with the sign of mean* - mean, or 0 if that is 0, too. An end whose
+    quantile is infinite is therefore unbounded, and the interval of equal values is the value itself.
     """
     center, error = mean(sums, sizes), standard_error(sums, sizes)
     drawn = rng.integers(len(sums), size=(resamples, len(sums)))
@@ -113,7 +113,7 @@ def intervals(scores: Scores, resamples: int, rng: np.random.Generator) -> dict[
 
 
 def measure(draw: Draw, truth: float, sets: int, resamples: int, seed: int) -> dict[str, float]:
-    """Share of sets that each method covers, and of unbounded bootstrap-t intervals."""
+    """Return the coverage of each interval, and the share of unbounded bootstrap-t intervals."""
     streams = [np.random.default_rng([seed, number]) for number in range(sets)]
     made = [intervals(draw(rng), resamples, rng) for rng in streams]
     ends = {method: np.array([each[method] for each in made]) for method in made[0]}

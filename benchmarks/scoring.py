@@ -1,10 +1,10 @@
-"""Scoring by Sealign beside lm-evaluation-harness's own Hugging Face model, interleaved on the same items.
+"""Time the scoring of Sealign and of lm-evaluation-harness's own Hugging Face model, alternately on the same items.
 
     python benchmarks/scoring.py --data-dir DATA [--items 40] [--rounds 3] [--json FILE]
 
-The harness's model runs at the batch size that is fastest for it among those given, found on a part of the items
-first. Both run the whole task through ``lm_eval.simple_evaluate``, so that building prompts and computing metrics
-counts for both. TruthfulQA is its two multiple-choice tasks together. DATA has the tasks in the Hub's schemas.
+The harness's model runs at the fastest of the given batch sizes, which is determined on a part of the items first.
+Both run whole tasks through ``lm_eval.simple_evaluate``, so that building prompts and computing metrics counts for
+both. TruthfulQA stands for its two multiple-choice tasks together. DATA has the tasks in the schemas of the Hub.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TASKS = {"TruthfulQA MC1 and MC2": ["truthfulqa_mc1", "truthfulqa_mc2"], "BBQ": 
 
 
 def run(lm: Any, tasks: Sequence[str], data_dir: Path, items: int) -> tuple[float, dict[tuple[str, int, int], float]]:
-    """Return the seconds that an evaluation took, and the log-likelihood of every choice."""
+    """Return the duration of an evaluation in seconds, and the log-likelihood of each choice."""
     found = {}
     with task_manager(tasks, data_dir) as manager:
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def run(lm: Any, tasks: Sequence[str], data_dir: Path, items: int) -> tuple[floa
 
 
 def measure(name: str, options: argparse.Namespace, model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Time both models on one set of tasks, in turns."""
+    """Time both models alternately on one set of tasks."""
     tasks, data_dir = TASKS[name], options.data_dir
     probe = max(4, options.items // 5)
     run(SealignLM(model, tokenizer=tokenizer), tasks, data_dir, 2)  # loads the data once
@@ -85,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--items", type=int, default=40, help="of each task")
+    parser.add_argument("--items", type=int, default=40, help="number of items of each task")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--json", type=Path)
@@ -98,9 +98,7 @@ def main() -> None:
         **{name: version(name) for name in ("sealign", "torch", "transformers", "lm_eval")},
     }
     results = {name: measure(name, options, model, tokenizer) for name in TASKS}
-    title = (
-        f"{options.model}, {options.items} items a task, {options.rounds} rounds, {machine['threads']} threads, float32"
-    )
+    title = f"{options.model}, {options.items} items per task, {options.rounds} rounds, {machine['threads']} threads, float32"
     table = Table(title=title)
     for column in ("task", "choices", "harness, s (batch)", "Sealign, s", "times faster", "largest difference"):
         table.add_column(column, justify="left" if column == "task" else "right")
