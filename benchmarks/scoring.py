@@ -98,7 +98,8 @@ def main() -> None:
         **{name: version(name) for name in ("sealign", "torch", "transformers", "lm_eval")},
     }
     results = {name: measure(name, options, model, tokenizer) for name in TASKS}
-    title = f"{options.model}, {options.items} items per task, {options.rounds} rounds, {machine['threads']} threads, float32"
+    counts = f"{options.items} items per task, {options.rounds} rounds, {machine['threads']} threads"
+    title = f"{options.model}, {counts}, float32"
     table = Table(title=title)
     for column in ("task", "choices", "harness, s (batch)", "Sealign, s", "times faster", "largest difference"):
         table.add_column(column, justify="left" if column == "task" else "right")
