@@ -45,7 +45,7 @@ class ReproduceConfig(Config):
     model: str = EMBEDDED
     models: Sequence[str] = ()
     data_dir: Path | None = None
-    limit: Annotated[int, Field(ge=2, examples=[60])] | None = None
+    limit: Annotated[Annotated[int, Field(ge=2)] | None, Field(examples=[60])] = None
     demonstrations: Mapping[str, int] = PAPER_COUNTS
     amateur: str | None = None
     judge: NamedJudge = None
