@@ -70,6 +70,13 @@ def test_invalid_spectra_are_refused(spectra: Any, words: str) -> None:
         figures.spectrum(spectra)
 
 
+def test_centred_signatures_are_those_of_the_difference_of_means() -> None:
+    activations = collected(5)
+    for layer, value in figures.activation_signatures(activations, centered=True).items():
+        gap = activations.positive[layer].double().mean(0) - activations.negative[layer].double().mean(0)
+        assert value == pytest.approx(float(gap.norm()) / np.sqrt(8))
+
+
 def test_points_of_signatures() -> None:
     activations = {"a": collected(5), "b": collected(8, layers=(1, 2))}
     signatures = {name: figures.activation_signatures(found) for name, found in activations.items()}

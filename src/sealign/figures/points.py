@@ -114,11 +114,12 @@ def spectrum_points(spectra: Spectra) -> list[Point]:
     ]
 
 
-def activation_signatures(activations: Activations) -> dict[int, float]:
+def activation_signatures(activations: Activations, *, centered: bool = False) -> dict[int, float]:
     """Return the signature of each collected layer; see ``sealign.spectral.signature``.
 
     Args:
         activations: Activations of at least 1 demonstration.
+        centered: Whether to subtract the means of activations and labels.
 
     Example:
         >>> import torch
@@ -126,7 +127,10 @@ def activation_signatures(activations: Activations) -> dict[int, float]:
         >>> activation_signatures(Activations("mlp", h, h, {0: torch.tensor([[0.0, 2.0]])}))
         {0: 2.0}
     """
-    return {layer: signature(activations.positive[layer], activations.negative[layer]) for layer in activations.layers}
+    return {
+        layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
+        for layer in activations.layers
+    }
 
 
 def signature_points(
