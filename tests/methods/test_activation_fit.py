@@ -11,7 +11,7 @@ import torch
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError
+from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError, WorkerError
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.activation_fit import layerwise_method
@@ -98,6 +98,9 @@ def test_activations_that_do_not_fit_are_refused(
         fit(sealign.LEACEConfig(site="mlp", layers=[1, 2]))
     with pytest.raises(DemonstrationError, match="needs at least 2"):
         fit(sealign.SEAConfig(layers=[1], rank=2), demonstrations[:1])
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(WorkerError, match="outside worker_group"):
+        patch.setattr("sealign.methods.activation_fit.rank_and_size", lambda: (0, 2))
+        fit(sealign.SEAConfig(layers=[1], rank=2))
 
 
 @pytest.mark.parametrize("config", [sealign.ITIConfig(), sealign.LEACEConfig()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import sealign
 from sealign.edits.attach import apply_edit
 from sealign.errors import SettingError
 from sealign.evaluation.scoring import ChoiceRequest, score_choices
-from sealign.methods.best_of_n import _after_end
+from sealign.methods.best_of_n import _after_end, _special_tokens
 from sealign.models.batching import pad_right
 from sealign.models.generation import generate_ids
 from tests.tiny_models import logits
@@ -72,11 +73,50 @@ def test_a_replaced_generate_is_put_back(fitted: Callable[[str], Any], llama: An
 
 
 def test_padding_after_an_answer_is_not_scored() -> None:
-    """All of the last run of padding but its first token, which may be the end token of the answer."""
-    new = torch.tensor([[5, 0, 6, 7], [5, 6, 0, 0], [0, 0, 0, 0], [5, 6, 7, 0]])
-    expected = [[False] * 4, [False, False, False, True], [False, True, True, True], [False] * 4]
-    assert _after_end(new, 0).tolist() == expected
-    assert not _after_end(new, None).any()
+    """The end token belongs to the answer, also where it is the pad token; rows may end without one."""
+    new = torch.tensor([[5, 0, 6, 7], [5, 2, 0, 0], [5, 2, 2, 2], [2, 0, 0, 0], [5, 6, 7, 0]])
+    padding = {
+        (): ["....", "....", "....", "....", "...."],
+        (2,): ["....", "..xx", "..xx", ".xxx", "...x"],
+        (2, 0): ["..xx", "..xx", "..xx", ".xxx", "...."],
+    }
+    for ends, expected in padding.items():
+        found = _after_end(new, list(ends), 0)
+        assert ["".join("x" if masked else "." for masked in row) for row in found.tolist()] == expected
+
+
+def test_special_tokens_are_those_of_the_call() -> None:
+    def of(eos: Any, pad: Any, **call: Any) -> Any:
+        base = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=eos, pad_token_id=pad))
+        return _special_tokens(base, call)
+
+    assert of(None, None) == ([], 0)
+    assert of(2, None) == ([2], 2)
+    assert of([4, 2], 7) == ([4, 2], 7)
+    assert of(2, 7, pad_token_id=3) == ([2], 3)
+    assert of(2, 7, eos_token_id=5) == ([5], 7)
+
+
+def test_a_long_answer_is_judged_by_its_mean(fitted: Callable[[str], Any]) -> None:
+    """Token 2 ends an answer and 0 pads it. The second answer has the lower sum and the higher mean."""
+    answers = [(torch.tensor([[7, 7, 2, 0, 0, 0]]), [0.3, 1, 1, 1]), (torch.tensor([[7, 7, 5, 5, 5, 2]]), [0.5] * 4)]
+    calls: list[dict[str, Any]] = []
+
+    def generate(**kwargs: Any) -> Any:
+        sequence, probabilities = answers[len(calls) % 2]
+        calls.append(kwargs)
+        steps = []
+        for token, probability in zip(sequence[0, 2:], probabilities, strict=True):
+            row = torch.full((1, 9), (1 - probability) / 8)
+            row[0, token] = probability
+            steps.append(row.log())
+        return SimpleNamespace(sequences=sequence, logits=tuple(steps))
+
+    base = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2, pad_token_id=0))
+    found = fitted("best_of_n")._best(base, generate, (), {"input_ids": torch.tensor([[7, 7]])})
+    assert found.tolist() == [[7, 7, 5, 5, 5, 2]]
+    assert len(calls) == 3
+    assert all(call["do_sample"] and call["temperature"] == 0.7 and call["top_p"] == 0.95 for call in calls)
 
 
 def test_it_chooses_among_answers_of_the_edited_model(fitted: Callable[[str], Any], llama: Any, tokenizer: Any) -> None:

@@ -64,6 +64,9 @@ def test_icd_by_prompt_sees_the_prompt_before_everything(llama: Any, tokenizer: 
         q = torch.log_softmax(llama(input_ids=widened).logits.double(), -1)[:, len(before) :]
         with apply_edit(llama, method):
             found = torch.softmax(llama(input_ids=ids).logits.double(), -1)
+            # As in generation, where positions and mask are given; the amateur's begin after the prompt.
+            given = {"position_ids": torch.arange(ids.shape[1])[None], "attention_mask": torch.ones_like(ids)}
+            placed = torch.softmax(llama(input_ids=ids, **given).logits.double(), -1)
             cached = generate_ids(llama, tokenizer, prompts, 6)
             assert torch.equal(cached, generate_ids(llama, tokenizer, prompts, 6, use_cache=False))
             alone = generate_ids(llama, tokenizer, [prompts[1]], 6)
@@ -71,6 +74,7 @@ def test_icd_by_prompt_sees_the_prompt_before_everything(llama: Any, tokenizer: 
     plausible = p >= p.max(-1, keepdim=True).values + np.log(0.1)
     expected = torch.softmax(torch.where(plausible, p - q, -torch.inf), -1)
     assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.allclose(placed, expected, atol=1e-4)
 
 
 def test_icd_by_lora_contrasts_with_the_tuned_model(fitted: Callable[[str], Any], llama: Any, tokenizer: Any) -> None:

@@ -272,7 +272,7 @@ def test_the_type_of_the_configuration_chooses_the_method() -> None:
     assert all(method.name == name for name, method in METHODS.items())
     assert len({method.config for method in METHODS.values()}) == len(METHODS)
     assert all(issubclass(method.intervention, Intervention) for method in METHODS.values())
-    with pytest.raises(SettingError, match="config is of type EditConfig, but it must be the configuration of a method"):
+    with pytest.raises(SettingError, match="config is of type EditConfig, but it must be the configuration of a"):
         method_of(EditConfig())
     with pytest.raises(SettingError, match=r"unknown method 'itti' \(did you mean 'iti'\?\)"):
         get_method("itti")

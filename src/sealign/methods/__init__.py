@@ -1,1 +1,5 @@
 """Methods: how an edit is fitted, and the methods that edits are compared with."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

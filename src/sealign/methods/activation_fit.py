@@ -121,7 +121,12 @@ def collected_before(config: EditConfig, activations: Activations) -> Collected:
 
     Raises:
         ActivationError: They were read at another site than the configuration needs.
+        WorkerError: There are several workers, whose rows would be joined as if they were different ones.
     """
+    if rank_and_size()[1] > 1:
+        raise WorkerError(
+            "activations that were collected before are fitted by one process; do so outside worker_group"
+        )
     if activations.site != config.read_site:
         raise ActivationError(
             f"the activations were read at the site '{activations.site}', but {type(config).__name__} needs "

@@ -6,6 +6,7 @@ import copy
 from typing import Annotated, Any, ClassVar
 
 import torch
+from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -57,13 +58,13 @@ class BestOfNSampling(RecordedIntervention):
         generate = base.generate
 
         def best(*args: Any, **kwargs: Any) -> Any:
-            return self._best(generate, args, kwargs) if handle.enabled else generate(*args, **kwargs)
+            return self._best(base, generate, args, kwargs) if handle.enabled else generate(*args, **kwargs)
 
         before = vars(base).get("generate")
         base.generate = best
         handle.stack.callback(_restore, base, before)
 
-    def _best(self, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _best(self, base: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Return the most likely of n sampled answers for each row, in the form that ``generate`` returns."""
         sampling = {
             "do_sample": True,
@@ -74,6 +75,7 @@ class BestOfNSampling(RecordedIntervention):
             "output_logits": True,
         }
         sequences, means = [], []
+        ends, pad = _special_tokens(base, kwargs)
         prompt = (kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1]
         with torch.random.fork_rng():
             torch.manual_seed(self.settings["seed"])
@@ -81,27 +83,35 @@ class BestOfNSampling(RecordedIntervention):
                 found = generate(*args, **(kwargs | sampling | _fresh(kwargs)))
                 new = found.sequences[:, prompt:]
                 logs = torch.stack([torch.log_softmax(step.float(), -1) for step in found.logits], dim=1)
-                ended = _after_end(new, kwargs.get("pad_token_id"))
-                chosen = logs.gather(2, new[..., None])[..., 0].masked_fill(ended, 0.0)
-                means.append(chosen.sum(1) / (~ended).sum(1).clamp_min(1))
+                padding = _after_end(new, ends, pad)
+                chosen = logs.gather(2, new[..., None])[..., 0].masked_fill(padding, 0.0)
+                means.append(chosen.sum(1) / (~padding).sum(1).clamp_min(1))
                 sequences.append(found.sequences)
         best = torch.stack(means).argmax(0)
         width = max(found.shape[1] for found in sequences)
-        pad = int(kwargs.get("pad_token_id") or 0)
         padded = [torch.nn.functional.pad(found, (0, width - found.shape[1]), value=pad) for found in sequences]
         return torch.stack([padded[int(index)][row] for row, index in enumerate(best)])
 
 
-def _after_end(new: Tensor, pad: int | None) -> Tensor:
-    """Return a mask of the padding after each answer: the last run of pad tokens without its first token.
+def _special_tokens(base: Any, kwargs: dict[str, Any]) -> tuple[list[int], int]:
+    """Return the end tokens and the pad token of a call of ``generate``, as transformers decides them."""
+    config = kwargs.get("generation_config") or base.generation_config
+    ends = kwargs.get("eos_token_id", config.eos_token_id)
+    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    return ends, int(pad) if pad is not None else int(ends[0]) if ends else 0
 
-    The first token of the run is not masked, because models without a pad token of their own pad with the end token.
+
+def _after_end(new: Int[Tensor, "b t"], ends: list[int], pad: int) -> Bool[Tensor, "b t"]:
+    """Return a mask of the padding after each answer; its end token is part of the answer.
+
+    Without end tokens, transformers pads nothing. With them, it also pads rows that another stopping criterion ended.
     """
-    if pad is None:
+    if not ends:
         return torch.zeros_like(new, dtype=torch.bool)
-    tail = (new == pad).flip(1).cumprod(1).flip(1).bool()
-    first = tail & ~torch.nn.functional.pad(tail, (1, 0))[:, :-1]
-    return tail & ~first
+    stops = torch.isin(new, new.new_tensor(ends)).long()
+    after = stops.cumsum(1) - stops > 0
+    return after if pad in ends else after | (new == pad).flip(1).long().cumprod(1).flip(1).bool()
 
 
 def _fresh(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -175,6 +175,7 @@ def fit_edit_from_activations(
     Raises:
         ActivationError: The activations are of another site, another number of demonstrations, or lack a layer.
         SettingError: The method cannot be fitted from activations.
+        WorkerError: It is called by several workers.
 
     Example:
         >>> import sealign
