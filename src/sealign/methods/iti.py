@@ -22,7 +22,7 @@ from sealign.models.output_matrices import HEADS, OutputMatrix, read_weight, res
 from sealign.models.sites import ResolvedSite
 from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 
 Direction = Literal["mass_mean", "probe"]
 """Direction of a head's shift: from the mean of the negatives to that of the positives, or the probe's weights."""
@@ -109,7 +109,7 @@ def _fit_layer(
     layer_edit = AffineEdit.constant(moved)
     bias = getattr(site.module, "bias", None)
     outputs = rows[0] @ weight.T + (0 if bias is None else bias.float().cpu())
-    figures = {"shift_norm": float(moved.norm()), "signature": signature(rows[1], rows[2])}
+    figures = {"shift_norm": float(moved.norm()), "signature": layer_signature(rows[1], rows[2])}
     return LayerFit(layer_edit, layer_edit.relative_change(outputs, strength), figures)
 
 

@@ -27,7 +27,7 @@ from sealign.methods.activation_fit import (
 from sealign.methods.method import FitContext, Method
 from sealign.models.sites import Site, resolve_sites
 from sealign.models.structure import unwrap_model
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 
 
 class LEACEConfig(EditConfig):
@@ -104,7 +104,7 @@ def _fit_layer(rows: tuple[Tensor, Tensor, Tensor], config: LEACEConfig) -> Laye
     layer_edit = AffineEdit(
         -eraser.proj_left.float(), eraser.proj_right.float().contiguous(), center=eraser.bias.float()
     )
-    figures: Mapping[str, float] = {"signature": signature(positive, negative)}
+    figures: Mapping[str, float] = {"signature": layer_signature(positive, negative)}
     return LayerFit(layer_edit, layer_edit.relative_change(neutral, config.strength), figures)
 
 

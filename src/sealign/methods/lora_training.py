@@ -209,7 +209,7 @@ def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
 
     def update(*_: Any) -> None:
         nonlocal scale
-        wanted = handle.strength if handle.active else 0.0
+        wanted = (handle.strength or 0.0) if handle.active else 0.0
         if wanted == scale:
             return
         scale = wanted
@@ -219,7 +219,7 @@ def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
         lora.enable_adapter_layers()
         for module in lora.modules():
             if isinstance(module, LoraLayer):
-                module.set_scale("default", scale)
+                module.set_scale("default", wanted)
 
     # Both are entry points: some models call their inner decoder past the outer one.
     for entry in (base, decoder_of(base)):
