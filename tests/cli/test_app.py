@@ -20,8 +20,8 @@ import typer
 from typer.testing import CliRunner
 
 import sealign
-from sealign.cli import app, options
-from sealign.cli.app import ORDER, messages, output
+from sealign.cli import options
+from sealign.cli.app import ORDER, app, messages, output
 from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
@@ -310,7 +310,7 @@ def test_version() -> None:
 
 
 @pytest.fixture
-def failing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[BaseException], Any]]:
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], Any]:
     """Make ``sealign inspect`` fail with an error, and run it."""
 
     def fail(error: BaseException) -> Any:

@@ -157,7 +157,7 @@ def test_type_and_device(
     monkeypatch.setattr(models, "load_model", loading)
     fit(*options)
     given = dict(zip(options[::2], options[1::2], strict=True))
-    wanted = {"dtype": given.get("--dtype", "auto"), "device": given.get("--device", "auto")}
+    wanted: dict[str, Any] = {"dtype": given.get("--dtype", "auto"), "device": given.get("--device", "auto")}
     wanted |= {"revision": None, "trust_remote_code": False, "attn_implementation": None, "quantization_config": None}
     assert seen == [(wanted, dtype, "cuda" if wanted["device"] == "auto" and torch.cuda.is_available() else "cpu")]
 

@@ -88,7 +88,7 @@ def test_prompts_are_written_as_in_the_fit(edit_folder: Path, model_folder: Path
     """Unless the command says otherwise."""
     preamble = tmp_path / "preamble.txt"
     preamble.write_text("Answer in one word.\n")
-    own = {"style": "few_shot", "preamble": "Answer in one word."}
+    own: dict[str, Any] = {"style": "few_shot", "preamble": "Answer in one word."}
     assert answers(edit_folder, "--prompt-format", "plain") == expected(
         model_folder, edit_folder, prompt_format=PromptFormat("plain")
     )

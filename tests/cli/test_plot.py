@@ -15,7 +15,7 @@ import sealign
 import sealign.cli.plot  # registers the commands
 from sealign import figures
 from sealign.figures import Point
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 from tests.cli import test_app as shared
 from tests.cli.test_app import listing, passed, refused, write_rows
 from tests.tiny_models import build_model
@@ -122,7 +122,9 @@ def test_signatures_of_several_sources(model_folder: Path, rows: Path, tmp_path:
     for name, source in (("rows", rows), ("bundled:fairness", "bundled:fairness")):
         items = sealign.load_demonstrations(source, limit=5, seed=2)
         found_rows = collect(model_folder, items)
-        expected = [signature(found_rows.positive[layer], found_rows.negative[layer]) for layer in found_rows.layers]
+        expected = [
+            layer_signature(found_rows.positive[layer], found_rows.negative[layer]) for layer in found_rows.layers
+        ]
         own = [(mark.x, mark.y) for mark in found if mark.series == name]
         assert [x for x, _ in own] == [0.25, 0.5, 0.75, 1.0]
         assert [y for _, y in own] == pytest.approx(expected, rel=1e-5)
@@ -155,7 +157,7 @@ def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path
         path,
     )
     assert_written(passed(*args, "--layers", "1"), path)
-    edit = sealign.load_edit(edit_folder)
+    edit = sealign.Edit.from_pretrained(edit_folder)
     before = collect(model_folder, sealign.load_demonstrations(rows, limit=6), layers=(1,))
     # The first edited layer sees what it saw unedited, so that its edit is the projection alone.
     edited = edit.layer_edits[1](before.neutral[1], edit.strength)

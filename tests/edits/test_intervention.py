@@ -25,7 +25,8 @@ from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import EditRecord
 from sealign.errors import EditFileError, SettingError
-from sealign.files import read_tensors, tensors_hash, write_record
+from sealign.files import read_tensors, tensors_hash
+from sealign.record_files import write_record
 from tests.edits.edit_data import contents, make_affine, make_edit, make_record
 
 FILES = ["README.md", "edit.json", "edit.safetensors"]

@@ -22,12 +22,13 @@ import sealign
 from sealign.edits.edit import Edit
 from sealign.edits.record import FORMAT, FORMAT_VERSION, EditRecord, LayerRecord, ModelRecord, model_record
 from sealign.errors import EditFileError
-from sealign.files import read_record, tensors_hash, write_record
+from sealign.files import tensors_hash
 from sealign.methods.activation_fit import LayerFit, build_edit
 from sealign.methods.method import FitContext
 from sealign.methods.sea import SEAConfig
 from sealign.models.fingerprint import model_fingerprint
 from sealign.models.prompt_format import PromptFormat, default_preamble
+from sealign.record_files import read_record, write_record
 from tests.edits.edit_data import make_affine, make_record
 from tests.tiny_models import build_model
 

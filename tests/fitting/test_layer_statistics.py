@@ -11,7 +11,7 @@ from sealign.errors import ActivationError
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
 from sealign.methods.sea import SEAConfig, decompose, fit_projection
 from sealign.spectral.feature_maps import get_feature_map
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 from tests.shapes import unchecked
 
 D = 6
@@ -46,7 +46,7 @@ def test_any_split_gives_the_formulas(sizes: list[int], centered: bool, feature_
             x, y = x - x.mean(0), y - y.mean(0)
         found = covariance.compute().multiply(torch.eye(D, dtype=torch.float64))
         torch.testing.assert_close(found, x.T @ y / sum(sizes))
-    assert statistics.signature == pytest.approx(signature(positive, negative, centered=centered), rel=1e-9)
+    assert statistics.signature == pytest.approx(layer_signature(positive, negative, centered=centered), rel=1e-9)
     torch.testing.assert_close(statistics.neutral_sample, neutral)
 
 

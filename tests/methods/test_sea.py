@@ -22,7 +22,7 @@ from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import SITES, select_layers
 from sealign.spectral.feature_maps import FEATURE_MAPS
 from sealign.spectral.projection import COMBINES, NORMALIZATIONS
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 from tests.shapes import unchecked
 
 
@@ -324,7 +324,7 @@ def test_layers_by_signature(llama: Any, tokenizer: Any, demonstrations: Any) ->
     collected = sealign.collect_activations(llama, tokenizer, demonstrations)
     for centered in (False, True):
         signatures = {
-            layer: signature(collected.positive[layer], collected.negative[layer], centered=centered)
+            layer: layer_signature(collected.positive[layer], collected.negative[layer], centered=centered)
             for layer in collected.layers
         }
         best = sorted(sorted(signatures, key=lambda layer: signatures[layer])[-2:])

@@ -14,8 +14,8 @@ from torch import nn
 
 from sealign.edits.record import ModelRecord
 from sealign.errors import FingerprintError, ModelError
-from sealign.files import RECORD_CONFIG, read_record, write_record
 from sealign.models.fingerprint import check_fingerprint, model_fingerprint
+from sealign.record_files import RECORD_CONFIG, read_record, write_record
 from tests.tiny_models import build_model
 
 ARCHITECTURES = ("llama", "qwen2", "gpt2", "mixtral")

@@ -12,7 +12,7 @@ from sealign.spectral import decomposition as spectra
 from sealign.spectral.cross_covariance import CrossCovariance
 from sealign.spectral.cross_covariance_matrix import CrossCovarianceMatrix
 from sealign.spectral.decomposition import leading_spectrum
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 
 
 def _omega(x: torch.Tensor, y: torch.Tensor) -> CrossCovarianceMatrix:
@@ -179,7 +179,7 @@ def test_signature_against_its_formulas() -> None:
     stacked = np.concatenate([positive, negative]).astype(np.float64)
     labels = np.repeat(np.eye(2), 6, axis=0)
     expected = scipy.linalg.svdvals(stacked.T @ labels / 12).sum()
-    assert signature(positive, negative) == pytest.approx(expected)
+    assert layer_signature(positive, negative) == pytest.approx(expected)
     gap = (positive.double().mean(0) - negative.double().mean(0)).norm()
-    assert signature(positive, negative, centered=True) == pytest.approx(float(gap) / 8**0.5)
-    assert signature(positive, positive, centered=True) == pytest.approx(0, abs=1e-9)
+    assert layer_signature(positive, negative, centered=True) == pytest.approx(float(gap) / 8**0.5)
+    assert layer_signature(positive, positive, centered=True) == pytest.approx(0, abs=1e-9)

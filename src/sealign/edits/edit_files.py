@@ -13,8 +13,9 @@ from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.edits.record import FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, LayerRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import EditFileError, SettingError, check_choice
-from sealign.files import locate_folder, read_record, read_tensors, tensors_hash
+from sealign.files import locate_folder, read_tensors, tensors_hash
 from sealign.models.sites import SITES
+from sealign.record_files import read_record
 from sealign.spectral.feature_maps import get_feature_map
 from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Projection
 

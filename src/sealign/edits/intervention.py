@@ -20,7 +20,8 @@ from sealign.edits.model_card import model_card
 from sealign.edits.record import CARD_NAME, RECORD_NAME, TENSORS_NAME, EditRecord, ModelRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import SettingError
-from sealign.files import new_folder, tensors_hash, write_record, write_tensors
+from sealign.files import new_folder, tensors_hash, write_tensors
+from sealign.record_files import write_record
 
 
 class Intervention(ABC):

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
-from sealign.files import RECORD_CONFIG
 from sealign.models.fingerprint import model_fingerprint, template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
+from sealign.record_files import RECORD_CONFIG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,7 +12,8 @@ from sealign.edits.record import ModelRecord
 from sealign.errors import ResultsFileError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
-from sealign.files import RECORD_CONFIG, read_record, write_bytes, write_record
+from sealign.files import write_bytes
+from sealign.record_files import RECORD_CONFIG, read_record, write_record
 
 FORMAT = "sealign.results"
 FORMAT_VERSION = 2

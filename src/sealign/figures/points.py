@@ -17,7 +17,7 @@ from sealign.files import write_bytes
 from sealign.fitting.activations import Activations
 from sealign.spectral.cross_covariance import CrossCovariance
 from sealign.spectral.decomposition import leading_spectrum
-from sealign.spectral.signature import signature
+from sealign.spectral.signature import layer_signature
 
 Spectra = Mapping[int, tuple[Float[Tensor, " p"], Float[Tensor, " q"]]]
 """By layer, the singular values of Omega+ and of Omega- in descending order; the two may differ in number."""
@@ -128,7 +128,7 @@ def activation_signatures(activations: Activations, *, centered: bool = False) -
         {0: 2.0}
     """
     return {
-        layer: signature(activations.positive[layer], activations.negative[layer], centered=centered)
+        layer: layer_signature(activations.positive[layer], activations.negative[layer], centered=centered)
         for layer in activations.layers
     }
 

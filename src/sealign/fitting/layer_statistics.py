@@ -149,7 +149,7 @@ class LayerStatistics:
 
     @property
     def signature(self) -> float:
-        """How strongly the activations covary with the label; see ``sealign.spectral.signature.signature``."""
+        """How strongly the activations covary with the label; see ``sealign.spectral.layer_signature``."""
         return signature_of_means(self.mean_positive, self.mean_negative, centered=self.centered)
 
 

@@ -25,6 +25,7 @@ from .sea import fit_projection as fit_projection
 from .sea import projection_edit as projection_edit
 
 __all__ = [
+    "METHODS",
     "BestOfNConfig",
     "CDConfig",
     "Composition",
@@ -35,7 +36,6 @@ __all__ = [
     "ITIConfig",
     "LEACEConfig",
     "LoRAFTConfig",
-    "METHODS",
     "MeanDifferenceConfig",
     "Method",
     "SEAConfig",

@@ -47,7 +47,7 @@ def _identity(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return x
 
 
-def _identity_inverse(y: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+def _identity_inverse(y: Float[Tensor, "*batch d"], _x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return y
 
 
@@ -61,7 +61,7 @@ def _squared_exponential_inverse(
     return torch.sign(x) * torch.sqrt(-2 * torch.log(y.clamp(EPSILON, 1)))
 
 
-def _tanh_inverse(y: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+def _tanh_inverse(y: Float[Tensor, "*batch d"], _x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return torch.atanh(y.clamp(EPSILON - 1, 1 - EPSILON))
 
 
@@ -69,7 +69,7 @@ def _elu(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return torch.nn.functional.elu(x)
 
 
-def _elu_inverse(y: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+def _elu_inverse(y: Float[Tensor, "*batch d"], _x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
     return torch.where(y >= 0, y, torch.log1p(y.clamp(min=EPSILON - 1, max=0)))
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *, centered: bool = False) -> float:
+def layer_signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *, centered: bool = False) -> float:
     """Return the signature of a layer: how strongly its activations covary with the label.
 
     The signature is the sum of the singular values of X^T Y / (2n), with X the (2n, d) stacked activations and Y the
@@ -21,7 +21,7 @@ def signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d"], *,
 
     Example:
         >>> import torch
-        >>> signature(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
+        >>> layer_signature(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
         2.0
     """
     return signature_of_means(positive.double().mean(0), negative.double().mean(0), centered=centered)

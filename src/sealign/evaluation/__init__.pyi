@@ -1,0 +1,75 @@
+from .answers import Answers as Answers
+from .answers import compare_answers as compare_answers
+from .comparison import Comparison as Comparison
+from .comparison import EditReport as EditReport
+from .comparison import compare_results as compare_results
+from .comparison import report_edits as report_edits
+from .cost import Cost as Cost
+from .cost import measure_cost as measure_cost
+from .damage import Damage as Damage
+from .damage import measure_damage as measure_damage
+from .damage import measure_damages as measure_damages
+from .evaluate_edits import evaluate as evaluate
+from .evaluation_config import EvaluationConfig as EvaluationConfig
+from .harness import SealignLM as SealignLM
+from .judge import EndpointJudge as EndpointJudge
+from .judge import Judge as Judge
+from .judge import LocalJudge as LocalJudge
+from .local_tasks import LOCAL_TASKS as LOCAL_TASKS
+from .local_tasks import task_manager as task_manager
+from .multiple_choice import MultipleChoiceQuestion as MultipleChoiceQuestion
+from .multiple_choice import MultipleChoiceScores as MultipleChoiceScores
+from .multiple_choice import score_questions as score_questions
+from .results import Results as Results
+from .scoring import ChoiceRequest as ChoiceRequest
+from .scoring import ChoiceScore as ChoiceScore
+from .scoring import score_choices as score_choices
+from .statistics import Difference as Difference
+from .statistics import holm as holm
+from .statistics import paired_difference as paired_difference
+from .statistics import ratio_difference as ratio_difference
+from .tuning import TuneResult as TuneResult
+from .tuning import tune as tune
+from .tuning_config import TuneConfig as TuneConfig
+from .verdict import Effect as Effect
+from .verdict import Verdict as Verdict
+from .verdict import judge_effects as judge_effects
+
+__all__ = [
+    "LOCAL_TASKS",
+    "Answers",
+    "ChoiceRequest",
+    "ChoiceScore",
+    "Comparison",
+    "Cost",
+    "Damage",
+    "Difference",
+    "EditReport",
+    "Effect",
+    "EndpointJudge",
+    "EvaluationConfig",
+    "Judge",
+    "LocalJudge",
+    "MultipleChoiceQuestion",
+    "MultipleChoiceScores",
+    "Results",
+    "SealignLM",
+    "TuneConfig",
+    "TuneResult",
+    "Verdict",
+    "compare_answers",
+    "compare_results",
+    "evaluate",
+    "holm",
+    "judge_effects",
+    "measure_cost",
+    "measure_damage",
+    "measure_damages",
+    "paired_difference",
+    "ratio_difference",
+    "report_edits",
+    "score_choices",
+    "score_questions",
+    "task_manager",
+    "tune",
+]
