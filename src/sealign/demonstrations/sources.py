@@ -50,9 +50,9 @@ def load_demonstrations(
     elif text in NAMED_SOURCES:
         demonstrations = _load_named(NAMED_SOURCES[text], data_dir, seed)
     elif Path(text).suffix in (".jsonl", ".csv"):
-        demonstrations = list(_parse(read_rows(Path(text)), _plain, text, seed))
+        demonstrations = list(_parse(read_rows(Path(text)), _plain, seed))
     elif "/" in text and not Path(text).exists():
-        demonstrations = list(_parse(_read_hub(text, None, "train"), _plain, text, seed))
+        demonstrations = list(_parse(_read_hub(text, None, "train"), _plain, seed))
     else:
         known = [*NAMED_SOURCES, *(BUNDLED_PREFIX + name for name in _bundled_names())]
         raise DemonstrationError(
@@ -168,15 +168,15 @@ def _load_bundled(name: str) -> list[Demonstration]:
     if name not in _bundled_names():
         raise DemonstrationError(unknown_name("bundled demonstrations", name, _bundled_names()))
     path = Path(str(files("sealign.demonstrations") / "data" / f"{name}.jsonl"))
-    return list(_parse(read_rows(path), _plain, name, 0))
+    return list(_parse(read_rows(path), _plain, 0))
 
 
 def _load_named(source: _NamedSource, data_dir: str | Path | None, seed: int) -> list[Demonstration]:
     if data_dir is not None:
         path = Path(data_dir) / source.local
-        return list(_parse(read_rows(path), source.parse, str(path), seed))
+        return list(_parse(read_rows(path), source.parse, seed))
     repository, subset, split = source.hub
-    return list(_parse(_read_hub(repository, subset, split), source.parse, repository, seed))
+    return list(_parse(_read_hub(repository, subset, split), source.parse, seed))
 
 
 def _read_hub(repository: str, subset: str | None, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -200,7 +200,6 @@ def _read_hub(repository: str, subset: str | None, split: str) -> Iterator[tuple
 def _parse(
     rows: Iterator[tuple[str, Mapping[str, Any]]],
     parse: Callable[[Mapping[str, Any], random.Random], Demonstration],
-    source: str,
     seed: int,
 ) -> Iterator[Demonstration]:
     generator = random.Random(seed)
