@@ -18,6 +18,7 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
 from sealign.fitting.sequences import ROLES
+from sealign.models.shared_prefix import common_prefix
 from tests.tiny_models import build_model
 
 
@@ -75,6 +76,22 @@ def test_against_the_models_hidden_states(
     expected = _expected(llama, tokenizer, demonstrations, config, 1)
     for role in ROLES:
         assert getattr(found, role)[1].shape == (7, 48)
+        torch.testing.assert_close(getattr(found, role)[1], expected[role], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("token", ["last", "mean", "random"])
+def test_a_prompt_that_ends_inside_the_shared_beginning(token: Any, llama: Any, tokenizer: Any) -> None:
+    """One prompt, and completions that begin alike, so that the neutral sequence is shorter than what is run once."""
+    start = "It is what a river turns into when the winter is long and cold:"
+    items = [
+        sealign.Demonstration("What is ice?", f"{start} {word}.", f"{start} {word}, no.") for word in ("air", "mud")
+    ]
+    config = CollectConfig(token=token, seed=3)
+    sequences = [config.prompt_format.encode(tokenizer, item.prompt, item.positive) for item in items]
+    assert len(common_prefix(sequences)) > len(config.prompt_format.encode_prompt(tokenizer, "What is ice?")) + 8
+    found = sealign.collect_activations(llama, tokenizer, items, site="residual", layers=[1], config=config)
+    expected = _expected(llama, tokenizer, items, config, 1)
+    for role in ROLES:
         torch.testing.assert_close(getattr(found, role)[1], expected[role], rtol=1e-4, atol=1e-4)
 
 
