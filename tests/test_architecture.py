@@ -89,21 +89,26 @@ def test_help_does_not_import_torch() -> None:
     assert _run(code) == "False"
 
 
-def test_public_names_exist_and_are_documented() -> None:
-    for name in sealign.__all__:
-        value = getattr(sealign, name)
-        if name != "__version__":
-            assert value.__doc__, name
-    assert set(sealign.__all__) <= set(dir(sealign))
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        sealign.nothing  # type: ignore[attr-defined]  # noqa: B018
+FOLDERS = ["", *sorted(f".{path.parent.name}" for path in PACKAGE.glob("*/__init__.py"))]
 
 
-@pytest.mark.parametrize("folder", sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py")))
-def test_public_names_of_a_folder_exist(folder: str) -> None:
-    package = importlib.import_module(f"sealign.{folder}")
-    for name in getattr(package, "__all__", ()):
-        assert getattr(package, name) is not None, name
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_public_names_are_declared_and_documented(folder: str) -> None:
+    """The stub that type checkers read declares what the package gives at run time, and all of it has a docstring."""
+    package = importlib.import_module(f"sealign{folder}")
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name
+    assert set(package.__all__) <= set(dir(package))
+    stub = PACKAGE / folder.removeprefix(".") / "__init__.pyi"
+    if stub.is_file():
+        (declared,) = (ast.literal_eval(node.value) for node in ast.parse(stub.read_text()).body if _assigns_all(node))
+        assert sorted(set(declared) - {"__version__"}) == sorted(package.__all__)
+        with pytest.raises(AttributeError, match="nothing"):
+            package.nothing  # noqa: B018
+
+
+def _assigns_all(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
 
 
 def test_public_functions_are_documented() -> None:

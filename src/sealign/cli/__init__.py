@@ -18,6 +18,8 @@ import sealign.cli.serve
 import sealign.cli.tune  # noqa: F401
 from sealign.cli.app import app
 
+__all__ = ["main"]
+
 
 def main() -> None:
     """Run the command line."""
