@@ -11,7 +11,7 @@ from torch import nn
 
 import sealign
 from sealign.errors import ModelError, SiteError
-from sealign.models.hooks import Recorder
+from sealign.models.recorder import Recorder
 from sealign.models.sites import SITES, resolve_sites
 from sealign.models.structure import decoder_layers, unwrap_model
 from tests.tiny_models import CONFIGS, build_model

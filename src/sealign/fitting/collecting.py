@@ -22,7 +22,7 @@ from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.generation import generate_ids
-from sealign.models.hooks import Recorder
+from sealign.models.recorder import Recorder
 from sealign.models.output_matrices import HEADS, resolve_heads
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites

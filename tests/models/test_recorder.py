@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sealign.models.hooks import Recorder
+from sealign.models.recorder import Recorder
 from sealign.models.sites import ResolvedSite, resolve_sites
 from tests.conftest import our_hooks
 
