@@ -26,6 +26,8 @@ def test_a_rescaled_edit_is_exported_approximately_only(llama: Any, tokenizer: A
     with pytest.raises(ExportError, match="rescaled per feature") as raised:
         check_exportable(edit.with_normalization("feature"))
     assert "--approximate" not in str(raised.value)
+    assert "sealign serve" not in str(raised.value)  # the server refuses an edit that is rescaled per feature
+    assert "; apply it in Python with sealign.attach, or fit one with normalization=none" in str(raised.value)
 
 
 def test_a_feature_map_is_never_exported(llama: Any, tokenizer: Any) -> None:

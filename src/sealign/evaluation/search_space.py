@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from sealign.evaluation.tuning_config import TunedConfig
+from sealign.models.output_matrices import BIAS_SWITCHES
 from sealign.models.structure import text_config, unwrap_model
 
 if TYPE_CHECKING:
@@ -40,25 +41,26 @@ class SearchSpace:
         Args:
             model: Any decoder.
             base: Configuration of the method; only settings that it has are searched.
-            deployable: Whether to search only edits that weights carry exactly: linear, not rescaled, at the output of
-                a matrix, and centred only if the architecture has a bias there that its configuration switches on.
+            deployable: Whether to search only edits that can be merged exactly into the weights. These edits are
+                affine, not rescaled, and act on the output of a matrix; they are centred only if the configuration of
+                the architecture can enable a bias there.
         """
         config = text_config(unwrap_model(model))
         depth = config.num_hidden_layers
         allowed: tuple[str, ...] = get_args(type(base).model_fields["site"].annotation)
         if not deployable:
             return cls(depth, allowed, ("token", "none"), FEATURE_MAPS, centerable=allowed)
-        switches = {"mlp": "mlp_bias", "attention": "attention_bias"}
-        biased = tuple(site for site, switch in switches.items() if hasattr(config, switch))
-        sites = tuple(site for site in switches if site in allowed)
+        biased = tuple(site for site, switch in BIAS_SWITCHES.items() if hasattr(config, switch))
+        sites = tuple(site for site in ("mlp", "attention") if site in allowed)
         return cls(depth, sites, ("none",), ("identity",), centerable=biased)
 
     def draw(self, trial: optuna.Trial, base: TunedConfig) -> tuple[TunedConfig, float]:
-        """Return the settings of a trial at strength 1, and the share of the damage budget that it aims at.
+        """Return the settings of a trial at strength 1, and the fraction of the damage budget that it may use.
 
-        Layers are a window, or those of highest signature. The explained variance is drawn by the logarithm of the
-        share that it leaves out, separately for positives and negatives. All trials draw the same parameters, even
-        those that another one makes irrelevant, since the sampler learns from a fixed space.
+        The layers are a window of consecutive layers, or the layers of highest signature. The unexplained variance, 1
+        minus the explained variance, is drawn on a logarithmic scale, separately for positives and negatives. All
+        trials draw the same parameters, even where the value of one makes another irrelevant, since the sampler needs
+        a fixed search space.
 
         Args:
             trial: Trial of the study.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.gguf_file import write_small
-from sealign.export.requirements import SERVE, check_exportable, is_shift
+from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
 from sealign.files import new_file
 
 ARCHITECTURE = "controlvector"
@@ -82,18 +82,19 @@ def _check_control_vector(edit: Edit) -> None:
     if edit.site != "residual":
         raise ExportError(
             f"the edit acts on the site '{edit.site}', but a control vector is added to the residual stream; export a "
-            f"merged checkpoint, {SERVE}, or fit one with site=residual"
+            f"merged checkpoint, {serve_or_attach(edit)}, or fit one with site=residual"
         )
     for layer, layer_edit in edit.affine_edits.items():
         if not is_shift(layer_edit):
             raise ExportError(
                 f"at layer {layer} the change depends on the activation (rank {layer_edit.rank}, scale "
-                f"{layer_edit.scale:g}), but a control vector adds a constant vector; {SERVE}"
+                f"{layer_edit.scale:g}), but a control vector adds a constant vector; "
+                f"{serve_or_attach(edit)}"
             )
     if 0 in edit.layers:
         raise ExportError(
-            f"the edit acts on layer 0, but llama.cpp adds control vectors from layer 1 on; {SERVE}, or leave out "
-            "layer 0"
+            f"the edit acts on layer 0, but llama.cpp adds control vectors from layer 1 on; {serve_or_attach(edit)}, "
+            "or fit one without layer 0"
         )
 
 

@@ -18,7 +18,7 @@ from sealign.errors import ExportError
 from sealign.export.gguf_file import architecture_of, file_names, open_gguf, write_copy, write_small
 from sealign.export.lora import lora_factors
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
-from sealign.export.requirements import SERVE
+from sealign.export.requirements import serve_or_attach
 from sealign.files import new_file
 
 WRITABLE = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
@@ -161,7 +161,7 @@ def _new_values(
         elif bias not in names and (change.bias is not None or change.shift is not None):
             raise ExportError(
                 f"the edit needs '{bias}', which the GGUF file does not have; export a merged checkpoint and convert "
-                f"that with llama.cpp, or {SERVE}"
+                f"that with llama.cpp, or {serve_or_attach(change.layer_edit)}"
             )
     return found
 

@@ -14,7 +14,7 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
-from sealign.export.requirements import SERVE
+from sealign.export.requirements import serve_or_attach
 from sealign.files import new_folder, write_tensors
 from sealign.models.output_matrices import OutputMatrix, read_weight
 from sealign.models.structure import unwrap_model
@@ -114,7 +114,7 @@ def lora_factors(
 
 def _check_low_rank(change: MatrixChange) -> None:
     path = change.matrix.path
-    remedy = f"export a merged checkpoint, or {SERVE}"
+    remedy = f"export a merged checkpoint, or {serve_or_attach(change.layer_edit)}"
     if change.strength and change.layer_edit.scale:
         raise ExportError(
             f"the edit also scales the whole output of '{path}', which a LoRA adapter of low rank cannot do; {remedy}"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import ExportError
-from sealign.export.requirements import SERVE, check_exportable, is_shift
+from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.output_matrices import OutputMatrix, output_matrices
 
@@ -27,7 +27,7 @@ class MatrixChange:
     Attributes:
         matrix: The matrix behind the edited module.
         layer_edit: Edit of the module's output; its rescaling, if any, is left out.
-        strength: s.
+        strength: Strength s of the edit.
     """
 
     matrix: OutputMatrix
@@ -55,7 +55,7 @@ class MatrixChange:
         """Return W' in float64.
 
         Args:
-            weight: W.
+            weight: Weight matrix W, shape (out, in).
         """
         wide = weight.double()
         return wide + self.strength * self.layer_edit.linear_part(wide)
@@ -64,7 +64,7 @@ class MatrixChange:
         """Return b' in float64.
 
         Args:
-            bias: b.
+            bias: Bias b, shape (out,).
         """
         new = self.new_weight(bias[:, None])[:, 0]
         return new if self.shift is None else new + self.shift.to(new.device)
@@ -90,9 +90,9 @@ def matrix_changes(
     affine = edit.affine_edits
     if edit.site == "residual":
         if all(is_shift(found) for found in affine.values()):
-            remedy = f"export it with sealign export control-vector, or {SERVE}"
+            remedy = f"export it with sealign export control-vector, or {serve_or_attach(edit)}"
         else:
-            remedy = f"{SERVE}, or fit one with site=mlp or site=attention"
+            remedy = f"{serve_or_attach(edit)}, or fit one with site=mlp or site=attention"
         raise ExportError(
             f"the edit acts on the residual stream, which is a sum and not the output of a single matrix; {remedy}"
         )

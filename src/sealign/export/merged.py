@@ -17,21 +17,26 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
-from sealign.export.requirements import SERVE
+from sealign.export.requirements import serve_or_attach
 from sealign.files import new_folder
+from sealign.models.output_matrices import BIAS_SWITCHES
 from sealign.models.structure import text_config
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
-BIAS_SWITCHES = {"mlp": "mlp_bias", "attention": "attention_bias"}
-"""By site, the configuration value that adds a bias to its matrices, in architectures that support it."""
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The tensors to write: new values by name, as functions of the stored ones, and tensors that are added."""
+    """Changes that turn the base checkpoint into the merged one.
+
+    Attributes:
+        changed: Mapping from tensor name to the function that computes the new tensor from the stored one.
+        added: Mapping from tensor name to the value of a bias that the base checkpoint lacks.
+        switch: Configuration option to set to true so that the model has the added biases, or None.
+    """
 
     changed: Mapping[str, Callable[[Tensor], Tensor]]
     added: Mapping[str, Tensor]
@@ -48,16 +53,17 @@ def export_merged(
 ) -> list[str]:
     """Write a checkpoint with an edit merged into its weights.
 
-    The new weights and biases are those of ``MatrixChange``. If the edit needs a bias that the checkpoint lacks, and
-    the configuration of the architecture has a switch for it, the switch is set and all other new biases are zero.
-    Files are processed one after another, computed in float64 and written in the stored type, so the memory needed is
-    that of the largest file.
+    See ``MatrixChange`` for the formulas. If the edit needs a bias that the checkpoint lacks, and the architecture has
+    a configuration option that enables such biases, the option is set and all other new biases are zero. New values are
+    computed in float64 and written in the stored data type. Files are processed one at a time, so peak memory is
+    about the size of the largest file.
 
     Args:
         checkpoint: Folder of the base model, with safetensors files.
         edit: An affine edit of modules whose output is the output of a single matrix.
-        folder: Folder to write. A checkpoint that is already there is replaced.
-        approximate: Whether to leave out the rescaling of a rescaled edit.
+        folder: Folder to write. An existing checkpoint in it is replaced.
+        approximate: If True, export a rescaled edit without its rescaling; otherwise a rescaled edit raises
+            ``ExportError``.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Returns:
@@ -67,7 +73,7 @@ def export_merged(
         ExportError: The edit cannot be merged, the checkpoint is quantised or not safetensors, or a new weight is not
             finite. Nothing is written.
         FingerprintError: The model is not the one that the edit was fitted on.
-        EditFileError: The folder holds something else.
+        EditFileError: The folder is not empty and is not a checkpoint.
     """
     source = Path(checkpoint)
     files = _weight_files(source)
@@ -141,13 +147,14 @@ def _plan(source: Path, model: nn.Module, changes: Sequence[MatrixChange], site:
     if missing:
         raise ExportError(
             f"the edit adds a constant vector to the output of '{missing[0].removesuffix('.bias')}', which needs a "
-            f"bias, and the configuration of this architecture cannot add one there; {SERVE}"
+            f"bias, and the configuration of this architecture cannot add one there; "
+            f"{serve_or_attach(changes[0].layer_edit)}"
         )
     return _Plan(changed, added, switch)
 
 
 def _new_weight(change: MatrixChange, stored: Tensor) -> Tensor:
-    """Return the new weight in the orientation of the stored one."""
+    """Return the new weight in the same orientation as the stored weight."""
     return change.new_weight(stored.T).T if change.matrix.transposed else change.new_weight(stored)
 
 

@@ -1,27 +1,38 @@
-"""What an edit must be so that weights or a constant vector can carry it."""
+"""Requirements that an edit must meet to be exported as weights or as a constant vector."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
+from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.errors import ExportError
 
-SERVE = "serve it with sealign serve"
-"""Remedy that holds for every edit of activations."""
+
+def serve_or_attach(edit: Edit | LayerEdit) -> str:
+    """Return what to do with an edit that cannot be exported: serve it, or attach it if a server refuses it.
+
+    Args:
+        edit: The edit, or the edit of one layer.
+
+    Example:
+        >>> import torch
+        >>> serve_or_attach(AffineEdit.constant(torch.ones(3)))
+        'serve it with sealign serve'
+    """
+    return "serve it with sealign serve" if edit.is_causal else "apply it in Python with sealign.attach"
 
 
 def load_single_edit(source: str, *, strength: float | None = None) -> Edit:
-    """Load an edit of activations that is to be exported.
+    """Load the edit to export.
 
     Args:
         source: Folder of the edit, or its repository on the Hub as ``owner/name``.
-        strength: In place of the edit's own.
+        strength: Strength to use instead of the one stored with the edit.
 
     Raises:
-        ExportError: Several edits are joined by a plus.
-        EditFileError: The edit cannot be read, or belongs to a method that does not edit activations.
+        ExportError: The source joins several edits by a plus sign.
+        EditFileError: The edit cannot be read, or was made by a method that does not edit activations.
         SettingError: The strength is not finite.
     """
     if "+" in source and not Path(source).is_dir():
@@ -35,22 +46,22 @@ def check_exportable(edit: Edit, *, approximate: bool | None = None) -> None:
 
     Args:
         edit: The edit to export.
-        approximate: Whether to accept a rescaled edit, which is then exported without its rescaling; None if the form
-            of export has no such option.
+        approximate: Whether to accept a rescaled edit, which is then exported without its rescaling; None if the
+            export format has no such option.
 
     Raises:
         ExportError: The edit has a feature map, or is rescaled and ``approximate`` is not True.
     """
     if not edit.is_affine:
         raise ExportError(
-            f"the edit uses the feature map '{edit.feature_map}', which weights cannot compute; {SERVE}, or fit one "
-            "with feature_map=identity"
+            f"the edit uses the feature map '{edit.feature_map}', which weights cannot compute; "
+            f"{serve_or_attach(edit)}, or fit one with feature_map=identity"
         )
     if edit.normalization != "none" and not approximate:
         advice = "" if approximate is None else "pass --approximate to leave out the rescaling and measure the effect, "
         raise ExportError(
-            f"the edit is rescaled per {edit.normalization}, which is not linear, so that it cannot be exported "
-            f"exactly; {advice}{SERVE}, or fit one with normalization=none"
+            f"the edit is rescaled per {edit.normalization}, which is not linear, so it cannot be exported exactly; "
+            f"{advice}{serve_or_attach(edit)}, or fit one with normalization=none"
         )
 
 

@@ -22,8 +22,8 @@ from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.generation import generate_ids
-from sealign.models.recorder import Recorder
 from sealign.models.output_matrices import HEADS, resolve_heads
+from sealign.models.recorder import Recorder
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites
 from sealign.models.structure import decoder_of, input_device, text_config, unwrap_model

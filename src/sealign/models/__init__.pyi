@@ -4,7 +4,6 @@ from .fingerprint import template_hash as template_hash
 from .fingerprint import tokenizer_hash as tokenizer_hash
 from .fingerprint import weights_digest as weights_digest
 from .generation import generate_ids as generate_ids
-from .hooks import Recorder as Recorder
 from .loading import checkpoint_folder as checkpoint_folder
 from .loading import load_model as load_model
 from .loading import load_skeleton as load_skeleton
@@ -15,6 +14,7 @@ from .prompt_format import PromptFormat as PromptFormat
 from .prompt_format import default_preamble as default_preamble
 from .prompt_format import few_shot_text as few_shot_text
 from .prompt_format import read_preamble as read_preamble
+from .recorder import Recorder as Recorder
 from .shared_prefix import Prefix as Prefix
 from .shared_prefix import common_prefix as common_prefix
 from .sites import ResolvedSite as ResolvedSite

@@ -38,6 +38,9 @@ class OutputMatrix:
         return type(self.module).__name__ == "Conv1D"
 
 
+BIAS_SWITCHES = {"mlp": "mlp_bias", "attention": "attention_bias"}
+"""Name of the configuration option that enables biases, for each site, in architectures that support it."""
+
 HEADS = "heads"
 """Name of the read-only site of attention heads: the input of the matrix that mixes their outputs."""
 
