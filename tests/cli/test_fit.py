@@ -526,7 +526,7 @@ DOWN = "model.layers.2.mlp.down_proj.weight"
 BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "NaN in a weight": (
         lambda folder: _change_weights(folder, lambda weights: weights[DOWN].view(-1)[7].fill_(float("nan"))),
-        ("NaN or infinity", "layer 2", "demonstration", "use a wider dtype"),
+        ("NaN or infinity", "layer 2", "demonstration", "use a dtype with a larger range"),
     ),
     "a weight is missing": (
         lambda folder: _change_weights(folder, lambda weights: weights.pop(DOWN)),

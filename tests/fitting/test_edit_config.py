@@ -47,7 +47,7 @@ def test_config_is_frozen() -> None:
         ({"site": "mpl"}, "unknown site 'mpl' (did you mean 'mlp'?); choose one of: mlp, attention, residual"),
         ({"layers": ()}, "layers is empty; name at least one layer, or 'all'"),
         ({"layers": []}, "layers is empty; name at least one layer, or 'all'"),
-        ({"layers": "most"}, "layers is 'most', but it must be all, last:L, first:L or signature:L"),
+        ({"layers": "most"}, "layers is 'most', but it must be one of: all; last:L, first:L or signature:L"),
         ({"layers": [1.5]}, "layers is (1.5,), but it must be"),
         ({"layers": [True]}, "layers is (True,), but it must be"),
         ({"layer": 3}, "unknown EditConfig setting 'layer' (did you mean 'layers'?)"),
@@ -154,7 +154,7 @@ def test_signature_takes_the_highest(signatures: list[float], data: st.DataObjec
 )
 def test_forms_that_are_refused(layers: str) -> None:
     message = re.escape(
-        f"layers is '{layers}', but it must be all, last:L, first:L or signature:L with L at least 1, a "
+        f"layers is '{layers}', but it must be one of: all; last:L, first:L or signature:L, with L at least 1 or a p"
     )
     for call in (lambda: select_layers(layers, 9), lambda: EditConfig(layers=layers)):
         with pytest.raises(SettingError, match=message + ".* indices such as 4,5,-1"):

@@ -90,7 +90,7 @@ def test_activations_that_do_not_fit_are_refused(
     ):
         with pytest.raises(ActivationError, match=r"the activations of layer [03] were not collected; .* \[1, 2\]"):
             fit(config)
-    with pytest.raises(SettingError, match="there are 6 demonstrations, but activations of 7"):
+    with pytest.raises(ActivationError, match="there are 6 demonstrations, but the activations were collected from 7"):
         fit(sealign.SEAConfig(layers=[1], rank=2), demonstrations[:-1])
     with pytest.raises(SettingError, match="dola cannot be fitted from activations; use fit_edit"):
         fit(sealign.DoLaConfig())

@@ -158,6 +158,20 @@ def test_heads_of_chosen_layers_only(llama: Any, tokenizer: Any, demonstrations:
         assert len(edit.layers) <= 2
 
 
+def test_a_module_pattern_names_the_attention_modules(
+    llama: Any, tokenizer: Any, demonstrations: list[Demonstration]
+) -> None:
+    """The pattern decides where heads are read and where their shift is added."""
+    found: Any = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=2))
+    config = sealign.ITIConfig(heads=2, module_pattern="model.layers.{layer}.self_attn.o_proj")
+    named: Any = fit_edit(llama, tokenizer, demonstrations, config=config)
+    assert named.modules == [f"{module}.o_proj" for module in found.modules]
+    for layer, layer_edit in found.affine_edits.items():
+        torch.testing.assert_close(named.affine_edits[layer].shift, layer_edit.shift)
+    with pytest.raises(SiteError, match="no module 'model.layers.0.attn'"):
+        fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(module_pattern="model.layers.{layer}.attn"))
+
+
 def test_the_number_of_heads(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
     with pytest.raises(SiteError, match="heads is 17, but layers 'all' have 16 heads; choose at most as many"):
         fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=17))

@@ -80,7 +80,7 @@ def test_signature_takes_the_highest(signatures: list[float], data: st.DataObjec
 )
 def test_forms_that_are_refused(layers: str) -> None:
     message = re.escape(
-        f"layers is '{layers}', but it must be all, last:L, first:L or signature:L with L at least 1, a s"
+        f"layers is '{layers}', but it must be one of: all; last:L, first:L or signature:L, with L at least 1 or a p"
     )
     calls: list[Callable[[str], object]] = [lambda text: select_layers(text, 9), parse_layers]
     for call in calls:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from sealign.errors import ExportError
-from sealign.models.output_matrices import OutputMatrix, output_matrices, read_weight
+from sealign.errors import ExportError, SiteError
+from sealign.models.output_matrices import OutputMatrix, input_width, output_matrices, read_weight, resolve_heads
 from tests.tiny_models import build_model
 
 
@@ -18,6 +18,17 @@ def test_the_matrix_is_the_one_that_returns_the_modules_output(tiny_model: Any) 
     (found,) = output_matrices(tiny_model("llama"), {1: "model.layers.1.self_attn"})
     assert (found.path, found.transposed) == ("model.layers.1.self_attn.o_proj", False)
     assert read_weight(found).shape == (48, 48)
+
+
+def test_heads_are_read_at_the_modules_that_a_pattern_names(tiny_model: Any) -> None:
+    """A pattern is used for reading, so one that names other modules is noticed."""
+    (found,) = resolve_heads(tiny_model("llama"), [2], module_pattern="model.layers.{layer}.mlp")
+    assert (found.path, found.reads, input_width(found.module)) == ("model.layers.2.mlp.down_proj", "input", 80)
+    wrong = build_model("llama", vocab_size=50, intermediate_size=78)
+    with pytest.raises(
+        SiteError, match="down_proj' has 78 features, which is not a multiple of the 4 attention"
+    ):
+        resolve_heads(wrong, [2], module_pattern="model.layers.{layer}.mlp")
 
 
 def test_a_model_without_the_module() -> None:

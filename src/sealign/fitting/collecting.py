@@ -22,7 +22,7 @@ from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.generation import generate_ids
-from sealign.models.output_matrices import HEADS, resolve_heads
+from sealign.models.output_matrices import HEADS, input_width, resolve_heads
 from sealign.models.recorder import Recorder
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites
@@ -49,26 +49,27 @@ def collect_activations(
     """Run a model over demonstrations and return one vector per demonstration, role and layer.
 
     The result is H, H+ and H- of Qiu et al. 2024 (arXiv 2405.09719), section 3. Sequences run in batches sorted by
-    length; a prefix that all of them share is run once; a neutral prompt is read from the positive sequence, which
-    begins with it. Apart from the result, memory holds the output of one layer for one batch at a time.
+    length. A prefix common to all sequences is run once. A neutral prompt is read from the positive sequence, which
+    begins with it. Beside the model, peak memory is the result plus one layer's output for one batch.
 
     Args:
         model: Any decoder of transformers.
         tokenizer: Tokenizer of the model.
-        demonstrations: At least 1.
-        site: ``mlp``, ``attention`` or ``residual``, or ``heads`` for the outputs of all attention heads side by side.
+        demonstrations: Demonstrations to run; must not be empty.
+        site: ``mlp``, ``attention``, ``residual``, or ``heads`` for the concatenated outputs of all attention heads.
         layers: Indices of the layers. Default: all.
-        config: Token, neutral sequence, prompt format, batch size and seed.
-        module_pattern: Path of the modules instead of the search by structure; see ``resolve_sites``.
-        checkpoint_dir: Folder for finished batches, so that an interrupted run continues where it stopped. Batches of
+        config: Collection settings.
+        module_pattern: Dotted path of the modules, with ``{layer}`` as placeholder for the layer index; see
+            ``resolve_sites``. For ``heads``, the path of the attention modules. Default: found by structure.
+        checkpoint_dir: Folder for finished batches, from which an interrupted run continues. Batches computed with
             other settings, weights or demonstrations are not used.
-        file: Empty file, open for reading and writing, that holds the result and is mapped into memory, for more rows
-            than memory holds. Default: the result is in memory.
+        file: Empty file opened in binary read-write mode. If given, the result is memory-mapped to it; use it if the
+            result does not fit in memory.
         track: Shows progress.
 
     Raises:
         DemonstrationError: There are no demonstrations, or one is longer than the model's context.
-        ActivationError: An activation is NaN or infinite; names the layer and the demonstration.
+        ActivationError: An activation is NaN or infinite; the message names the layer and the demonstration.
         SiteError: The modules of a layer cannot be identified.
     """
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
@@ -82,7 +83,7 @@ def collect_activations(
 def resolve_read_sites(
     model: nn.Module, site: str, layers: Sequence[int] | None = None, *, module_pattern: str | None = None
 ) -> tuple[ResolvedSite, ...]:
-    """Find the modules whose outputs, or inputs for ``heads``, are read at a site; see ``resolve_sites``.
+    """Find the module to read in each given layer; for ``heads``, its input is read, otherwise its output.
 
     Args:
         model, site, layers, module_pattern: As for ``collect_activations``.
@@ -91,37 +92,32 @@ def resolve_read_sites(
         SiteError: A module cannot be identified.
     """
     if site == HEADS:
-        return resolve_heads(model, layers)
+        return resolve_heads(model, layers, module_pattern=module_pattern)
     return resolve_sites(model, site, layers, module_pattern=module_pattern)
 
 
 def read_width(model: nn.Module, resolved: ResolvedSite) -> int:
-    """Return the number of features that are read: the model's width, or that of all heads of a layer side by side.
+    """Return the number of features: the hidden size, or the number of heads times the head size for ``heads``.
 
     Args:
-        model: The model of the site.
-        resolved: One module that is read.
+        model: Model that contains the module.
+        resolved: Module to read.
     """
     if resolved.reads == "output":
         return int(text_config(unwrap_model(model)).hidden_size)
-    width = getattr(resolved.module, "in_features", None)
-    if width is None:  # a Conv1D of transformers, whose weight is (in, out)
-        weight = resolved.module.weight
-        assert isinstance(weight, Tensor)
-        width = weight.shape[0]
-    return int(width)
+    return input_width(resolved.module)
 
 
 @dataclass(frozen=True)
 class Collector:
-    """A model together with what is read from it.
+    """Collects activations of a model at given sites.
 
     Attributes:
-        model: The model.
+        model: Model to run.
         tokenizer: Tokenizer of the model.
         site: Name of the site.
-        sites: Modules that are read.
-        config: Settings of the collection.
+        sites: Modules to read.
+        config: Collection settings.
         track: Shows progress.
     """
 
@@ -135,12 +131,12 @@ class Collector:
     def open_store(
         self, checkpoint_dir: str | Path | None, demonstrations: Sequence[Demonstration], *more: object
     ) -> BatchStore:
-        """Return the store for finished batches of some demonstrations.
+        """Return the store for finished batches of the given demonstrations.
 
         Args:
-            checkpoint_dir: Folder that holds it, or None.
-            demonstrations: What is run.
-            *more: What the stored tensors depend on besides weights, settings and demonstrations.
+            checkpoint_dir: Folder of the store; None to store nothing.
+            demonstrations: Demonstrations to run.
+            *more: Further values that the stored tensors depend on, besides weights, settings and demonstrations.
         """
         texts = [[item.prompt, item.positive, item.negative] for item in demonstrations]
         prompt_format = repr(self.config.prompt_format.resolve(self.tokenizer))
@@ -157,8 +153,8 @@ class Collector:
         """Run the model over demonstrations, except for the batches that are stored.
 
         Args:
-            demonstrations: At least 1.
-            store: Store of finished batches; the caller clears it when the result is safe.
+            demonstrations: Demonstrations to run; must not be empty.
+            store: Store of finished batches. The caller clears it when the result has been saved or used.
             file: As for ``collect_activations``.
 
         Raises:
@@ -196,8 +192,8 @@ class Collector:
         return Activations(self.site, *by_role)
 
     def _run_prefix(self, sequences: Sequence[Sequence[int]]) -> tuple[Prefix, dict[int, Tensor]]:
-        """Run what all sequences begin with, and return it with its activations, (p, d) float32 for each layer."""
-        # The batch has one row, so that blocks which flatten batch and tokens give the same.
+        """Run the common prefix of all sequences and return it with its activations, (p, d) float32 for each layer."""
+        # The batch has one row, so flattening batch and tokens, as some blocks do, changes nothing.
         recorder = Recorder(self.sites, lambda output, _: output.reshape(-1, output.shape[-1]).float())
         with recorder:
             prefix = Prefix.run(decoder_of(self.model), common_prefix(sequences), input_device(self.model))
@@ -210,7 +206,7 @@ class Collector:
         prefix: Prefix,
         before: Mapping[int, Tensor],
     ) -> dict[str, Tensor]:
-        """Run one batch and return (reads, d) for each layer, the reads in the order of the batch."""
+        """Run one batch and return a (number of reads, d) tensor for each layer, in the order of the batch."""
         start = len(prefix.ids)
         pad = pad_token(self.tokenizer)
         ids, mask = pad_right([sequence.ids[start:] for sequence in batch], pad, input_device(self.model))
@@ -276,8 +272,8 @@ def _check_finite(rows: Mapping[str, Tensor], reads: Sequence[Read], demonstrati
             read = reads[int((~finite).int().argmax())]
             raise ActivationError(
                 f"NaN or infinity in the activations of layer {layer} for the demonstration "
-                f"{demonstrations[read.demonstration]} ({ROLES[read.role]}); use a wider dtype (float32 or bfloat16) "
-                "or leave it out"
+                f"{demonstrations[read.demonstration]} ({ROLES[read.role]}); use a dtype with a larger range (float32 "
+                "or bfloat16) or remove this demonstration"
             )
 
 

@@ -59,8 +59,13 @@ class ITIConfig(EditConfig):
 
     @property
     def read_site(self) -> str:
-        """``heads``: what the output matrix of attention takes in."""
+        """Always ``heads``: the input of the attention output matrix."""
         return HEADS
+
+    @property
+    def read_pattern(self) -> str | None:
+        """The module pattern of the attention modules, whose heads are read and whose outputs are edited."""
+        return self.module_pattern
 
 
 def _fit(context: FitContext, collected: Collected, config: ITIConfig) -> Edit:
@@ -85,7 +90,10 @@ def _fit(context: FitContext, collected: Collected, config: ITIConfig) -> Edit:
         found = round(float(accuracy[row, head]), 4)
         selected.append({"layer": layers[row], "head": head, "accuracy": found})
     edited = sorted({int(index) // heads for index in best})
-    matrices = {site.layer: site for site in resolve_heads(context.model, [layers[row] for row in edited])}
+    matrices = {
+        site.layer: site
+        for site in resolve_heads(context.model, [layers[row] for row in edited], module_pattern=config.module_pattern)
+    }
     fits = {
         layers[row]: _fit_layer(matrices[layers[row]], shifts[row], rows[layers[row]], config.strength)
         for row in edited

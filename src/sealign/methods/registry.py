@@ -1,4 +1,4 @@
-"""The methods by name, and how a method is fitted and loaded, whichever it is."""
+"""Registry of methods, with functions to fit and load edits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.edit_files import read_edit_files
 from sealign.edits.intervention import Intervention
-from sealign.errors import DemonstrationError, EditFileError, SettingError, unknown_name
+from sealign.errors import ActivationError, DemonstrationError, EditFileError, SettingError, unknown_name
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.edit_config import EditConfig
@@ -41,7 +41,7 @@ def get_method(name: str) -> Method:
     """Return a method by its name.
 
     Args:
-        name: Such as ``sea`` or ``mean_difference``.
+        name: Name of the method, such as ``sea`` or ``mean_difference``.
 
     Raises:
         SettingError: No method has this name; the nearest name is suggested.
@@ -116,25 +116,26 @@ def fit_edit(
     """Fit an edit of a model from demonstrations; the type of the configuration chooses the method.
 
     Demonstrations of several behaviours in one list give a joint edit, in which each demonstration has the same weight.
-    Inside ``worker_group``, each process of ``torchrun`` or ``accelerate launch`` runs its share of the demonstrations
-    and fits its share of the layers, and all return the same edit.
+    Inside ``worker_group``, the processes of ``torchrun`` or ``accelerate launch`` divide the demonstrations and the
+    layers among themselves, and all return the same edit.
 
     Args:
         model: Any decoder that ``AutoModelForCausalLM`` loads; it is not changed.
         tokenizer: Tokenizer of the model.
-        demonstrations: At least 2, unless the method needs none.
+        demonstrations: Demonstrations to fit on; at least 2 for methods that use them.
         config: Configuration of the method, such as ``SEAConfig`` or ``MeanDifferenceConfig``.
-        checkpoint_dir: Folder for finished batches and epochs, so that a killed run continues where it stopped; all
-            fits may share one.
-        keep: How activations are stored. Default: the smaller representation, in a file if memory is short.
+        checkpoint_dir: Folder for finished batches and epochs, from which a killed run continues. All fits may use the
+            same folder.
+        keep: Representation and place of the stored activations. Default: the smaller representation, in a file if
+            it would take more than half of the free memory.
         track: Shows progress; see ``sealign.progress.Track``.
 
     Returns:
         An ``Edit``, or the intervention of a method that does not edit activations.
 
     Raises:
-        DemonstrationError: There are fewer than 2, or one is longer than the model's context.
-        ActivationError: An activation is NaN or infinite, or there is nothing to fit at a layer.
+        DemonstrationError: Fewer than 2 demonstrations are given, or one is longer than the model's context.
+        ActivationError: An activation is NaN or infinite, or a layer cannot be fitted.
         SiteError: The model does not have a site or layer.
         SettingError: The type of the configuration belongs to no method, or a package is missing.
         WorkerError: Another worker has exited.
@@ -164,18 +165,20 @@ def fit_edit_from_activations(
     """Fit an edit from activations that were collected before: collect once, fit many.
 
     Args:
-        model: The model that the activations are of. It is run only if the configuration edits another site than it
-            reads, to measure the change there.
+        model: Model from which the activations were collected. It is run only if the configuration edits another site
+            than it reads, to measure the change there.
         tokenizer: Tokenizer of the model.
         activations: Activations at the configuration's ``read_site``, of at least the layers that it chooses.
-        demonstrations: Those that the activations were collected from, for the record.
+        demonstrations: Demonstrations from which the activations were collected.
         config: Configuration of a method that edits activations.
         track: Shows progress.
 
     Raises:
-        ActivationError: The activations are of another site, another number of demonstrations, or lack a layer.
-        SettingError: The method cannot be fitted from activations.
-        WorkerError: It is called by several workers.
+        ActivationError: The activations were collected at another site or from another number of demonstrations, or
+            lack a layer.
+        DemonstrationError: Fewer than 2 demonstrations are given.
+        SettingError: The method cannot be fitted from activations, or a package is missing.
+        WorkerError: The function is called in a worker group.
 
     Example:
         >>> import sealign
@@ -191,9 +194,9 @@ def fit_edit_from_activations(
         raise SettingError(f"{method.name} cannot be fitted from activations; use fit_edit")
     counts = {len(rows) for rows in activations.neutral.values()}
     if counts != {len(used)}:
-        raise SettingError(
-            f"there are {len(used)} demonstrations, but activations of {max(counts, default=0)}; give the "
-            "demonstrations that they were collected from"
+        raise ActivationError(
+            f"there are {len(used)} demonstrations, but the activations were collected from {max(counts, default=0)}; "
+            "give the same demonstrations"
         )
     return method.fit_activations(FitContext(model, tokenizer, used, track=track), activations, config)
 
@@ -203,10 +206,10 @@ def check_fit(config: Config, demonstrations: Iterable[Demonstration]) -> tuple[
 
     Args:
         config: Configuration of a method.
-        demonstrations: At least 2, unless the method needs none.
+        demonstrations: Demonstrations to fit on; at least 2 for methods that use them.
 
     Raises:
-        DemonstrationError: The method needs more demonstrations.
+        DemonstrationError: The method uses demonstrations, but fewer than 2 are given.
         SettingError: The type of the configuration belongs to no method, or a package is missing.
     """
     method = method_of(config)
@@ -229,12 +232,12 @@ def load_edit(folder_or_repo_id: str | Path, *, revision: str | None = None) -> 
         revision: Branch, tag or commit of the repository.
 
     Raises:
-        EditFileError: A file is missing, changed, of a newer format, or of an unknown method.
+        EditFileError: A file is missing, was changed, has a newer format, or belongs to an unknown method.
     """
     record, tensors = read_edit_files(folder_or_repo_id, revision=revision)
     place = str(folder_or_repo_id)
     if record.method in METHODS:
         return METHODS[record.method].intervention.from_record(record, tensors, place=place)
-    if record.site is not None:  # any affine edit is understood, whatever method made it
+    if record.site is not None:  # an edit of activations can be loaded even if its method is unknown
         return Edit.from_record(record, tensors, place=place)
     raise EditFileError(f"'{place}': {unknown_name('method', record.method, METHODS)}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sealign.errors import ExportError, SiteError
 from sealign.models.eval_mode import eval_mode
 from sealign.models.sites import ResolvedSite, resolve_sites
-from sealign.models.structure import input_device, unwrap_model
+from sealign.models.structure import input_device, text_config, unwrap_model
 
 
 @dataclass(frozen=True)
@@ -42,25 +42,50 @@ BIAS_SWITCHES = {"mlp": "mlp_bias", "attention": "attention_bias"}
 """Name of the configuration option that enables biases, for each site, in architectures that support it."""
 
 HEADS = "heads"
-"""Name of the read-only site of attention heads: the input of the matrix that mixes their outputs."""
+"""Name of the read-only site of attention heads: the input of the matrix that computes the attention output."""
 
 
-def resolve_heads(model: nn.Module, layers: Sequence[int] | None = None) -> tuple[ResolvedSite, ...]:
-    """Find the modules whose input is the output of all attention heads of a layer, side by side.
+def resolve_heads(
+    model: nn.Module, layers: Sequence[int] | None = None, *, module_pattern: str | None = None
+) -> tuple[ResolvedSite, ...]:
+    """Find the matrix in each given layer whose input is the concatenated outputs of all attention heads.
 
     Args:
         model: Any decoder of transformers.
         layers: Indices of the layers; all if None.
+        module_pattern: Dotted path of the attention modules, with ``{layer}`` as placeholder for the layer index. Found
+            by structure if None.
 
     Raises:
-        SiteError: The attention output of a layer is not the output of a single matrix.
+        SiteError: The attention output of a layer is not the output of a single matrix, or the input width of the
+            matrix is not a multiple of the number of heads.
     """
-    sites = resolve_sites(model, "attention", layers)
+    sites = resolve_sites(model, "attention", layers, module_pattern=module_pattern)
     try:
         matrices = output_matrices(model, {site.layer: site.path for site in sites})
     except ExportError as error:
         raise SiteError(f"cannot read the attention heads: {error}") from error
+    heads = text_config(unwrap_model(model)).num_attention_heads
+    for matrix in matrices:
+        if input_width(matrix.module) % heads:
+            raise SiteError(
+                f"the input of '{matrix.path}' has {input_width(matrix.module)} features, which is not a multiple of "
+                f"the {heads} attention heads; name the attention modules with module_pattern"
+            )
     return tuple(ResolvedSite(matrix.layer, matrix.path, matrix.module, "input") for matrix in matrices)
+
+
+def input_width(module: nn.Module) -> int:
+    """Return the number of input features of a linear module.
+
+    Args:
+        module: A linear module, which may be a ``Conv1D`` of transformers or quantised.
+    """
+    width: Any = getattr(module, "in_features", None)
+    if width is None:  # a Conv1D, whose weight is (in, out)
+        assert isinstance(module.weight, Tensor)
+        width = module.weight.shape[0]
+    return int(width)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Sites: the modules whose MLP output, attention output or residual stream is read or edited; choice of layers."""
+"""Find the modules for a site, and select layers."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from sealign.models.structure import (
 )
 
 Site = Literal["mlp", "attention", "residual"]
-"""``mlp``: output of the feed-forward block of a layer (of the whole block for a mixture of experts), before any norm
-that follows; ``attention``: output of the attention block; ``residual``: output of the layer, the residual stream."""
+"""Site in a decoder layer.
+
+``mlp`` is the output of the feed-forward block, before any norm that follows it; for a mixture of experts, the output
+of the whole block. ``attention`` is the output of the attention block. ``residual`` is the output of the layer, which
+is the residual stream.
+"""
 
 SITES: tuple[str, ...] = get_args(Site)
 
@@ -32,13 +36,13 @@ _SITE_NAMES = {"mlp": "MLP", "attention": "attention"}
 
 @dataclass(frozen=True)
 class ResolvedSite:
-    """A module whose output is read or edited.
+    """A module whose output is read or edited, or whose input is read.
 
     Attributes:
         layer: Index of the decoder layer, from 0.
         path: Dotted path of the module in the unwrapped model.
         module: The module.
-        reads: Whether the output of the module is read, or its input.
+        reads: ``output`` or ``input``: which tensor of the module is read.
     """
 
     layer: int
@@ -54,14 +58,14 @@ def resolve_sites(
     *,
     module_pattern: str | None = None,
 ) -> tuple[ResolvedSite, ...]:
-    """Find the modules whose outputs are a site, one for each of the given layers.
+    """Find the module for the site in each given layer.
 
     Args:
         model: Any decoder of transformers; PEFT and compiled wrappers are unwrapped.
         site: ``mlp``, ``attention`` or ``residual``.
         layers: Indices in [0, number of layers); all layers if None.
-        module_pattern: Dotted path of the modules with ``{layer}`` for the index, such as
-            ``model.layers.{layer}.mlp``. Replaces the search by structure.
+        module_pattern: Dotted path of the modules, with ``{layer}`` as placeholder for the layer index, such as
+            ``model.layers.{layer}.mlp``. Found by structure if None.
 
     Raises:
         SiteError: The site is unknown, a layer is outside the model, or there is not exactly one candidate module in
@@ -124,13 +128,14 @@ def _feed_forward(blocks: dict[str, nn.Module], attention: list[str], width: int
 
 
 def parse_layers(layers: str | Sequence[int]) -> tuple[str, Fraction] | list[int] | None:
-    """Parse a choice of layers, without knowing the model.
+    """Parse a choice of layers, which needs no model.
 
     Args:
         layers: As for ``select_layers``.
 
     Returns:
-        Indices; a kind with a number of layers or a share of the depth; or None for all layers.
+        A list of indices, a pair (kind, amount), or None for all layers. The kind is ``last``, ``first``, ``signature``
+        or ``at``; the amount is a number of layers, or a fraction of the depth if the text contains a slash.
 
     Raises:
         SettingError: The choice has none of the accepted forms.
@@ -143,14 +148,15 @@ def parse_layers(layers: str | Sequence[int]) -> tuple[str, Fraction] | list[int
     if match and match[3] is None and match[1] != "at" and int(match[2]) > 0:
         return match[1], Fraction(int(match[2]))
     if match and match[3] is not None and int(match[3]) > 0:
-        share = Fraction(int(match[2]), int(match[3]))
-        if 0 <= share <= 1 if match[1] == "at" else share > 0:
-            return match[1], share
+        fraction = Fraction(int(match[2]), int(match[3]))
+        if 0 <= fraction <= 1 if match[1] == "at" else fraction > 0:
+            return match[1], fraction
     if re.fullmatch(r"-?\d+(,-?\d+)*", layers):
         return [int(part) for part in layers.split(",")]
     raise SettingError(
-        f"layers is '{layers}', but it must be all, last:L, first:L or signature:L with L at least 1, a share of the "
-        "depth such as last:21/32, the single layer at a share of the depth such as at:13/32, or indices such as 4,5,-1"
+        f"layers is '{layers}', but it must be one of: all; last:L, first:L or signature:L, with L at least 1 or a "
+        "positive fraction of the depth such as last:21/32; at:F with F in [0, 1], such as at:13/32; indices such as "
+        "4,5,-1"
     )
 
 
@@ -174,7 +180,7 @@ def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[i
             - ``all``;
             - ``last:L`` or ``first:L``, L layers at the end or at the beginning;
             - ``signature:L``, the L layers of the highest signature;
-            - one of these three with a share of the depth instead of L, such as ``last:21/32``: the last
+            - one of these three with a fraction of the depth instead of L, such as ``last:21/32``: the last
               round(21 / 32 * depth) layers, but at least one;
             - ``at:13/32``, the single layer round(13 / 32 * depth), or the last layer if that is beyond the end;
             - indices, as text such as ``4,5,-1`` or as a sequence of integers; negative ones count from the end.
@@ -200,8 +206,8 @@ def select_layers(layers: str | Sequence[int], depth: int, signatures: Mapping[i
     kind, amount = parsed
     if kind == "at":
         return [min(round(amount * depth), depth - 1)]
-    is_share = isinstance(layers, str) and "/" in layers
-    count = max(1, round(amount * depth)) if is_share else int(amount)
+    is_fraction = isinstance(layers, str) and "/" in layers
+    count = max(1, round(amount * depth)) if is_fraction else int(amount)
     if count > depth:
         raise SiteError(f"layers '{layers}' selects {count} layers, but the model has {depth}")
     if kind == "signature":

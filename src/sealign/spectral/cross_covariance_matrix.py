@@ -13,15 +13,18 @@ GRAM_COLUMNS = 2048
 """Number of columns per float32 Gram product; the products are summed in float64."""
 
 GRAM_ROWS = 256
-"""Number of rows per Gram product; blocks above the diagonal are not computed."""
+"""Row block size; only the lower triangle is computed."""
 
 GRAM_ERROR = 1e-7
-"""Relative error of the energy per float32 Gram matrix; measured in the tests. Single entries of a Gram matrix have up
-to 50 times this error, relative to the norms of their two rows, but these errors cancel in the sum."""
+"""Bound on the relative error of the energy contributed by each float32 Gram matrix (measured in the tests).
+
+Single entries of a Gram matrix have up to 50 times this error, relative to the product of the norms of their two rows,
+but these errors cancel in the sum.
+"""
 
 
 class CovarianceFactor:
-    """One factor of a cross-covariance, X or Y, with its Gram matrix, which is computed on first use.
+    """Factor X or Y of a cross-covariance, with its Gram matrix, which is computed on first use.
 
     Args:
         values: The n rows, (n, d) float64.
@@ -38,16 +41,16 @@ class CovarianceFactor:
 
     @cached_property
     def scale(self) -> float:
-        """Largest absolute value; the rows are divided by it so that no square overflows float32."""
+        """Largest absolute value; the rows are divided by it so that squares do not overflow float32."""
         return _largest(self.values)
 
     @cached_property
     def gram(self) -> Float[Tensor, "n n"]:
         """Scaled Gram matrix X X^T / scale^2, (n, n) float32.
 
-        Products in float32 take half the time of float64, and symmetry saves half of that again.
+        float32 is about twice as fast as float64, and symmetry halves the work again.
         """
-        exact = torch.get_float32_matmul_precision() == "highest"  # otherwise float32 products are rounded further
+        exact = torch.get_float32_matmul_precision() == "highest"  # otherwise PyTorch may use TF32
         count, width = self.values.shape
         total = torch.zeros(count, count, dtype=torch.float64, device=self.values.device)
         for column in range(0, width, GRAM_COLUMNS):
@@ -64,8 +67,8 @@ class CovarianceFactor:
 class CrossCovarianceMatrix:
     """Omega = X^T Y / n, stored as its two factors when n < d and as a (d, d) matrix otherwise.
 
-    The factors take 2 n d numbers instead of d^2, and a product with a thin matrix takes 4 n d floating-point
-    operations per column instead of 2 d^2.
+    The factors hold 2 n d numbers, the matrix d^2. A product with a thin matrix takes 4 n d floating-point operations
+    per column with the factors, 2 d^2 with the matrix. So the factors save memory and time if n < d / 2.
 
     Attributes:
         left: X, or None when ``dense`` is stored.
@@ -84,7 +87,7 @@ class CrossCovarianceMatrix:
 
     @property
     def matrix(self) -> Float[Tensor, "d d"]:
-        """Omega as a (d, d) matrix; computed from the factors where these are stored."""
+        """Omega as a (d, d) matrix; computed from the factors if the factors are stored."""
         if self.factors is None:
             assert self.dense is not None
             return self.dense
@@ -93,7 +96,7 @@ class CrossCovarianceMatrix:
 
     @property
     def rank_bound(self) -> int:
-        """Upper bound of the rank of Omega, min(n, d)."""
+        """Upper bound of the rank of Omega: n if the factors are stored, d otherwise."""
         return self._stored.shape[0]
 
     @property
@@ -113,7 +116,7 @@ class CrossCovarianceMatrix:
 
     @cached_property
     def _unit(self) -> float:
-        """Factor from squared singular values of the scaled float32 matrices to those of Omega."""
+        """Scale factor that converts squared singular values of the scaled matrices to those of Omega."""
         if self.factors is None:
             return _largest(self.matrix) ** 2
         left, right = self.factors
@@ -150,10 +153,10 @@ class CrossCovarianceMatrix:
         return float(((left @ left.T) * (right @ right.T)).sum()) / self.rank_bound**2
 
     def approximate_energy(self) -> tuple[float, float]:
-        """Return ``energy()`` computed from float32 products, and a bound of its error.
+        """Return ``energy()`` computed from float32 products, and a bound on its error.
 
-        The exact energy and an error of 0 are returned where Omega is stored as a (d, d) matrix, and where the error
-        would exceed the energy because X and Y have almost nothing in common.
+        The exact energy and an error of 0 are returned if Omega is stored as a (d, d) matrix, or if the error would
+        exceed the energy because X and Y are almost uncorrelated.
         """
         if self.factors is None:
             return self.energy(), 0.0
@@ -169,13 +172,13 @@ class CrossCovarianceMatrix:
     def iterate_subspace(
         self, columns: Float[Tensor, "r b"], rounds: int
     ) -> tuple[Float[Tensor, "r b"], Float[Tensor, " b"]]:
-        """Return a block after subspace iteration in float32, orthonormal, and its approximate singular values.
+        """Run subspace iteration in float32; return an orthonormal basis and approximate singular values.
 
         With factors, the iteration runs on the two (n, n) Gram matrices, since
         Omega Omega^T X^T c = X^T (Y Y^T) (X X^T) c; otherwise it runs on Omega Omega^T.
 
         Args:
-            columns: Start block, (r, b) float32 with r = min(n, d).
+            columns: Initial block, (r, b) float32 with r = ``rank_bound``.
             rounds: Number of iterations. Must be at least 1.
         """
         if self.factors is None:
@@ -191,7 +194,11 @@ class CrossCovarianceMatrix:
         return torch.linalg.qr(columns)[0], (values.clamp(min=0) * self._unit).sqrt()
 
     def lift_basis(self, columns: Float[Tensor, "r b"]) -> Float[Tensor, "d b"]:
-        """Return an orthonormal basis, (d, b) float64, of the left vectors for a block of ``iterate_subspace``."""
+        """Return an orthonormal basis, (d, b) float64, of the left singular subspace from ``iterate_subspace``.
+
+        Args:
+            columns: Basis that ``iterate_subspace`` returned, (r, b).
+        """
         thin = columns.double()
         if self.factors is not None:
             thin = (thin.T @ self.factors[0].values).T
