@@ -25,9 +25,7 @@ def test_heads_are_read_at_the_modules_that_a_pattern_names(tiny_model: Any) -> 
     (found,) = resolve_heads(tiny_model("llama"), [2], module_pattern="model.layers.{layer}.mlp")
     assert (found.path, found.reads, input_width(found.module)) == ("model.layers.2.mlp.down_proj", "input", 80)
     wrong = build_model("llama", vocab_size=50, intermediate_size=78)
-    with pytest.raises(
-        SiteError, match="down_proj' has 78 features, which is not a multiple of the 4 attention"
-    ):
+    with pytest.raises(SiteError, match="down_proj' has 78 features, which is not a multiple of the 4 attention"):
         resolve_heads(wrong, [2], module_pattern="model.layers.{layer}.mlp")
 
 
