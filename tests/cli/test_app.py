@@ -190,6 +190,8 @@ def test_help_names_each_option_with_its_text(command: str, width: str, monkeypa
     monkeypatch.setenv("COLUMNS", width)
     text = passed(*command.split(), "--help")
     assert "…" not in text  # nothing is cut
+    assert "<bool>" not in text
+    assert not re.search("[{}]", next(line for line in text.splitlines() if "Usage:" in line))
     flat = "".join(re.sub(r"[│╭╰─╮╯]", " ", text).split())
     for name, param in shared_options(commands()[command]).items():
         assert re.search(rf"{name}\b", text), name
@@ -212,7 +214,13 @@ def test_paragraphs_of_help_are_whole(command: str, width: int, monkeypatch: pyt
             assert len(line) + 1 + len(after.split()[0]) > width - 2, line
 
 
-SEVERAL = {"--edit": ("evaluate", "serve"), "--method": ("evaluate", "tune")}
+SEVERAL: dict[str, tuple[str, ...]] = {
+    "--edit": ("evaluate", "serve", "export lora", "export merged", "export gguf", "export control-vector"),
+    "--method": ("evaluate", "tune"),
+    "--strength": ("evaluate",),
+    "--output": ("fit",),
+    "--demonstrations": ("fit", "evaluate"),
+}
 """Options that some commands take several times and with a name, or restrict; their help texts begin alike."""
 
 
@@ -238,7 +246,7 @@ def test_one_option_means_one_thing_in_all_commands() -> None:
 
 
 def test_items_and_demonstrations_are_limited_by_options_of_two_names() -> None:
-    assert "items per task" in shared_options(commands()["evaluate"])["--limit"].help
+    assert "items of each task" in shared_options(commands()["evaluate"])["--limit"].help
     assert "demonstrations per source" in shared_options(commands()["evaluate"])["--demonstrations-limit"].help
     for command, made in commands().items():
         names = set(shared_options(made))
@@ -284,13 +292,17 @@ def test_texts_of_shared_options_are_those_of_the_settings_of_methods() -> None:
     shared = {
         "--strength": options.STRENGTH_HELP,
         "--prompt-format": options.PROMPT_FORMAT_HELP,
-        **{name: described(shared_options(commands()["plot effect"])[name]) for name in ("--layers", "--site")},
-        "--max-new-tokens": described(shared_options(commands()["generate"])["--max-new-tokens"]),
+        "--layers": described(shared_options(commands()["plot effect"])["--layers"]),
         "--batch-size": described(shared_options(commands()["evaluate"])["--batch-size"]),
     }
-    own = {option.flag: option for option in method_options("sea")}
+    own = {option.flag: option.help for option in method_options("sea")}
+    own["--layers"] = own["--layers"].replace(" signature:L (the L layers of highest signature);", "")  # only in fits
     for name, text in shared.items():
-        assert own[name].help == text, name
+        assert own[name] == text, name
+    assert own["--site"].endswith(" in each layer: mlp, attention or residual.")
+    assert described(shared_options(commands()["plot effect"])["--site"]).endswith(own["--site"].split("edit", 1)[1])
+    tokens = described(shared_options(commands()["generate"])["--max-new-tokens"])
+    assert own["--max-new-tokens"] == tokens.replace("tokens.", "tokens with --neutral generated.", 1)
     for name in METHODS:
         assert re.search(rf"\b{name}\b", options.METHOD_HELP), name
 

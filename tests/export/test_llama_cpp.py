@@ -77,11 +77,11 @@ def test_float32_weights_with_and_beside_the_edit_equal_the_hooks(
     lora, edited, base = verify(folder / "edit", files, "--base", str(wide_base))
     for agreement in (lora, edited):
         assert agreement["passed"], agreement
-        assert agreement["share"] == pytest.approx(1.0, abs=0.01)
+        assert agreement["applied"] == pytest.approx(1.0, abs=0.01)
     assert lora["same_tokens"] == 1.0
     # The base file is a deployment in which the edit does nothing.
     assert not base["passed"]
-    assert base["share"] == pytest.approx(0.0, abs=0.01)
+    assert base["applied"] == pytest.approx(0.0, abs=0.01)
 
 
 def test_the_embedded_file_with_a_lora(smollm2: Any, edit: sealign.Edit, folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_embedded_file_with_a_lora(smollm2: Any, edit: sealign.Edit, folder:
     export_gguf_lora(smollm2[0], embedded_file(), edit, folder / "narrow.gguf")
     (agreement,) = verify(folder / "edit", [folder / "narrow.gguf"], "--tolerance", "1.0")
     assert agreement["passed"], agreement
-    assert agreement["share"] == pytest.approx(1.0, abs=0.1)
+    assert agreement["applied"] == pytest.approx(1.0, abs=0.1)
     assert agreement["mean"] < 0.2 * agreement["effect"]
 
 
@@ -102,7 +102,7 @@ def test_a_control_vector_of_a_mean_difference(smollm2: Any, wide_base: Path, fo
     files = [folder / "mean_difference.gguf"]
     (agreement,) = verify(folder / "mean_difference", files, "--base", str(wide_base))
     assert agreement["passed"], agreement
-    assert agreement["share"] == pytest.approx(1.0, abs=0.01)
+    assert agreement["applied"] == pytest.approx(1.0, abs=0.01)
     assert agreement["same_tokens"] == 1.0
 
 
@@ -123,5 +123,5 @@ def test_a_control_vector_acts_on_the_outputs_of_its_layers(tokenizer: Any, fold
     assert right["passed"], right
     assert right["largest"] < 1e-4
     assert right["effect"] > 1e-2
-    assert right["share"] == pytest.approx(1.0, abs=1e-4)
+    assert right["applied"] == pytest.approx(1.0, abs=1e-4)
     assert not wrong["passed"], wrong

@@ -21,7 +21,7 @@ def test_the_adapter_does_on_the_quantised_base_what_the_hooks_do(name: str, tmp
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["passed"], found
-    assert found["share"] == pytest.approx(1.0, abs=0.03)
+    assert found["applied"] == pytest.approx(1.0, abs=0.03)
     assert found["mean"] < 0.05 * found["effect"]
     assert found["unchanged"], "reading weights back must leave the model as it is"
     assert found["weight"] != "Parameter", "the model is not quantised"

@@ -43,7 +43,7 @@ def test_the_same_edit_by_other_means_passes(
     assert agreement.largest == 0
     assert agreement.same_tokens == 1.0
     assert agreement.effect > 0
-    assert agreement.share == pytest.approx(1.0, abs=1e-9)
+    assert agreement.applied == pytest.approx(1.0, abs=1e-9)
 
 
 def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
@@ -51,8 +51,8 @@ def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_e
     nothing = compare_outputs("nothing", base, edited, base, tolerance=1e9)
     assert not nothing.fired
     assert not nothing.passed
-    assert nothing.share == 0.0
-    assert compare_outputs("no effect", base, base, base, tolerance=1).share == 0.0
+    assert nothing.applied == 0.0
+    assert compare_outputs("no effect", base, base, base, tolerance=1).applied == 0.0
     with sealign.apply_edit(llama, small_edit.reversed()):
         other = model_outputs(llama, tokenizer, PROMPTS)
     wrong = compare_outputs("reversed", base, edited, other, tolerance=1e-3)
@@ -61,7 +61,7 @@ def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_e
         weak = model_outputs(llama, tokenizer, PROMPTS)
     mild = compare_outputs("weak", base, edited, weak, tolerance=1e9)
     assert not mild.fired
-    assert 0.05 < mild.share < 0.3  # a seventh of the strength
+    assert 0.05 < mild.applied < 0.3  # a seventh of the strength
 
 
 def test_shares_of_equal_tokens() -> None:

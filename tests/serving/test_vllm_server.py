@@ -173,7 +173,7 @@ def test_verify(server: EditServer, smollm2: Any, folder: Path, edits: dict[str,
         base, edited = reference_outputs(model, tokenizer, edits[name])
         agreement = compare_outputs(name, base, edited, deployed[name], tolerance=1e-3)
         assert agreement.passed, agreement
-        assert agreement.share == pytest.approx(1.0, abs=0.01)
+        assert agreement.applied == pytest.approx(1.0, abs=0.01)
         another = deployed["tanh" if name != "tanh" else "rescaled"]
         assert not compare_outputs(name, base, edited, another, tolerance=1e-3).passed
         assert not compare_outputs(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 from rich.markup import escape
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
 from sealign.errors import SealignError
@@ -49,8 +49,30 @@ ORDER = (
 """The commands in the order in which they are used."""
 
 
-class _Group(TyperGroup):
-    """Group of commands that reports an error that a user can cause in one sentence, with exit code 2."""
+class _PlainHelp:
+    """Mixin of commands whose help text has no type after a flag and no braces around an argument."""
+
+    def get_params(self, ctx: Any) -> Any:
+        found: Any = super().get_params(ctx)  # type: ignore[misc]
+        for param in found:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return found
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+class PlainCommand(_PlainHelp, TyperCommand):
+    """Command with a plain help text."""
+
+
+class PlainGroup(_PlainHelp, TyperGroup):
+    """Group of commands with a plain help text."""
+
+
+class _Group(PlainGroup):
+    """Group of commands that reports errors caused by the user in one sentence, with exit code 2."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands in the order in which they are used."""
@@ -117,21 +139,22 @@ def quiet_harness() -> None:
 
 
 def recorded_command() -> str:
-    """Return the command line that is running, to be recorded."""
+    """Return the current command line, for the record of a result."""
     import shlex
 
     return shlex.join(["sealign", *sys.argv[1:]])
 
 
 class Commands(typer.Typer):
-    """An application or group whose help texts are paragraphs, wherever their source breaks the lines."""
+    """Application or group that joins the lines of each paragraph of a help text."""
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[CommandFunction], CommandFunction]:
-        """Return the decorator of a command, whose docstring is its help text."""
+        """Return a decorator that registers a function as a command; the docstring becomes the help text."""
 
         def decorate(function: CommandFunction) -> CommandFunction:
             text = help_text(function.__doc__ or "")
-            typer.Typer.command(self, name, **({"help": text} | settings))(function)
+            given: dict[str, Any] = {"help": text, "cls": PlainCommand} | settings
+            typer.Typer.command(self, name, **given)(function)
             return function
 
         return decorate
@@ -198,7 +221,7 @@ def _root(
 
         sealign fit --method iti --help
 
-        sealign fit --method iti --heads 24 --demonstrations FILE.jsonl --output EDIT
+        sealign fit --method iti --demonstrations FILE.jsonl --output EDIT
 
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.

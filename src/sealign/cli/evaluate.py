@@ -19,8 +19,30 @@ if TYPE_CHECKING:
     from sealign.edits.intervention import Intervention
 
 
+EvaluatedModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help=rf"{options.MODEL_HELP} \[default: the model that the first edit was fitted on; smollm2 without --edit]",
+    ),
+]
+MethodDemonstrations = Annotated[
+    list[str] | None,
+    options.with_note(options.DEMONSTRATIONS, "Used by --method; required by methods that learn from demonstrations."),
+]
+EditStrength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        metavar="X",
+        help=rf"{options.STRENGTH_HELP} Applies to --edit only. \[default: the strength of each edit]",
+    ),
+]
+
+
 @app.command()
-@with_model_options(options.EditedModel)
+@with_model_options(EvaluatedModel)
 def evaluate(
     model: ModelOptions,
     output_folder: options.Output,
@@ -30,8 +52,8 @@ def evaluate(
         typer.Option(
             "--edit",
             metavar="[NAME=]EDIT",
-            help=f"{options.EDIT_HELP} NAME labels it in the results. Repeat the option to compare several; without "
-            "it, the base model alone is scored.",
+            help=f"{options.EDIT_HELP} NAME labels it in the results. Repeat the option to compare several. Without "
+            "--edit and --method, only the base model is scored.",
         ),
     ] = None,
     method: Annotated[
@@ -39,21 +61,21 @@ def evaluate(
         typer.Option(
             "--method",
             metavar="[NAME=]METHOD",
-            help=f"{options.METHOD_HELP} It is fitted with its default settings and evaluated. Repeat the option to "
-            "compare several.",
+            help=f"{options.METHOD_HELP} It is fitted with its default settings. NAME labels it in the results. Repeat "
+            "the option to compare several.",
         ),
     ] = None,
-    demonstrations: Annotated[list[str] | None, options.DEMONSTRATIONS] = None,
+    demonstrations: MethodDemonstrations = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
-    strength: options.Strength = None,
+    strength: EditStrength = None,
     control_seeds: Annotated[
         str,
         typer.Option(
             "--control-seeds",
             metavar="N,N,...",
-            help="Seeds of the controls in random directions; an empty text for none.",
+            help='Seeds of the controls in random directions. Pass "" for no random controls.',
         ),
     ] = "0,1,2",
     no_reversed: Annotated[
@@ -67,10 +89,10 @@ def evaluate(
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Measure what edits do: scores of tasks, controls, damage, and a verdict.
+    """Evaluate edits: scores on tasks, controls, damage, and a verdict.
 
-    The base model, each edit, and the edit's controls are scored on the same items. The folder of the result holds
-    report.html, results.json, table.csv and figures. Run the same command again to continue after an interruption.
+    The base model, each edit and its controls are scored on the same items. The output folder contains report.html,
+    results.json, table.csv and figures. After an interruption, run the same command again to continue.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()

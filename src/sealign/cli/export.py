@@ -1,4 +1,4 @@
-"""``sealign export`` and ``sealign verify``: an edit in other forms, and the check that they equal the hooks."""
+"""``sealign export`` and ``sealign verify``: write an edit in other formats, and check that they equal the hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import Commands, app, messages, output, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, messages, output, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sealign.export.gguf import RewrittenTensor
     from sealign.export.verify import Agreement, Outputs
 
-exports = Commands(no_args_is_help=True, rich_markup_mode="rich")
+exports = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
     exports,
     name="export",
@@ -32,9 +32,7 @@ _EXTRAS = {"lora": ("peft", "peft"), "gguf": ("llama", "llama_cpp", "gguf"), "vl
 
 Approximate = Annotated[
     bool,
-    typer.Option(
-        "--approximate", help="Export a rescaled edit without its rescaling, and measure the difference that it makes."
-    ),
+    typer.Option("--approximate", help="Export a rescaled edit without its rescaling, and report the resulting error."),
 ]
 GgufBase = Annotated[
     Path | None,
@@ -49,7 +47,7 @@ GgufBase = Annotated[
 @exports.command()
 @with_model_options(options.EditedModel)
 def lora(
-    edit: options.Edit,
+    edit: options.SingleEdit,
     output_path: options.Output,
     model: ModelOptions,
     strength: options.Strength = None,
@@ -59,7 +57,8 @@ def lora(
 ) -> None:
     """Export an edit as a LoRA adapter, which PEFT and servers load.
 
-    The edit must be of low rank and add no constant vector, at the MLP or the attention output.
+    The edit must act on the MLP or attention output, be of low rank, have no constant part, and not be rescaled (or
+    pass --approximate).
     """
     require_extra("peft", "peft")
     from sealign.export.lora import ADAPTER_CONFIG, export_lora
@@ -78,7 +77,7 @@ def lora(
 
 @exports.command()
 def merged(
-    edit: options.Edit,
+    edit: options.SingleEdit,
     output_path: options.Output,
     model: options.EditedModel = None,
     revision: options.Revision = None,
@@ -87,9 +86,9 @@ def merged(
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Export an edit as a complete checkpoint with the edit in its weights, which any engine loads.
+    """Export a complete checkpoint with the edit merged into its weights, which any engine loads.
 
-    A constant vector, as of a mean difference or of ITI, is added to a bias, which the architecture must support.
+    If the edit adds a constant vector (mean difference, ITI), the architecture must support a bias there.
     """
     from sealign.export.merged import export_merged
     from sealign.export.requirements import load_single_edit
@@ -113,19 +112,20 @@ def merged(
 @exports.command()
 @with_model_options(options.EditedModel)
 def gguf(
-    edit: options.Edit,
+    edit: options.SingleEdit,
     output_path: options.Output,
     model: ModelOptions,
     base: GgufBase = None,
     as_lora: Annotated[
-        bool, typer.Option("--lora", help="Write a GGUF LoRA, to be loaded beside the base file, not a whole model.")
+        bool,
+        typer.Option("--lora", help="Write only a GGUF LoRA, which llama.cpp loads together with the base file."),
     ] = False,
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Export an edit for llama.cpp, in the weights of a GGUF file or as a GGUF LoRA beside it."""
+    """Export an edit for llama.cpp: merged into the weights of a GGUF file, or as a separate GGUF LoRA."""
     require_extra("gguf", "gguf")
     from sealign.export.gguf import export_gguf, export_gguf_lora
     from sealign.export.gguf_file import base_file
@@ -149,15 +149,15 @@ def gguf(
 
 @exports.command()
 def control_vector(
-    edit: options.Edit,
+    edit: options.SingleEdit,
     output_path: options.Output,
     base: GgufBase = None,
     strength: options.Strength = None,
     json: options.Json = False,
 ) -> None:
-    """Export a constant shift of the residual stream, as of a mean difference, as a control vector of llama.cpp.
+    """Export a constant shift of the residual stream, for example a mean difference, as a llama.cpp control vector.
 
-    Load it beside the base model:
+    Load it together with the base model:
 
         llama-server --model BASE.gguf --control-vector FILE
     """
@@ -182,7 +182,7 @@ def verify(
         typer.Option(
             "--against",
             metavar="KIND=PLACE",
-            help="A deployment: lora=DIR, merged=DIR, gguf=FILE, or vllm=URL#NAME for the edit NAME of a server. "
+            help="Deployment to check: lora=DIR, merged=DIR, gguf=FILE, or vllm=URL#NAME for edit NAME of a server. "
             "Repeat the option for several deployments.",
         ),
     ],
@@ -192,7 +192,7 @@ def verify(
     tolerance: Annotated[
         float,
         typer.Option(
-            "--tolerance", min=0, metavar="X", help="Largest accepted difference of a log-probability, in nats."
+            "--tolerance", min=0, metavar="X", help="Maximum accepted difference of a log-probability, in nats."
         ),
     ] = 1e-3,
     max_new_tokens: options.MaxNewTokens = 16,
@@ -201,7 +201,7 @@ def verify(
 ) -> None:
     """Run the same prompts through hooks and through deployments of an edit, and compare the log-probabilities.
 
-    Exits with code 1 if a deployment differs from the hooks or does not edit.
+    The exit code is 1 if a deployment differs from the hooks or does not apply the edit.
     """
     from sealign.cli.display import print_json
     from sealign.export.deployments import parse_deployment
@@ -298,15 +298,14 @@ def _show(found: list[Agreement]) -> None:
     from sealign.cli.evaluation_display import plain_table
 
     table = plain_table("Deployments against hooks: log-probabilities of the prompts, in nats", "deployment")
-    for name in ("largest", "mean", "effect", "share", "same tokens", "verdict"):
+    for name in ("largest", "mean", "effect", "applied", "same tokens", "verdict"):
         table.add_column(name, justify="right", no_wrap=True)
     for a in found:
         verdict = "[green]equal[/]" if a.passed else "[red]differs[/]" if a.fired else "[red]does not edit[/]"
-        figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.share:.1%}", f"{a.same_tokens:.0%}")
+        figures = (f"{a.largest:.1e}", f"{a.mean:.1e}", f"{a.effect:.1e}", f"{a.applied:.1%}", f"{a.same_tokens:.0%}")
         table.add_row(escape(a.name), *figures, verdict)
     table.caption = (
-        "effect: mean change that the edit makes; share: how much of it the deployment has, at least half to count as "
-        "editing."
+        "effect: mean change due to the edit; applied: fraction of it in the deployment, which must be above one half."
     )
     table.caption_justify = "left"
     output.print(table)

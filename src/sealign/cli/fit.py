@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from sealign.cli import options
-from sealign.cli.app import Commands, app, messages, output
+from sealign.cli.app import Commands, PlainCommand, app, messages, output
 from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, with_model_options
 
 if TYPE_CHECKING:
@@ -21,12 +20,17 @@ if TYPE_CHECKING:
 
 DEFAULT_METHOD = "sea"
 
+UsedDemonstrations = Annotated[
+    list[str] | None, options.with_note(options.DEMONSTRATIONS, "Required by methods that learn from demonstrations.")
+]
+FitOutput = Annotated[Path | None, options.with_note(options.OUTPUT, "Required unless --plan is given.")]
 
-class FitCommand(TyperCommand):
-    """A command whose options include the settings of the method that is named on the command line."""
+
+class FitCommand(PlainCommand):
+    """Command whose options include the settings of the method given by ``--method``."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Return the context of the command of one method."""
+        """Return the context of the command for the method given by ``--method``."""
         name = _method_name(args)
         return _method_command(name, args).make_context(info_name, args, parent, **extra)
 
@@ -52,7 +56,7 @@ def _method_command(name: str, arguments: list[str]) -> Any:
     panel = f"Settings of {name}"
     own = [option.parameter(panel) for option in method_options(name)]
     if name in PRESETS:
-        text = f"Settings to start from instead of the defaults: {', '.join(PRESETS[name])}."
+        text = f"Named settings to use as defaults. Available: {', '.join(PRESETS[name])}."
         info = typer.Option("--preset", metavar="NAME", help=text, rich_help_panel=panel)
         keyword = inspect.Parameter.KEYWORD_ONLY
         own.insert(0, inspect.Parameter("preset", keyword, annotation=Annotated[str | None, info], default=None))
@@ -86,24 +90,22 @@ def fit(
             help=f"{options.METHOD_HELP} Its settings are listed by sealign fit --method NAME --help.",
         ),
     ] = DEFAULT_METHOD,
-    demonstrations: Annotated[list[str] | None, options.DEMONSTRATIONS] = None,
-    output_folder: Annotated[Path | None, options.OUTPUT] = None,
+    demonstrations: UsedDemonstrations = None,
+    output_folder: FitOutput = None,
     data_dir: options.DataDir = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     plan: Annotated[
         bool,
-        typer.Option(
-            "--plan", help="Estimate time and memory from the configuration of the model, and stop without fitting."
-        ),
+        typer.Option("--plan", help="Estimate time and memory from the configuration of the model, without fitting."),
     ] = False,
     tflops: Annotated[
         float | None,
         typer.Option(
             "--tflops",
             metavar="X",
-            help="Throughput of the target hardware in TFLOP/s, for --plan, instead of measuring it here.",
+            help=r"Throughput of the target hardware in TFLOP/s, used by --plan. \[default: measured on this machine]",
         ),
     ] = None,
     json: options.Json = False,
@@ -111,8 +113,8 @@ def fit(
 ) -> None:
     """Fit a method from demonstrations and save the edit to a folder.
 
-    A run that is stopped keeps its finished batches in the user's cache; the same command continues from there.
-    Several processes share a fit when torchrun starts them: torchrun --nproc-per-node 2 -m sealign fit ...
+    Finished batches are kept in the user's cache, so after an interruption the same command continues the fit. To fit
+    with several processes, start them with torchrun: torchrun --nproc-per-node 2 -m sealign fit ...
     """
     from sealign.cli.display import print_json, print_record, print_saved
     from sealign.cli.method_options import given_settings, method_config
@@ -149,7 +151,7 @@ def fit(
 
 
 def _fit(model: ModelOptions, demonstrations: list[Demonstration], config: Config) -> Intervention | None:
-    """Fit a method, and return what the first of several workers is to save."""
+    """Fit a method, and return the result in the first worker and None in the others."""
     from sealign.cli.display import track
     from sealign.cli.plan_display import plan_line
     from sealign.files import cache_dir

@@ -22,7 +22,7 @@ def generate(
         typer.Option(
             "--prompt",
             metavar="TEXT",
-            help="A prompt to answer. Repeat the option for several; without it, each line of standard input is one.",
+            help="Prompt to answer. Repeat the option for several. Without it, every line of standard input is one.",
         ),
     ] = None,
     strength: options.Strength = None,
@@ -32,7 +32,7 @@ def generate(
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Answer prompts with the base and with the edited model, side by side.
+    """Answer prompts with the base model and with the edited model, side by side.
 
     Answers are decoded greedily.
     """

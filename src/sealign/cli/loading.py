@@ -1,4 +1,4 @@
-"""The options that load a model, and the names that edits are given on the command line."""
+"""Options that load a model, and parsing of the names of edits on the command line."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ MODEL_OPTIONS: dict[str, tuple[Any, Any]] = {
     "dtype": (options.Dtype, "auto"),
     "device": (options.Device, "auto"),
 }
-"""Annotation and default of each option that follows the others of a command that loads a model."""
+"""Annotation and default of each loading option, which a command lists after its own options."""
 
 
 def with_model_options(
@@ -90,7 +90,7 @@ def with_model_options(
 
     Args:
         model: Annotation of ``--model``: ``options.Model`` or ``options.EditedModel``.
-        defaults: Defaults of the other options, by name, instead of those of ``load_model``.
+        defaults: Defaults of the other options, by name, where they differ from the defaults of ``load_model``.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,8 +1,8 @@
-"""The options of ``sealign fit`` that set a method's own settings, made from the fields of its configuration.
+"""Options of ``sealign fit`` for the settings of one method, generated from the fields of its configuration.
 
-Every field is an option: ``explained_variance`` is ``--explained-variance``; a field of a nested configuration carries
-the outer name too, as in ``--training-rank``. Help texts are those of the ``Attributes`` section of the configuration's
-docstring.
+Every field is an option: ``explained_variance`` becomes ``--explained-variance``, and ``training.rank``, a field of a
+nested configuration, becomes ``--training-rank``. Help texts come from the ``Attributes`` section of the docstring of
+the configuration.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sealign.methods.registry import METHODS, get_method
 from sealign.models.prompt_format import PromptFormat, read_preamble
 
 PREFIX = "set_"
-"""Beginning of the names of the parameters that set a method's own settings."""
+"""Prefix of the names of the parameters that set a setting of a method."""
 
 PRESETS: Mapping[str, Mapping[str, Callable[[], Config]]] = {
     "sea": {"paper": METHODS["sea"].config.reference}  # type: ignore[attr-defined]
 }
-"""By method and name, configurations to start from."""
+"""Mapping from method and name to the configuration whose values replace the defaults."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class MethodOption:
 
 @functools.cache
 def method_options(name: str) -> tuple[MethodOption, ...]:
-    """Return the options of a method's own settings.
+    """Return the options for the settings of a method.
 
     Args:
         name: Name of the method.
@@ -157,9 +157,9 @@ def _scalar_types(annotation: Any) -> tuple[set[Any], bool]:
 
 
 def field_texts(config: type[Config]) -> dict[str, str]:
-    """Return what the docstrings of a configuration say of each field, as plain text.
+    """Return the description of each field from the docstrings of a configuration, as plain text.
 
-    A class that describes a field again adds to the description of its base class.
+    The description in a class replaces the description in its base classes. Names of settings become options.
 
     Args:
         config: Type of a configuration.
@@ -171,9 +171,23 @@ def field_texts(config: type[Config]) -> dict[str, str]:
             continue
         for entry in re.split(r"\n    (?! )", "\n" + section[1])[1:]:
             name, _, text = entry.partition(":")
-            plain = " ".join(text.replace("``", "").split())
-            texts[name] = f"{texts[name]} {plain}" if name in texts else plain
+            field = config.model_fields.get(name)
+            settings = set(config.model_fields) - (_choices(field.annotation) if field else set())
+            texts.setdefault(name, " ".join(_plain_text(text, settings).split()))
     return texts
+
+
+def _choices(annotation: Any) -> set[str]:
+    """Return the names that a type accepts."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return {choice for part in get_args(annotation) for choice in _choices(part)}
+
+
+def _plain_text(text: str, settings: set[str]) -> str:
+    """Return a text without markup, in which ``rank`` is ``--rank`` and ``token="mean"`` is ``--token mean``."""
+    text = re.sub(r'``(\w+)="(\w+)"``', lambda found: f"{_flag(found[1])} {found[2]}", text)
+    return re.sub("``(.+?)``", lambda found: _flag(found[1]) if found[1] in settings else found[1], text)
 
 
 def method_config(
@@ -205,7 +219,7 @@ def method_config(
     for key, value in changes.items():
         if isinstance(value, dict):
             changes[key] = start.dump()[key] | value
-    if changes.get("rank") is not None:  # replaces the share of variance of the preset
+    if changes.get("rank") is not None:  # replaces the explained variance of the preset
         changes.setdefault("explained_variance", None)
     return start.replace(**changes)
 
@@ -223,7 +237,7 @@ def _with_seed(name: str, settings: Mapping[str, str], seed: int) -> dict[str, s
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by name of the field, those of nested settings as dictionaries."""
+    """Return values by name of the field; the values of a nested configuration are a dictionary."""
     found: dict[str, Any] = {}
     for key, value in flat.items():
         outer, _, inner = key.partition(".")
@@ -256,7 +270,7 @@ def refuse_foreign_options(name: str, arguments: Sequence[str], known: Sequence[
 
 
 def _flags(name: str) -> set[str]:
-    """Return the names of all options of a method's own."""
+    """Return the names of all options for the settings of a method."""
     preset = {"--preset"} if name in PRESETS else set()
     return preset | {flag for option in method_options(name) for flag in option.names}
 

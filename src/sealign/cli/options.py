@@ -1,14 +1,15 @@
-"""Options that several commands share: one name, help text, type and metavar for each.
+"""Options common to several commands: one name, help text, type and metavar for each.
 
-Defaults that the library chooses are named at the end of the help text; a backslash keeps them from being read as
-markup.
+A default that the library chooses is given at the end of the help text, where a backslash escapes the bracket from
+rich markup.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,11 +20,15 @@ LOADING = "Loading the model"
 """Title of the panel with the options of ``load_model``."""
 
 MODEL_HELP = "Hub id, local folder, GGUF file, or smollm2, the embedded model."
-EDIT_HELP = "Folder of an edit, or its repository on the Hub as owner/name; first+second applies two in this order."
+EDIT_HELP = "Folder of an edit, or its Hub repository as owner/name; first+second applies two in this order."
+SINGLE_EDIT_HELP = "Folder of an edit, or its Hub repository as owner/name."
 METHOD_HELP = "Method to fit: sea, mean_difference, iti, leace, icl, dola, cd, icd, best_of_n or lora_ft."
-STRENGTH_HELP = "How far the edit moves an activation: 0 is no edit, 1 the whole."
+STRENGTH_HELP = (
+    "Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; negative values and "
+    "values above 1 are allowed."
+)
 PROMPT_FORMAT_HELP = "How prompts are written: auto, chat, few_shot, few_shot_chat or plain."
-PREAMBLE_HELP = "Text file to put before the question in the few-shot prompt formats, instead of the bundled text."
+PREAMBLE_HELP = "Text file put before the question in the few-shot prompt formats, instead of the bundled text."
 
 Model = Annotated[str | None, typer.Option("--model", metavar="MODEL", help=rf"{MODEL_HELP} \[default: smollm2]")]
 EditedModel = Annotated[
@@ -69,7 +74,7 @@ Dtype = Annotated[
     typer.Option(
         "--dtype",
         metavar="NAME",
-        help="Type of the weights: auto (as they are stored), float32, bfloat16, float16 or float64.",
+        help="Data type of the weights: auto (as stored), float32, bfloat16, float16 or float64.",
         rich_help_panel=LOADING,
     ),
 ]
@@ -83,13 +88,14 @@ Device = Annotated[
     ),
 ]
 Edit = Annotated[str, typer.Option("--edit", metavar="EDIT", help=EDIT_HELP)]
+SingleEdit = Annotated[str, typer.Option("--edit", metavar="EDIT", help=SINGLE_EDIT_HELP)]
 OUTPUT = typer.Option("--output", metavar="PATH", help="Path to write the result to.")
 Output = Annotated[Path, OUTPUT]
 DEMONSTRATIONS = typer.Option(
     "--demonstrations",
     metavar="SOURCE",
-    help="A .jsonl or .csv file with prompt, positive and negative; bundled:truthfulness or bundled:fairness; "
-    "halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several sources together.",
+    help="Source of demonstrations: a .jsonl or .csv file with prompt, positive and negative; bundled:truthfulness; "
+    "bundled:fairness; halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several sources.",
 )
 Demonstrations = Annotated[list[str], DEMONSTRATIONS]
 Settings = Annotated[
@@ -97,8 +103,8 @@ Settings = Annotated[
     typer.Option(
         "--set",
         metavar="NAME=VALUE",
-        help="A setting of the method by its name in the configuration, such as rank=4, or training.rank=4 for a "
-        "setting inside another. Repeat the option for several.",
+        help="Setting of the method, by its name in the Python configuration, such as rank=4, or training.rank=4 in a "
+        "nested configuration. Repeat the option for several settings.",
     ),
 ]
 DemonstrationsLimit = Annotated[
@@ -115,7 +121,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         metavar="DIR",
-        help="Folder with local copies of data sets, in the Hub's schemas, to read instead of downloading them.",
+        help="Folder with local copies of data sets in the schemas of the Hub; used instead of downloading.",
     ),
 ]
 Tasks = Annotated[
@@ -127,12 +133,15 @@ Tasks = Annotated[
     ),
 ]
 Limit = Annotated[
-    int | None, typer.Option("--limit", min=1, metavar="N", help="Maximum number of items per task, from the first on.")
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each task.")
 ]
 MaxDamage = Annotated[
     float,
     typer.Option(
-        "--max-damage", min=0, metavar="X", help="Largest accepted rise of the loss on neutral text, in nats per token."
+        "--max-damage",
+        min=0,
+        metavar="X",
+        help="Maximum accepted increase of the loss on neutral text, in nats per token.",
     ),
 ]
 EditStrength = Annotated[float | None, typer.Option("--strength", metavar="X", help=STRENGTH_HELP)]
@@ -145,12 +154,15 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="LAYERS",
-        help="all, last:L, first:L, a share of the depth such as last:21/32, one layer at a share of the depth such as "
-        "at:13/32, signature:L (the L layers of highest signature), or indices; negative indices count from the end.",
+        help="Layers to use: all; last:L; first:L; a fraction of the depth such as last:21/32; the layer at a fraction "
+        "of the depth such as at:13/32; or indices such as 4,5,-1, where negative indices count from the end.",
     ),
 ]
 Site = Annotated[
-    str | None, typer.Option("--site", metavar="NAME", help="Site in each layer: mlp, attention or residual.")
+    str | None,
+    typer.Option(
+        "--site", metavar="NAME", help="Site to read activations at in each layer: mlp, attention or residual."
+    ),
 ]
 PromptStyle = Annotated[
     str | None, typer.Option("--prompt-format", metavar="NAME", help=rf"{PROMPT_FORMAT_HELP} \[default: auto]")
@@ -179,14 +191,15 @@ MaxNewTokens = Annotated[
     ),
 ]
 IgnoreMismatch = Annotated[
-    bool, typer.Option("--ignore-mismatch", help="Apply the edit even to a model that it was not fitted on.")
+    bool, typer.Option("--ignore-mismatch", help="Apply the edit even if the model is not the one it was fitted on.")
 ]
 JudgeModel = Annotated[
     str | None,
     typer.Option(
         "--judge",
         metavar="MODEL",
-        help="Model that judges Truth and Info of truthfulqa_gen: a model to load, or its name at --judge-url.",
+        help="Model that scores truthfulness and informativeness for truthfulqa_gen: a model to load, or, with "
+        "--judge-url, its name on that server.",
     ),
 ]
 JudgeUrl = Annotated[
@@ -194,10 +207,23 @@ JudgeUrl = Annotated[
     typer.Option(
         "--judge-url",
         metavar="URL",
-        help="Base URL of the judge's OpenAI-compatible endpoint, ending in /v1; its key is read from OPENAI_API_KEY.",
+        help="Base URL of an OpenAI-compatible server for the judge, ending in /v1. The API key is read from "
+        "OPENAI_API_KEY.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def with_note(option: Any, note: str) -> Any:
+    """Return a copy of an option with a sentence added to its help text.
+
+    Args:
+        option: Result of ``typer.Option``.
+        note: Sentence to add.
+    """
+    info = copy.copy(option)
+    info.help += f" {note}"
+    return info
 
 
 def load_sources(sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:

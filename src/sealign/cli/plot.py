@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, app, output, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, output, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sealign.fitting.activations import Activations
     from sealign.fitting.edit_config import EditConfig
 
-plots = Commands(no_args_is_help=True, rich_markup_mode="rich")
+plots = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(plots, name="plot", help="Draw activations, spectra, signatures or the effect of an edit.")
 
 _SUFFIXES = (".pdf", ".png", ".csv")
@@ -37,7 +37,7 @@ Embedding = Annotated[
     typer.Option(
         "--embedding",
         metavar="NAME",
-        help="Embedding in the plane: pca, which is linear, or tsne, which keeps neighbours but not distances.",
+        help="Method of projection to two dimensions: pca (linear) or tsne (preserves neighbourhoods, not distances).",
     ),
 ]
 
@@ -55,9 +55,9 @@ def tsne(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Draw positive and negative activations in a plane by t-SNE, one panel per layer.
+    """Draw positive and negative activations in two dimensions by t-SNE, one panel per layer.
 
-    The figure is written as PATH.pdf and PATH.png, its points as PATH.csv.
+    The figure is written as PATH.pdf and PATH.png, and the plotted points as PATH.csv.
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
@@ -82,14 +82,14 @@ def spectrum(
     layers: AllLayers = None,
     site: Site = None,
     centered: Annotated[
-        bool, typer.Option("--centered", help="Subtract each matrix's own mean before the decomposition.")
+        bool, typer.Option("--centered", help="Subtract the mean from each activation matrix before the decomposition.")
     ] = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Draw the singular values of the cross-covariances of SEA, one line per layer.
+    """Draw the singular values of SEA's cross-covariances, one line per layer.
 
-    The figure is written as PATH.pdf and PATH.png, its points as PATH.csv.
+    The figure is written as PATH.pdf and PATH.png, and the plotted points as PATH.csv.
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
@@ -118,7 +118,7 @@ def signature(
     """Draw the signature of each layer, one line per source of demonstrations.
 
     The signature of a layer measures how strongly its activations are associated with the labels. The figure is
-    written as PATH.pdf and PATH.png, its points as PATH.csv.
+    written as PATH.pdf and PATH.png, and the plotted points as PATH.csv.
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
@@ -156,10 +156,10 @@ def effect(
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
-    """Draw neutral activations before and after an edit, among positives and negatives, one panel per layer.
+    """Draw neutral activations before and after an edit, with positives and negatives, one panel per layer.
 
-    The neutral text is the prompt alone, which is the same before and after. The figure is written as PATH.pdf and
-    PATH.png, its points as PATH.csv.
+    The neutral text is the prompt alone, which is the same before and after the edit. The figure is written as PATH.pdf
+    and PATH.png, and the plotted points as PATH.csv.
     """
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures

@@ -1,4 +1,4 @@
-"""``sealign serve``: vLLM's own server with an edit for each request."""
+"""``sealign serve``: the server of vLLM, in which each request can select an edit."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def serve(
         typer.Option(
             "--edit",
             metavar="NAME=EDIT",
-            help="Folder of an edit, or its repository on the Hub as owner/name. NAME is its name in requests. Repeat "
-            "the option for several edits.",
+            help=f"{options.SINGLE_EDIT_HELP} Requests select the edit by NAME. Repeat the option for several edits.",
         ),
     ] = None,
     edits_dir: Annotated[
@@ -29,7 +28,7 @@ def serve(
         typer.Option(
             "--edits-dir",
             metavar="DIR",
-            help="Folder of edits that an administrator may load while the server runs, by the name of the subfolder.",
+            help="Folder whose subfolders are edits that an administrator can load, by name, while the server runs.",
         ),
     ] = None,
     max_edits: Annotated[
@@ -38,24 +37,24 @@ def serve(
             "--max-edits",
             min=1,
             metavar="N",
-            help="Number of LoRAs, and number of other edits, that can be loaded at once.",
+            help="Maximum number of LoRAs, and also of other edits, that can be loaded at the same time.",
         ),
     ] = 4,
     no_lora: Annotated[
         bool,
         typer.Option(
             "--no-lora",
-            help="Serve edits that are exactly LoRAs by the plug-in, like all others, instead of by vLLM's own LoRA "
-            "code; this is faster on a CPU.",
+            help="Apply edits that are exactly LoRAs with the plug-in, like all other edits, instead of with vLLM's "
+            "LoRA code. This is faster on a CPU.",
         ),
     ] = False,
 ) -> None:
-    """Serve a model with vLLM, and edits that each request chooses for itself.
+    """Serve a model with vLLM; each request can select an edit.
 
-    A request names an edit as "vllm_xargs": {"sealign_edit": NAME}. An edit that is served as a LoRA can also be named
-    as "model": NAME. Options that are not listed here are passed to vllm serve, for example --port 8000.
+    A request selects an edit with "vllm_xargs": {"sealign_edit": NAME}. An edit that is served as a LoRA can also be
+    selected with "model": NAME. Options that are not listed here are passed to vllm serve, for example --port 8000.
 
-    To list, load and unload edits while the server runs, set the variable SEALIGN_ADMIN_TOKEN in its environment.
+    To list, load and unload edits while the server runs, set SEALIGN_ADMIN_TOKEN in the server's environment.
     """
     from sealign.serving.launch import require_vllm, server_command, start_server
 

@@ -48,20 +48,23 @@ def tune(
         typer.Option(
             "--minutes",
             metavar="X",
-            help="Stop the search after this many minutes; the test of the winner comes after.",
+            help="Stop the search after this many minutes; the final test is not included in this time.",
         ),
     ] = None,
     deployable: Annotated[
         bool,
-        typer.Option("--deployable", help="Search only edits that weights carry exactly: linear and not rescaled."),
+        typer.Option(
+            "--deployable",
+            help="Search only edits that can be merged exactly into the weights (affine, not rescaled).",
+        ),
     ] = False,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Search the settings of an edit for the best score within a damage budget, and test the winner once.
+    """Search the settings of an edit for the best score within a damage budget, and test the best edit once.
 
-    One half of the items of each task chooses the settings; the winner is scored on the other half, with controls. The
-    folder of the result holds the study, trials.csv, the edit and its evaluation. Run the same command again to
+    The search uses one half of the items of each task. The best edit is then scored on the other half, with controls.
+    The output folder contains the study, trials.csv, the edit and its evaluation. Run the same command again to
     continue the search.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")

@@ -50,28 +50,28 @@ class Agreement:
         largest: Largest difference of a token's log-probability, in nats.
         mean: Mean absolute difference of the log-probabilities, in nats.
         effect: Mean absolute difference between the edited and the base model under hooks, in nats.
-        share: Share of the edit that the deployment has: the least-squares coefficient of its change from the base
-            model on the change that the edit makes under hooks. 1 is all of the edit, 0 none.
-        same_tokens: Share of the greedy tokens that precede the first difference of each completion, in [0, 1].
-        tolerance: Largest accepted value of ``largest``, in nats.
+        applied: Fraction of the edit that the deployment applies: the least-squares coefficient of the deployment's
+            change of the log-probabilities on the change under hooks. 1 is the whole edit, 0 is no edit.
+        same_tokens: Fraction of the greedy tokens that precede the first difference in their completion, in [0, 1].
+        tolerance: Maximum accepted value of ``largest``, in nats.
     """
 
     name: str
     largest: float
     mean: float
     effect: float
-    share: float
+    applied: float
     same_tokens: float
     tolerance: float
 
     @property
     def fired(self) -> bool:
-        """Whether the deployment edits: in squared distance, it is nearer to the edited than to the base model."""
-        return self.share > 0.5
+        """Whether the deployment applies the edit: it is closer to the edited model than to the base model."""
+        return self.applied > 0.5
 
     @property
     def passed(self) -> bool:
-        """Whether the deployment edits and agrees with the hooks within the tolerance."""
+        """Whether the deployment applies the edit and agrees with the hooks within the tolerance."""
         return self.fired and self.largest <= self.tolerance
 
 
@@ -158,14 +158,14 @@ def compare_outputs(name: str, base: Outputs, edited: Outputs, deployed: Outputs
         largest=float(gaps.max()),
         mean=float(gaps.mean()),
         effect=float(np.abs(change).mean()),
-        share=float((found - plain) @ change) / energy if energy else 0.0,
-        same_tokens=_same_share(edited.completions, deployed.completions),
+        applied=float((found - plain) @ change) / energy if energy else 0.0,
+        same_tokens=_same_tokens(edited.completions, deployed.completions),
         tolerance=tolerance,
     )
 
 
-def _same_share(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
-    """Return the share of tokens that precede the first difference of each pair of completions."""
+def _same_tokens(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> float:
+    """Return the fraction of tokens that precede the first difference in their pair of completions."""
     same = total = 0
     for one, other in zip(ours, theirs, strict=True):
         length = max(len(one), len(other))

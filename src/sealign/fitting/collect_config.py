@@ -10,22 +10,24 @@ from sealign.configuration import Config
 from sealign.models.prompt_format import PromptFormat
 
 TokenChoice = Literal["last", "mean", "random"]
-"""Which token of a sequence gives its activation: the last, the mean over all, or one at random (seeded)."""
+"""How to reduce a sequence to one activation: the last token, the mean over all tokens, or one random token."""
 
 NeutralChoice = Literal["prompt", "generated"]
-"""The neutral sequence: the prompt, or the prompt and the model's own greedy completion."""
+"""Neutral sequence: the prompt alone, or the prompt with the model's greedy completion."""
 
 
 class CollectConfig(Config):
     """Settings of the collection of activations.
 
     Attributes:
-        token: Which token gives a sequence's activation: ``last``, ``mean`` over all tokens, or ``random``.
-        neutral: The neutral sequence: ``prompt``, or ``generated``, the prompt and the model's greedy completion.
-        max_new_tokens: Maximum number of generated tokens. Must be at least 1.
+        token: How to reduce a sequence to one activation: ``last`` (last token), ``mean`` (over all tokens) or
+            ``random`` (one random token).
+        neutral: Neutral sequence: ``prompt`` (the prompt alone) or ``generated`` (the prompt with the model's greedy
+            completion).
+        max_new_tokens: Maximum number of generated tokens with ``neutral="generated"``. Must be at least 1.
         prompt_format: How prompts are written: ``auto``, ``chat``, ``few_shot``, ``few_shot_chat`` or ``plain``.
         batch_size: Number of sequences to run together. Must be at least 1.
-        seed: Seed of the random token.
+        seed: Seed of the random token with ``token="random"``.
 
     Raises:
         SettingError: A value is unknown or out of range.

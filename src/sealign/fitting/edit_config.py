@@ -1,4 +1,4 @@
-"""Settings that the methods which edit activations share."""
+"""Settings common to all methods that edit activations."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from sealign.models.sites import Site, parse_layers
 
 
 class EditConfig(CollectConfig):
-    """Settings of a method that edits activations, together with those of the collection, see ``CollectConfig``.
+    """Settings of a method that edits activations, including the collection settings of ``CollectConfig``.
 
     Attributes:
-        site: Site in each layer: ``mlp``, ``attention`` or ``residual``.
-        layers: ``all``, ``last:L``, ``first:L``, a share of the depth such as ``last:21/32``, one layer at a share of
-            the depth such as ``at:13/32``, ``signature:L`` (the L layers of highest signature), or indices; negative
-            indices count from the end.
-        module_pattern: Path of the modules of ``site`` with ``{layer}`` in place of the index, instead of the search by
-            structure.
-        strength: How far the edit moves an activation: 0 is no edit, 1 the whole.
+        site: Site of the edit in each layer: ``mlp``, ``attention`` or ``residual``.
+        layers: Layers to use: ``all``; ``last:L``; ``first:L``; ``signature:L`` (the L layers of highest signature); a
+            fraction of the depth such as ``last:21/32``; the layer at a fraction of the depth such as ``at:13/32``; or
+            indices such as ``4,5,-1``, where negative indices count from the end.
+        module_pattern: Dotted path of the modules of the site, with ``{layer}`` as placeholder for the layer index,
+            such as ``model.layers.{layer}.mlp``. Default: found by structure.
+        strength: Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; negative
+            values and values above 1 are allowed.
 
     Raises:
         SettingError: A value is unknown or out of range.
     """
 
     needs_rows: ClassVar[bool] = False
-    """Whether the method is fitted from rows of activations, so that sums are not enough."""
+    """Whether the method needs the rows of activations, so that it cannot be fitted from their sums."""
 
     needs_pass_per_layer: ClassVar[bool] = False
-    """Whether the activations of a layer depend on the edits of earlier layers, so that each layer needs its own pass
-    over the demonstrations."""
+    """Whether each layer is fitted on activations that the edits of earlier layers have changed, so that each layer
+    needs its own pass over the demonstrations."""
 
     decomposes: ClassVar[bool] = False
-    """Whether cross-covariances are decomposed, which takes most of the time of a fit beside the model."""
+    """Whether the fit decomposes cross-covariances, which takes most of its time apart from running the model."""
 
     site: Site = "mlp"
     layers: str | Sequence[int] = "last:21/32"
@@ -50,12 +51,12 @@ class EditConfig(CollectConfig):
 
     @property
     def read_site(self) -> str:
-        """The site at which activations are read; that of the edit unless the method overrides it."""
+        """Site at which activations are read: the site of the edit, unless a method overrides it."""
         return self.site
 
     @property
     def read_pattern(self) -> str | None:
-        """The module pattern for reading; None if activations are read at another site than they are edited."""
+        """Module pattern for reading; None if activations are read at another site than they are edited."""
         return self.module_pattern if self.read_site == self.site else None
 
     @property

@@ -21,8 +21,8 @@ class BestOfNConfig(Config):
 
     Attributes:
         n: Number of answers to sample. Must be at least 1.
-        temperature: Temperature of the sampling. Must be above 0.
-        top_p: Share in (0, 1] of the probability mass to sample from.
+        temperature: Sampling temperature. Must be above 0.
+        top_p: Nucleus sampling threshold, in (0, 1].
         seed: Seed of the sampling.
 
     Raises:

@@ -14,7 +14,7 @@ IMPLAUSIBLE = -1000.0
 """Score of an implausible token, as in the released code of DoLa and ICD; finite, so that sums of scores are finite."""
 
 Plausibility = Annotated[float, Field(ge=0, le=1, examples=[0.1])]
-"""alpha in [0, 1]: a token is plausible if its probability is at least alpha times that of the most probable token."""
+"""alpha in [0, 1]: a token is plausible if its probability is at least alpha times the highest probability."""
 
 Weight = Annotated[float, Field(gt=0, examples=[1])]
 """Weight of the expert's log-probability, above 0."""
@@ -29,7 +29,7 @@ def contrast(
 ) -> Float[Tensor, "... v"]:
     """Return the scores of contrastive decoding as logits.
 
-    With p the distribution of the expert and q that of the amateur, F(x) = weight log p(x) - log q(x) if
+    With p the distribution of the expert and q the distribution of the amateur, F(x) = weight log p(x) - log q(x) if
     p(x) >= plausibility max p, and -1000 otherwise (Li et al. 2023, arXiv 2210.15097, section 3; ``weight`` as in Zhang
     et al. 2023, arXiv 2312.15710, section 3.2). The distribution of the next token is softmax(F).
 

@@ -136,9 +136,9 @@ class CDConfig(Config):
 
     Attributes:
         amateur: A smaller model with the same tokenizer: Hub id, local folder or GGUF file. Required.
-        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
-            highest one.
-        weight: Factor of the expert's log-probability.
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this fraction of the
+            highest probability.
+        weight: Weight of the log-probability of the original model.
 
     Raises:
         SettingError: No amateur is given, or a value is out of range.
@@ -204,11 +204,12 @@ class ICDConfig(Config):
     """Settings of induce-then-contrast decoding.
 
     Attributes:
-        induce: How hallucinations are induced: ``lora``, a LoRA trained on the negatives, or ``prompt``, a text.
-        prompt: Text that the amateur reads before everything else if hallucinations are induced by ``prompt``.
-        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
-            highest one.
-        weight: Factor beta of the expert's log-probability.
+        induce: How to induce hallucinations: ``lora`` (a LoRA trained on the negatives) or ``prompt`` (a text before
+            the input).
+        prompt: Text put before the input of the hallucinating model, with ``induce="prompt"``.
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this fraction of the
+            highest probability.
+        weight: Weight of the log-probability of the original model, beta in the paper.
         training: Settings of the LoRA and its training.
 
     Raises:

@@ -22,10 +22,10 @@ class DoLaConfig(Config):
     """Settings of DoLa.
 
     Attributes:
-        bucket: Layers from which the premature layer is chosen: ``high``, every second layer of the upper half, which
-            the paper uses for TruthfulQA, or ``low``, every second layer of the lower half.
-        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this share of the
-            highest one.
+        bucket: Layers to contrast with: ``high`` (every second layer of the upper half; used for TruthfulQA in the
+            paper) or ``low`` (every second layer of the lower half).
+        plausibility: Threshold in [0, 1]: a token is plausible if its probability is at least this fraction of the
+            highest probability.
 
     Raises:
         SettingError: A value is unknown or out of range.

@@ -18,9 +18,9 @@ class ICLConfig(Config):
     """Settings of few-shot prompting.
 
     Attributes:
-        shots: Number of demonstrations in the context. Must be at least 1; the paper's BBQ prompt has 4.
-        instruction: Text before the demonstrations.
-        seed: Seed by which the demonstrations are selected.
+        shots: Number of demonstrations before each prompt. Must be at least 1; 4 in the paper's prompt for BBQ.
+        instruction: Text put before the demonstrations.
+        seed: Seed of the selection of demonstrations.
 
     Raises:
         SettingError: A value is out of range.

@@ -25,19 +25,24 @@ from sealign.progress import Track, no_progress
 from sealign.spectral.signature import layer_signature
 
 Direction = Literal["mass_mean", "probe"]
-"""Direction of a head's shift: from the mean of the negatives to that of the positives, or the probe's weights."""
+"""Direction of the shift of a head: difference of the class means, or weights of its logistic regression."""
 
 
 class ITIConfig(EditConfig):
-    """Settings of ITI; see ``EditConfig`` and ``CollectConfig`` for those not listed.
+    """Settings of ITI; see ``EditConfig`` and ``CollectConfig`` for the common settings.
 
     Attributes:
-        heads: Number K of heads that are shifted. Default: the paper's 48 of 1024, in proportion to the model's heads.
-        alpha: Standard deviations of the shift at strength 1; the paper's is 15.
-        direction: ``mass_mean``, the paper's best, or ``probe``, the weights of the head's logistic regression.
-        validation: Share of the demonstrations on which heads are ranked, in (0, 1).
-        site: Always ``attention``: a shift of heads is a shift of the attention output.
-        layers: Layers whose heads may be selected.
+        heads: Number K of heads to shift. Default: 48/1024 of the model's heads, as in the paper.
+        alpha: Length of the shift at strength 1, in standard deviations; 15 in the paper.
+        direction: Direction of the shift: ``mass_mean`` (difference of class means; best in the paper) or ``probe``
+            (weights of the logistic regression).
+        validation: Fraction of the demonstrations held out to rank the heads, in (0, 1).
+        site: Always ``attention``, because a shift of heads is a shift of the attention output.
+        layers: Layers whose heads may be selected: ``all``; ``last:L``; ``first:L``; ``signature:L`` (the L layers of
+            highest signature); a fraction of the depth such as ``last:21/32``; the layer at a fraction of the depth
+            such as ``at:13/32``; or indices such as ``4,5,-1``, where negative indices count from the end.
+        module_pattern: Dotted path of the attention modules, with ``{layer}`` as placeholder for the layer index, such
+            as ``model.layers.{layer}.self_attn``. Default: found by structure.
         seed: Seed of the split and the probes.
 
     Raises:
@@ -130,7 +135,7 @@ def head_shift(
 
     Args:
         positive, negative: Activations of the head, (n, h) each.
-        direction: Direction of theta, (h,). Default: from the mean of the negatives to that of the positives.
+        direction: Direction of theta, (h,). Default: mean of the positives minus mean of the negatives.
 
     Example:
         >>> head_shift(np.array([[2.0, 0.0], [4.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 0.0]])).round(3)
@@ -159,12 +164,12 @@ def probe_accuracy(
 
     Args:
         positive, negative: Activations, (n, layers, heads, h) each.
-        validation: Share of the demonstrations that is held out, in (0, 1).
+        validation: Fraction of the demonstrations to hold out, in (0, 1).
         seed: Seed of the split.
         track: Shows progress.
 
     Raises:
-        DemonstrationError: There are too few to hold some out and learn from the rest.
+        DemonstrationError: Fewer than 2 demonstrations remain after some are held out.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -190,8 +195,8 @@ def probe_accuracy(
 ITI = activation_method("iti", ITIConfig, _fit, packages=("sklearn",))
 """x_h' = x_h + alpha sigma_h theta_h for the K heads whose logistic regression separates held-out labels best.
 
-theta_h is the unit vector from the mean of the negatives to that of the positives (or the probe's weights), sigma_h the
-standard deviation of the activations along it (Li et al. 2023, arXiv 2306.03341, section 3). Heads are read at the last
+theta_h is the normalised difference of the class means (or the normalised weights of the probe), sigma_h the standard
+deviation of the activations along it (Li et al. 2023, arXiv 2306.03341, section 3). Heads are read at the last
 token of prompt and completion. The shift is the same at every token, as in the authors' baked-in models, where it is a
 bias of the output matrix; here it is stored as the shift of the attention output, W x_h' - W x_h.
 """

@@ -31,11 +31,13 @@ from sealign.spectral.signature import layer_signature
 
 
 class LEACEConfig(EditConfig):
-    """Settings of LEACE; see ``EditConfig`` and ``CollectConfig`` for those not listed.
+    """Settings of LEACE; see ``EditConfig`` and ``CollectConfig`` for the common settings.
 
     Attributes:
-        site: Site at which the edit acts. Default: the residual stream.
-        layers: Layers whose outputs are erased, one after another; not by signature.
+        site: Site of the edit in each layer: ``mlp``, ``attention`` or ``residual``.
+        layers: Layers to edit, one after another: ``all``; ``last:L``; ``first:L``; a fraction of the depth such as
+            ``last:21/32``; the layer at a fraction of the depth such as ``at:13/32``; or indices such as ``4,5,-1``,
+            where negative indices count from the end.
 
     Raises:
         SettingError: Layers are chosen by signature, or a value is out of range.

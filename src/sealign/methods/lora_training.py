@@ -32,9 +32,9 @@ class LoRATrainingConfig(Config):
 
     Attributes:
         rank: Rank r of the update of each matrix. Must be at least 1.
-        alpha: Numerator of the factor alpha / r by which the update is scaled. Must be above 0.
+        alpha: Scale of the update, which is multiplied by alpha / r. Must be above 0.
         epochs: Number of passes over the demonstrations. Must be above 0.
-        learning_rate: Initial learning rate of AdamW; it falls linearly to 0.
+        learning_rate: Initial learning rate of AdamW, which decreases linearly to 0.
         batch_size: Number of demonstrations per step. Must be at least 1.
         seed: Seed of the initial weights and of the order of the demonstrations.
 

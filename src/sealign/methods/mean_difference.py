@@ -13,13 +13,16 @@ from sealign.spectral.projection import Normalization
 
 
 class MeanDifferenceConfig(EditConfig):
-    """Settings of mean-difference steering; see ``EditConfig`` and ``CollectConfig`` for those not listed.
+    """Settings of mean-difference steering; see ``EditConfig`` and ``CollectConfig`` for the common settings.
 
     Attributes:
-        site: Site at which the edit acts. Default: the residual stream.
-        layers: Layers that are steered. Default: one layer at 13/32 of the depth, which Rimsky et al. found best for
-            Llama 2 7B.
-        normalization: How the edited activation is rescaled: ``token``, ``feature`` or ``none``.
+        site: Site of the edit in each layer: ``mlp``, ``attention`` or ``residual``.
+        layers: Layers to use: ``all``; ``last:L``; ``first:L``; ``signature:L`` (the L layers of highest signature); a
+            fraction of the depth such as ``last:21/32``; the layer at a fraction of the depth such as ``at:13/32``; or
+            indices such as ``4,5,-1``, where negative indices count from the end. Default: ``at:13/32``, which Rimsky
+            et al. found best for Llama 2 7B.
+        normalization: Norm of the activation that the edit preserves: ``token`` (of each token), ``feature`` (of each
+            feature over the sequence) or ``none``.
 
     Example:
         >>> MeanDifferenceConfig(strength=2.0).site

@@ -22,26 +22,28 @@ from sealign.spectral.decomposition import Spectrum, leading_spectrum
 from sealign.spectral.feature_maps import FeatureMapName
 from sealign.spectral.projection import COMBINATION_WEIGHTS, Combine, Normalization, Projection
 
-Share = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
 Rank = Annotated[int, Field(ge=1)]
 
 EXPLAINED_VARIANCE = 0.998
-"""K unless a rank or another share is given; the paper's value for TruthfulQA."""
+"""Default K; the paper's value for TruthfulQA."""
 
 
 class SEAConfig(EditConfig):
-    """Settings of SEA; see ``EditConfig`` and ``CollectConfig`` for those that it shares with other methods.
+    """Settings of SEA; see ``EditConfig`` and ``CollectConfig`` for the common settings.
 
     Attributes:
-        explained_variance: Share K in (0, 1] of the sum of squared singular values that the kept directions reach, or
-            a pair (positive, negative). Default: 0.998, unless ``rank`` is given.
-        rank: Number of directions k in [1, d], or a pair (positive, negative), instead of ``explained_variance``.
-        centered: Whether each matrix's own mean is subtracted and the edit acts about the neutral mean. The paper
-            does not centre.
-        feature_map: ``identity`` (linear), ``squared_exponential``, ``tanh`` or ``elu``.
+        explained_variance: Fraction of the sum of squared singular values that the selected directions must explain, in
+            (0, 1], or a pair (positive, negative). Default: 0.998, unless ``rank`` is given.
+        rank: Number of directions, in [1, d], or a pair (positive, negative), instead of ``explained_variance``.
+        centered: Whether to subtract the mean from each activation matrix, and to apply the edit relative to the mean
+            of the neutral activations. The paper does not centre.
+        feature_map: Map applied to activations before the decomposition: ``identity`` (linear edit),
+            ``squared_exponential``, ``tanh`` or ``elu``.
         fit_site: Site at which activations are read. Default: the same as ``site``.
-        combine: Projected parts that make the edit: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
-        normalization: How the edited activation is rescaled: ``token``, ``feature`` or ``none``.
+        combine: Which projections form the edit: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
+        normalization: Norm of the activation that the edit preserves: ``token`` (of each token), ``feature`` (of each
+            feature over the sequence) or ``none``.
         seed: Seed of the random token and of iterative decompositions.
 
     Raises:
@@ -54,7 +56,7 @@ class SEAConfig(EditConfig):
 
     decomposes: ClassVar[bool] = True
 
-    explained_variance: Annotated[Share | tuple[Share, Share] | None, Field(examples=[0.9, 0.998])] = None
+    explained_variance: Annotated[Fraction | tuple[Fraction, Fraction] | None, Field(examples=[0.9, 0.998])] = None
     rank: Rank | tuple[Rank, Rank] | None = None
     centered: bool = False
     feature_map: FeatureMapName = "identity"
@@ -73,7 +75,7 @@ class SEAConfig(EditConfig):
 
     @property
     def read_site(self) -> str:
-        """The site at which activations are read."""
+        """Site at which activations are read."""
         return self.fit_site or self.site
 
     def statistics_settings(self) -> tuple[bool, str]:
@@ -127,8 +129,9 @@ def fit_projection(
 ) -> Projection:
     """Fit the projection of one layer from three matrices of activations.
 
-    Omega+ = Phi(H)^T Phi(H+) / n and Omega- = Phi(H)^T Phi(H-) / n; U+ and U- are their leading left singular vectors,
-    as many as reach a share K of the squared singular values (Qiu et al. 2024, arXiv 2405.09719, section 3).
+    Omega+ = Phi(H)^T Phi(H+) / n and Omega- = Phi(H)^T Phi(H-) / n. U+ and U- are the fewest leading left singular
+    vectors that explain a fraction K of the sum of squared singular values (Qiu et al. 2024, arXiv 2405.09719,
+    section 3).
 
     Args:
         neutral, positive, negative: H, H+ and H-, (n, d) each; row i is demonstration i. n must be at least 2.
@@ -143,7 +146,7 @@ def fit_projection(
 
     Raises:
         ActivationError: Shapes differ, there are fewer than 2 rows, or an entry is NaN or infinite.
-        DegenerateError: A cross-covariance is zero or has a lower rank than asked for.
+        DegenerateError: A cross-covariance is zero or has a lower rank than requested.
         SettingError: A setting is out of range.
 
     Example:
@@ -169,7 +172,7 @@ def decompose(statistics: LayerStatistics, config: SEAConfig) -> tuple[Projectio
         config: Settings of the fit.
 
     Raises:
-        DegenerateError: A cross-covariance is zero or has a lower rank than asked for.
+        DegenerateError: A cross-covariance is zero or has a lower rank than requested.
     """
     spectra = []
     neutral = None  # left factor of both sides, whose Gram matrix is computed once
@@ -202,8 +205,8 @@ def projection_edit(
 
     Args:
         projection: U+ and U-.
-        combine: Projected parts that make y.
-        normalization: How y is rescaled.
+        combine: Which projections form y.
+        normalization: How to rescale y; see ``LayerEdit``.
 
     Example:
         >>> e = torch.eye(3)
