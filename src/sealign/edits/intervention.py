@@ -61,12 +61,12 @@ class Intervention(ABC):
 
     @property
     def strength(self) -> float | None:
-        """How far the change goes: 0 is no change, 1 the whole; None if the method has no strength."""
+        """Strength: 0 leaves the model unchanged, 1 applies the method in full; None if the method has no strength."""
         return self.record.strength
 
     @property
     def is_causal(self) -> bool:
-        """Whether a token's activations depend on earlier tokens only.
+        """Whether the edited activation of a token depends on no later token.
 
         If False, sequences run one at a time and without a cache.
         """

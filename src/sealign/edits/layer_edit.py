@@ -1,4 +1,4 @@
-"""The edit of one layer: the base class, and the low-rank affine edit."""
+"""Edits of one layer: the base class, and the low-rank affine edit."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sealign.errors import ActivationError, NormalizationError, SettingError, ch
 from sealign.spectral.projection import NORMALIZATIONS, Normalization, norm_ratio
 
 EditFunction = Callable[[Tensor, float], Tensor]
-"""A function of tokens and strength that returns the edited tokens."""
+"""Function of tokens and strength that returns the edited tokens."""
 
 
 @dataclass(frozen=True, eq=False)
 class LayerEdit(ABC):
-    """The edit of one layer: x' = x + s (q y - x) for each token x, with y given by the subclass.
+    """Edit of one layer: x' = x + s (q y - x) for each token x, where the subclass defines y.
 
     Attributes:
-        normalization: ``token``: q = |x| / |y| for each token; ``feature``: q is computed for each feature over all
-            tokens of a sequence; ``none``: q = 1.
+        normalization: How q is computed: ``token`` (|x| / |y| for each token), ``feature`` (the same ratio for each
+            feature over all tokens of a sequence) or ``none`` (q = 1).
     """
 
     normalization: Normalization = field(default="none", kw_only=True)
@@ -44,7 +44,7 @@ class LayerEdit(ABC):
     @property
     @abstractmethod
     def rank(self) -> int:
-        """Number of directions that the edit holds."""
+        """Rank of the edit."""
 
     @property
     @abstractmethod
@@ -53,7 +53,7 @@ class LayerEdit(ABC):
 
     @property
     def is_causal(self) -> bool:
-        """Whether the edit of a token depends on that token alone."""
+        """Whether the edited activation of a token depends on no later token; False for rescaling per feature."""
         return self.normalization != "feature"
 
     @abstractmethod
@@ -62,10 +62,9 @@ class LayerEdit(ABC):
 
     @abstractmethod
     def randomized(self, seed: int) -> LayerEdit:
-        """Return the same edit with its directions rotated at random, as a control.
+        """Return the edit with a random rotation applied to its directions, as a control.
 
-        A random orthogonal matrix Q moves the subspace of the edit and keeps everything inside it: ranks, singular
-        values, lengths, and the angles between the directions. The center about which the edit acts stays.
+        Ranks, singular values, norms and the angles between the directions are preserved. The center does not change.
 
         Args:
             seed: Seed of the rotation; see ``random_rotation``.
@@ -77,21 +76,20 @@ class LayerEdit(ABC):
 
     @abstractmethod
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        """Return the edit as a function of tokens and strength, with its factors on a device in a type."""
+        """Return the edit as a function of tokens and strength, with its factors on the given device and dtype."""
 
     def prepare(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        """Return the edit as a function of tokens and strength, and keep it for later calls.
+        """Return the edit as a function of tokens and strength, with its factors on the given device, and cache it.
 
-        A graph that is compiled afterwards contains the edit without a break.
+        Call it before torch.compile to avoid a graph break.
 
         Args:
             device: Device of the tokens.
-            dtype: Type of the tokens, or of the weights that they come from. The factors are kept in float64 for
-                float64, and in float32 for all other types.
+            dtype: Data type of the tokens. The factors use float64 if it is float64, otherwise float32.
         """
         key = device, dtype == torch.float64
         if key not in self._prepared:
-            # Normal tensors without a history, also if this call is made in inference mode and a later one trains.
+            # The cached factors must be usable in training, even if the first call is made in inference mode.
             with torch.inference_mode(False), torch.no_grad():
                 self._prepared[key] = self._make(device, torch.float64 if key[1] else torch.float32)
         return self._prepared[key]
@@ -100,9 +98,9 @@ class LayerEdit(ABC):
         """Return the edited tokens.
 
         Args:
-            tokens: Activations of any shape whose last axis has length ``width``, on any device. They are computed in
-                their own type, at least in float32, whether autocast is on or not.
-            strength: s, any finite number; 0 returns ``tokens`` itself.
+            tokens: Activations of any shape whose last axis has length ``width``, on any device. Computation uses
+                float32, or float64 for float64 tokens; autocast is disabled.
+            strength: Strength s of the edit; any finite number. If 0, ``tokens`` is returned unchanged.
 
         Raises:
             ActivationError: The last axis does not have length ``width``.
@@ -124,11 +122,11 @@ class LayerEdit(ABC):
         return {**vars(self), "_prepared": {}}
 
     def relative_change(self, tokens: Float[Tensor, "n d"], strength: float = 1.0) -> float:
-        """Return the mean over tokens of |x' - x| / |x|; 0 means no change. Tokens that are zero are left out.
+        """Return the mean of |x' - x| / |x| over all tokens that are not zero.
 
         Args:
             tokens: Activations, (n, d).
-            strength: s.
+            strength: Strength s of the edit.
         """
         lengths = tokens.norm(dim=-1)
         ratios = (self(tokens, strength) - tokens).norm(dim=-1)[lengths > 0] / lengths[lengths > 0]
@@ -137,16 +135,16 @@ class LayerEdit(ABC):
 
 @dataclass(frozen=True, eq=False)
 class AffineEdit(LayerEdit):
-    """A low-rank affine edit: y = x + scale z + left (right z) + shift with z = x - center.
+    """Low-rank affine edit: y = x + scale z + left (right z) + shift with z = x - center.
 
     Linear SEA, mean-difference steering, ITI and LEACE are all of this form.
 
     Attributes:
-        left: (d, r).
-        right: (r, d).
-        scale: Multiple of z that is added; 0 for an edit of rank r.
-        shift: Constant part, (d,), or None.
-        center: Point about which the linear part acts, (d,), or None for the origin.
+        left: Left factor, shape (d, r).
+        right: Right factor, shape (r, d).
+        scale: Coefficient of z. If nonzero, the linear part has full rank.
+        shift: Constant vector that is added, shape (d,), or None.
+        center: Point that is subtracted before the linear part is applied, shape (d,), or None for the origin.
 
     Example:
         >>> import torch
@@ -179,8 +177,8 @@ class AffineEdit(LayerEdit):
         """Return the edit that adds a vector to every token.
 
         Args:
-            shift: The vector, (d,).
-            normalization: As for ``LayerEdit``.
+            shift: Vector to add, shape (d,).
+            normalization: How the result is rescaled; see ``LayerEdit``.
         """
         none = shift.new_zeros(shift.shape[0], 0)
         return cls(none, none.T.contiguous(), shift=shift, normalization=normalization)
@@ -201,19 +199,19 @@ class AffineEdit(LayerEdit):
         return "identity"
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return ``left`` and ``right``, and ``shift`` and ``center`` where there are any."""
+        """Return ``left`` and ``right``, and ``shift`` and ``center`` unless they are None."""
         named = {"left": self.left, "right": self.right, "shift": self.shift, "center": self.center}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def linear_part(self, columns: Float[Tensor, "d m"]) -> Float[Tensor, "d m"]:
-        """Return scale C + left (right C) for a matrix C of columns, in its own type."""
+        """Return scale C + left (right C) for a matrix C of columns, in the data type of C."""
         left, right = (factor.to(columns.device, columns.dtype) for factor in (self.left, self.right))
         return self.scale * columns + left @ (right @ columns)
 
     def constant_part(self) -> Float[Tensor, " d"] | None:
-        """Return shift - scale center - left (right center) in float64 on the CPU, or None if all of it is zero.
+        """Return c = shift - scale center - left (right center) in float64 on the CPU, or None if it is zero.
 
-        y = x + scale x + left (right x) + constant part.
+        With it, y = x + scale x + left (right x) + c.
         """
         if self.shift is None and self.center is None:
             return None
@@ -225,7 +223,7 @@ class AffineEdit(LayerEdit):
         return constant if bool(constant.any()) else None
 
     def randomized(self, seed: int) -> AffineEdit:
-        """Return left -> Q left, right -> right Q^T, shift -> Q shift, with Q random; the center stays."""
+        """Return the edit with left -> Q left, right -> right Q^T, shift -> Q shift, for a random rotation Q."""
         columns = [self.left, self.right.T, *([] if self.shift is None else [self.shift[:, None]])]
         rotate = random_rotation(torch.cat([column.double().cpu() for column in columns], dim=1), seed)
         shift = None if self.shift is None else rotate(self.shift[:, None])[:, 0].contiguous()
@@ -234,14 +232,14 @@ class AffineEdit(LayerEdit):
     def reversed(self) -> AffineEdit:
         """Return the edit that adds the opposite change, y = x - (scale z + left (right z) + shift).
 
-        For SEA's combination ``both`` this is the edit with positives and negatives exchanged.
+        For SEA with ``combine="both"``, this is the edit with positives and negatives exchanged.
         """
         shift = None if self.shift is None else -self.shift
         # Subtracted from 0, since -0.0 would have another hash than 0.0.
         return dataclasses.replace(self, left=-self.left, scale=0.0 - self.scale, shift=shift)
 
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        # Both are stored row by row: a product with a thin column-major matrix takes more than twice as long.
+        # Both factors are row-major: a product with a thin column-major matrix takes more than twice as long.
         inner = move_factor(self.right, device, dtype).contiguous().T
         outer = move_factor(self.left.T, device, dtype).contiguous()
         constant = self.constant_part()
@@ -249,7 +247,7 @@ class AffineEdit(LayerEdit):
         scale, rescale = self.scale, self.normalization == "token"
 
         def edit(tokens: Tensor, strength: float) -> Tensor:
-            # The operator is for graphs and gradients; without them it costs a dispatch more than the function.
+            # Use the custom operator only under autograd or torch.compile; the plain function avoids dispatch overhead.
             if torch.is_grad_enabled() or torch.compiler.is_compiling():
                 found: Tensor = torch.ops.sealign.edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
                 return found
@@ -261,14 +259,14 @@ class AffineEdit(LayerEdit):
 
 
 def move_factor(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a factor on a device in a type, without a history; a copy if it was made in inference mode.
+    """Move a factor to a device and dtype, detached; inference tensors are cloned.
 
-    A gradient cannot pass through an operation on a tensor of inference mode.
+    Autograd cannot save an inference tensor for the backward pass.
 
     Args:
-        tensor: The factor.
+        tensor: Factor to move.
         device: Device of the tokens.
-        dtype: Type in which the edit is computed.
+        dtype: Data type in which the edit is computed.
     """
     return (tensor.clone() if tensor.is_inference() else tensor.detach()).to(device, dtype)
 

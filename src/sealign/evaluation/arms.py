@@ -13,7 +13,7 @@ from sealign.evaluation.results import BASE, Arm, ArmKind
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """An arm that is to be evaluated.
+    """Arm to evaluate.
 
     Attributes:
         record: Description of the arm, for the results.
@@ -31,15 +31,15 @@ def plan_arms(
     reversed_control: bool,
     sources: Mapping[str, str],
 ) -> dict[str, PlannedArm]:
-    """Return the base model, then each edit with its controls, by name.
+    """Return a mapping from name to arm: the base model, then each edit with its controls.
 
     An intervention without directions has no controls.
 
     Args:
-        edits: By name.
+        edits: Mapping from name to edit.
         control_seeds: Seeds of the random controls.
-        reversed_control: Whether edits have a reversed control, too.
-        sources: By name, the folder or repository of an edit.
+        reversed_control: Whether to add a reversed control for each edit.
+        sources: Mapping from name to the folder or repository of an edit.
 
     Raises:
         SettingError: An edit has the name of another arm.

@@ -1,4 +1,4 @@
-"""Damage: how much an edit raises the loss of a model on neutral text, which has nothing to do with the edit."""
+"""Damage: how much an edit raises the loss of a model on text unrelated to the edit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Damage:
-    """Losses of the base model and the edited model on texts; means over all texts are weighted by tokens.
+    """Losses of the base model and the edited model on texts; averages over texts are weighted by token count.
 
     Attributes:
         tokens: Number of predicted tokens of each text, (n,).
@@ -52,12 +52,12 @@ class Damage:
 
     @property
     def loss_increase(self) -> float:
-        """Edited loss minus base loss, in nats per token; the logarithm of the ratio of perplexities."""
+        """Edited loss minus base loss, in nats per token; the logarithm of the perplexity ratio."""
         return self.edited_loss - self.base_loss
 
     @property
     def perplexity_ratio(self) -> float:
-        """Edited perplexity over base perplexity, exp(loss increase); 1 is no damage."""
+        """Edited perplexity divided by base perplexity, exp(loss increase); 1 means no damage."""
         return float(np.exp(self.loss_increase))
 
     @property
@@ -81,10 +81,10 @@ def bundled_texts() -> list[str]:
 def text_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the number of predicted tokens and the mean loss in nats per token of each text.
+    """Return, for each text, the number of predicted tokens and the mean loss in nats per token.
 
     Args:
-        model: The model, with any edits that are attached to it.
+        model: Model, with the edits that are attached to it.
         tokenizer: Tokenizer of the model.
         texts: Texts of at least 2 tokens each.
         batch_size: Number of texts to run together. Must be 1 for an edit that is not causal.
@@ -107,9 +107,9 @@ def increase_with_bound(
 ) -> tuple[float, float]:
     """Return the mean increase of the loss over all tokens, and the upper end of its one-sided 95 % interval.
 
-    With weights w_i, tokens of text i over all tokens, and increases d_i, the mean is m = sum w_i d_i, its standard
-    error SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2), and the bound m + t_{n-1}(0.95) SE. The bound allows for texts
-    that were not measured and may suffer more.
+    Let d_i be the increase on text i, and w_i its number of tokens divided by the number of all tokens. The mean is
+    m = sum w_i d_i, its standard error SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2), the bound m + t_{n-1}(0.95) SE.
+    The bound accounts for sampling of the texts.
 
     Args:
         tokens: Number of predicted tokens of each text, (n,), n at least 2.
@@ -120,10 +120,10 @@ def increase_with_bound(
         >>> increase_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
         (0.5, 0.5)
     """
-    shares, increases = tokens / tokens.sum(), edited - base
-    mean = float(shares @ increases)
+    weights, increases = tokens / tokens.sum(), edited - base
+    mean = float(weights @ increases)
     count = len(increases)
-    error = np.sqrt(count / (count - 1) * float(np.square(shares) @ np.square(increases - mean)))
+    error = np.sqrt(count / (count - 1) * float(np.square(weights) @ np.square(increases - mean)))
     return mean, float(mean + special.stdtrit(count - 1, 0.95) * error)
 
 
@@ -137,11 +137,11 @@ def measure_damage(
     ignore_mismatch: bool = False,
     track: Track = no_progress,
 ) -> Damage:
-    """Return the losses of a model on texts with and without an edit, both from the same run.
+    """Return the losses of a model on texts with and without an edit, computed in the same run.
 
     Args:
         model, tokenizer, texts, batch_size, ignore_mismatch, track: As for ``measure_damages``.
-        edit: The edit, or another intervention, measured at its own strength.
+        edit: Edit or other intervention, measured at its own strength.
     """
     (damage,) = measure_damages(
         model,
@@ -172,10 +172,10 @@ def measure_damages(
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
-        edits: Edits or other interventions, each measured by itself and at its own strength.
-        texts: Neutral texts; the bundled ones if None.
+        edits: Edits or other interventions, each measured alone and at its own strength.
+        texts: Texts of at least 2 tokens each, unrelated to the edits; the bundled neutral texts if None.
         batch_size: Number of texts to run together; 1 is used if an edit is not causal.
-        journal: Journal of finished batches; it may serve one model only.
+        journal: Journal of finished batches. Must not be shared between models.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         track: Shows progress.
     """

@@ -1,4 +1,4 @@
-"""Points of activations that are laid out in a plane by principal components or by t-SNE."""
+"""Project activations to two dimensions with PCA or t-SNE."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sealign.figures.points import Point
 from sealign.fitting.activations import Activations
 
 Embedding = Literal["pca", "tsne"]
-"""How activations are mapped to a plane: by their first two principal components, or by t-SNE."""
+"""Method of projection to two dimensions: the first two principal components, or t-SNE."""
 
 FEWEST = 5
-"""Smallest number of demonstrations for t-SNE; with fewer, its perplexity would be below 3 neighbours."""
+"""Smallest number of demonstrations for t-SNE; with fewer, the perplexity would be below 3."""
 
 
 def check_embedding(embedding: str, count: int) -> None:
-    """Raise an error if the activations of a number of demonstrations cannot be embedded in a plane.
+    """Raise an error if a number of demonstrations is too small for a projection, or the projection is unknown.
 
     Args:
         embedding: ``pca`` or ``tsne``.
@@ -39,7 +39,7 @@ def first_middle_last(layers: Sequence[int]) -> list[int]:
     """Return the first, the middle and the last of some layers, without repetition.
 
     Args:
-        layers: At least 1 layer, in ascending order.
+        layers: Indices of the layers in ascending order; must not be empty.
 
     Example:
         >>> first_middle_last(range(30))
@@ -49,15 +49,15 @@ def first_middle_last(layers: Sequence[int]) -> list[int]:
 
 
 def tsne_points(activations: Activations, layers: Sequence[int] | None = None, *, seed: int = 0) -> list[Point]:
-    """Return the positives and negatives of each layer, embedded in a plane by t-SNE.
+    """Return the positives and negatives of each layer, projected to two dimensions by t-SNE.
 
-    t-SNE (van der Maaten and Hinton 2008) keeps neighbours together; lengths and directions have no meaning. Its
-    perplexity is min(30, (points - 1) / 3), and it starts from the first two principal components.
+    t-SNE (van der Maaten and Hinton 2008) preserves neighbourhoods; distances and directions are not meaningful. The
+    perplexity is min(30, (points - 1) / 3), and the initial positions are the first two principal components.
 
     Args:
         activations: Activations of at least ``FEWEST`` demonstrations.
         layers: Layers to embed; the first, the middle and the last collected layer if None.
-        seed: Seed of the principal components; the result hardly depends on it.
+        seed: Random seed.
 
     Raises:
         SiteError: A layer was not collected.
@@ -87,18 +87,18 @@ def effect_points(
     embedding: Embedding = "pca",
     seed: int = 0,
 ) -> list[Point]:
-    """Return the positives, negatives, neutrals and edited neutrals of each layer, embedded together in a plane.
+    """Return the positives, negatives, neutrals and edited neutrals of each layer, projected together.
 
-    Principal components are the default: they are one linear map for all four groups, so lengths and directions in the
-    plane are projections of the true ones, and the title of the panel gives the share of the variance that it shows.
-    t-SNE shows only which activations are neighbours; a mild edit may appear large, or not at all.
+    PCA is the default: it is one linear map for all four groups, so distances and directions in the figure are
+    projections of the true ones, and the panel title gives the explained variance. t-SNE shows only which activations
+    are neighbours; a mild edit may appear large, or not at all.
 
     Args:
         before: Activations of the base model.
-        after: Activations of the edited model over the same demonstrations; only the neutrals are used.
+        after: Activations of the edited model on the same demonstrations; only the neutrals are used.
         layers: Layers to embed; the last layer that was collected in both if None.
         embedding: ``pca`` or ``tsne``.
-        seed: Seed of t-SNE.
+        seed: Random seed of t-SNE.
 
     Raises:
         SiteError: A layer was not collected.
@@ -154,6 +154,6 @@ def _tsne(matrix: Any, seed: int) -> Any:
     from threadpoolctl import threadpool_limits
 
     perplexity = min(30.0, (matrix.shape[0] - 1) / 3)
-    # Several threads sum in any order, and t-SNE amplifies a difference in the last bit to a different picture.
+    # Use one thread: the summation order would otherwise change the result.
     with threadpool_limits(1):
         return TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(matrix)

@@ -1,4 +1,4 @@
-"""What the targets share: models, demonstrations, fits and evaluations, each computed once and saved."""
+"""Cache of models, demonstrations, fits and evaluations shared by all targets."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 GENERATED = {"truthfulqa_gen": 50, "gsm8k_cot": 128, "nq_open": 16}
-"""Maximum number of tokens of an answer, by task.
+"""Mapping from task to the maximum number of generated tokens of an answer.
 
-That of TruthfulQA is the one of the paper's code. The others limit the answers of broken models, which never end.
+The TruthfulQA value is from the paper's code. The others limit generation for models that never emit an end token.
 """
 
 BATCH_SIZE = 32
@@ -45,7 +45,7 @@ BATCH_SIZE = 32
 
 
 class Workbench:
-    """Computes what the targets need and saves it below ``output/work``, so that an interrupted run can continue.
+    """Computes the inputs of the targets and saves them below ``output/work``, so that an interrupted run can continue.
 
     Args:
         config: Settings of the reproduction.
@@ -61,10 +61,10 @@ class Workbench:
         self._demonstrations: dict[str, list[Demonstration]] = {}
 
     def model(self, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Return a model and its tokenizer; only the last model is kept in memory.
+        """Return a model and its tokenizer; only the most recent model is kept in memory.
 
         Args:
-            name: Name or path of the model; that of the configuration if None.
+            name: Name or path of the model. Default: the configured model.
         """
         name = name or self.config.model
         if name != self._name:
@@ -75,7 +75,7 @@ class Workbench:
         return model, tokenizer
 
     def demonstrations(self, source: str) -> list[Demonstration]:
-        """Return the demonstrations of a source, at most as many as the configuration says.
+        """Return the demonstrations of a source, up to the maximum number in the configuration.
 
         Args:
             source: Name of the source.
@@ -91,9 +91,9 @@ class Workbench:
         return self._demonstrations[source]
 
     def training_demonstrations(self, source: str) -> list[Demonstration]:
-        """Return the demonstrations for methods that train: all, or as many as the limit of items if there is one.
+        """Return the demonstrations for methods that train, limited to ``config.limit`` if set.
 
-        A training takes as long as many evaluations, so a limit applies to it, too.
+        Training is slow, so the limit also applies here.
 
         Args:
             source: Name of the source.
@@ -102,17 +102,17 @@ class Workbench:
 
     @property
     def draws(self) -> int:
-        """Number of answers that Best-of-N samples: the default, or half of it if items are limited."""
+        """Number of answers that Best-of-N samples: the default, halved if ``config.limit`` is set."""
         return BestOfNConfig().n // (1 if self.config.limit is None else 2)
 
     def edit(self, sources: Mapping[str, Sequence[int] | None] | str, config: EditConfig) -> Edit:
         """Return an edit of the loaded model, fitted from activations that are collected once.
 
-        The recorded duration of the fit includes the collection of the activations of all layers, in proportion to the
-        share of the demonstrations that is used.
+        The recorded duration includes collection time, scaled by the fraction of demonstrations used.
 
         Args:
-            sources: Name of a source, or by name the indices of the demonstrations to use, None for all.
+            sources: Source name, or a mapping from source name to the indices of the demonstrations to use (None for
+                all).
             config: Configuration of a method that edits activations.
         """
         chosen = {sources: None} if isinstance(sources, str) else sources
@@ -124,8 +124,8 @@ class Workbench:
             parts, seconds = [], 0.0
             for name, rows in chosen.items():
                 parts.append(select_rows(self.activations(name, settings, site), rows))
-                share = 1.0 if rows is None else len(rows) / len(self.demonstrations(name))
-                seconds += share * _read_seconds(self._activations_file(name, settings, site))
+                fraction = 1.0 if rows is None else len(rows) / len(self.demonstrations(name))
+                seconds += fraction * _read_seconds(self._activations_file(name, settings, site))
             edit = fit_edit_from_activations(
                 model, tokenizer, join_activations(parts), used, config=config, track=self.track
             )
@@ -134,11 +134,11 @@ class Workbench:
         return Edit.from_pretrained(folder)
 
     def fit(self, config: Config, demonstrations: Sequence[Demonstration] = ()) -> Intervention:
-        """Return an intervention of any method on the loaded model.
+        """Return an intervention of any method, fitted for the loaded model.
 
         Args:
             config: Configuration of the method.
-            demonstrations: Demonstrations to fit it from.
+            demonstrations: Demonstrations to fit on.
         """
         key = self._key(demonstrations, config)
         folder = self.folder / "edits" / key
@@ -152,13 +152,13 @@ class Workbench:
         return load_edit(folder)
 
     def activations(self, source: str, config: CollectConfig = CollectConfig(), site: str = "mlp") -> Activations:
-        """Return the activations of all layers of the loaded model over the demonstrations of a source.
+        """Return the activations of all layers of the loaded model on the demonstrations of a source.
 
-        They are collected once and saved.
+        The activations are collected once and saved.
 
         Args:
             source: Name of the source.
-            config: Settings of the collection.
+            config: Collection settings.
             site: Site at which activations are read.
         """
         file = self._activations_file(source, config, site)
@@ -191,13 +191,13 @@ class Workbench:
         control_seeds: Sequence[int] = (),
         preamble: str = "",
     ) -> Results:
-        """Return the results of the base model and of edits; scores that two targets share are computed once.
+        """Return the results of the base model and of edits; scores that several targets need are computed once.
 
         Args:
-            edits: By name.
+            edits: Mapping from name to edit.
             tasks: Names of tasks.
             control_seeds: Seeds of the random controls.
-            preamble: Text before every prompt.
+            preamble: Text put before every prompt.
         """
         model, tokenizer = self.model(self._name)
         settings = EvaluationConfig(
@@ -224,7 +224,7 @@ class Workbench:
         )
 
     def _key(self, demonstrations: Sequence[Demonstration], config: Config, *parts: str) -> str:
-        """Return the key of a result that depends on the loaded model, demonstrations and a configuration."""
+        """Return a key derived from the loaded model, the demonstrations and the configuration."""
         settings = [type(config).__name__, config.dump()]
         return _short_hash([self._name, self.config.dtype, demonstrations_hash(demonstrations), settings, *parts])
 

@@ -1,4 +1,4 @@
-"""EditSlots: the slots for edits in a served model, and the slot of each token of the current batch."""
+"""Slots for edits in a served model, and the assignment of the tokens of a batch to slots."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ TokenIndex = slice | Tensor
 
 
 class EditSlots:
-    """The slots for edits in a served model, and the slot of each token of the current batch.
+    """Slots for edits in a served model, and the assignment of the tokens of the current batch to slots.
 
-    On an accelerator, where a graph that was captured once serves every batch, all edits are computed by the same
-    operations on buffers that are allocated here; later only their contents change. On a CPU nothing is captured, and
-    each edit is computed alone, for its own tokens.
+    On GPUs, CUDA graphs are reused for all batches, so edits are applied from preallocated buffers whose contents are
+    updated. On CPUs no graph is captured, so each edit is applied separately to its own tokens.
 
     Args:
         modules: Dotted paths of the modules that can be edited.
         width: Number of features d.
-        max_tokens: Largest number of tokens in a batch.
-        sizes: Number of slots and size of each.
+        max_tokens: Maximum number of tokens in a batch.
+        sizes: Number and sizes of the slots.
         device: Device of the model.
-        captured: Whether graphs are captured. Default: on every device other than a CPU.
+        captured: Whether graphs are captured. Default: True unless the device is a CPU.
 
     Example:
         >>> slots = EditSlots(["model.layers.0.mlp"], 8, max_tokens=16, sizes=SlotSizes(edits=2, rank=4))
@@ -67,14 +66,14 @@ class EditSlots:
 
     @property
     def free(self) -> int:
-        """Number of further edits that can be loaded."""
+        """Number of free slots."""
         return self.sizes.edits - len(self._slots)
 
     def load(self, edit: Edit) -> str:
-        """Load an edit into a free slot, and return its hash; an edit that is loaded already stays where it is.
+        """Load an edit into a free slot and return its hash; does nothing if it is already loaded.
 
         Args:
-            edit: The edit.
+            edit: Edit to load.
 
         Raises:
             ServingError: No slot is free, or the edit does not fit into a slot.
@@ -101,8 +100,8 @@ class EditSlots:
             )
         if not edit.is_causal:
             raise ServingError(
-                "the edit is rescaled per feature over all tokens of a sequence, which a server with a key-value cache "
-                "never has together; fit an edit with normalization 'token' or 'none'"
+                "the edit is rescaled per feature, which needs the whole sequence at once and is not possible with a "
+                "key-value cache; fit an edit with normalization 'token' or 'none'"
             )
         restart = "restart the server with the edit in --edit or in the folder of --edits-dir"
         missing = [module for module in edit.modules if module not in self._uncaptured]
@@ -122,7 +121,7 @@ class EditSlots:
                 )
 
     def unload(self, edit_hash: str) -> None:
-        """Remove an edit; its slot is free at once.
+        """Unload an edit and free its slot.
 
         Args:
             edit_hash: Hash of the edit.
@@ -141,10 +140,10 @@ class EditSlots:
         """Set the slot of each token of the next batch.
 
         Args:
-            requests: Hash of the edit, or None, and number of tokens of each request, in the order of the batch.
+            requests: One pair (edit hash or None, number of tokens) per request, in the order of the batch.
 
         Raises:
-            ServingError: An edit is not loaded, so the batch must not run.
+            ServingError: An edit is not loaded. The batch must not run then.
         """
         selected = [(self._slot(edit_hash) if edit_hash else 0, count) for edit_hash, count in requests]
         if not self._buffers:
@@ -156,7 +155,7 @@ class EditSlots:
         self._token_slots[len(per_token) :].zero_()
 
     def select_none(self) -> None:
-        """Select no edit for the tokens of the next batch, such as those of a warm-up."""
+        """Select no edit for the next batch, for example for a warm-up."""
         self._tokens_by_slot = []
         self._token_slots.zero_()
 
@@ -170,8 +169,8 @@ class EditSlots:
         """Edit the output of a module in place.
 
         Args:
-            module_index: Index of the module in the constructor's ``modules``.
-            tokens: Output of the module for the selected batch, (t, d).
+            module_index: Index of the module in the ``modules`` argument of the constructor.
+            tokens: Output of the module for the current batch, (t, d).
         """
         module = self._modules[module_index]
         if self._buffers:
@@ -181,12 +180,12 @@ class EditSlots:
 
     @torch.no_grad()
     def edit_stream(self, module_index: int, hidden: Float[Tensor, "t d"], residual: Float[Tensor, "t d"]) -> None:
-        """Edit the residual stream, the sum of two tensors, by changing the first in place.
+        """Edit the residual stream, the sum of two tensors, by changing the first tensor in place.
 
         Args:
-            module_index: Index of the decoder layer in the constructor's ``modules``.
+            module_index: Index of the decoder layer in the ``modules`` argument of the constructor.
             hidden: Output of the layer's last module, (t, d).
-            residual: The stream that this output is added to, (t, d).
+            residual: Residual input, added to ``hidden``, (t, d).
         """
         module = self._modules[module_index]
         if self._buffers:
@@ -199,27 +198,29 @@ class EditSlots:
             hidden[index] = (hidden[index] + (layer_edit(stream, strength) - stream)).to(hidden.dtype)
 
     def _selected(self, module: str) -> Iterator[tuple[TokenIndex, LayerEdit, float]]:
-        """Yield the tokens, the edit and the strength of each selected slot that edits a module."""
+        """Yield (token index, edit, strength) for each selected slot whose edit acts on a module."""
         edits = self._uncaptured[module]
         return ((index, *edits[slot]) for slot, index in self._tokens_by_slot if slot in edits)
 
 
 def sizes_for(edits: Mapping[str, Edit], *, at_least: int = 1) -> SlotSizes:
-    """Return the smallest sizes of slots that hold some edits.
+    """Return the smallest ``SlotSizes`` that fit the given edits.
 
     Args:
-        edits: Edits by name.
-        at_least: Smallest number of slots.
+        edits: Mapping from name to edit.
+        at_least: Minimum number of slots.
     """
     maps = sorted({edit.feature_map for edit in edits.values()} - {"identity"})
     return SlotSizes(max(at_least, len(edits), 1), max([1, *(edit.rank for edit in edits.values())]), tuple(maps))
 
 
 def tokens_by_slot(requests: Sequence[tuple[int, int]]) -> list[tuple[int, TokenIndex]]:
-    """Return the index of the tokens of each slot other than slot 0; a slice if they are adjacent.
+    """Return (slot, token index) pairs: a slice if the tokens are contiguous, otherwise an index tensor.
+
+    Slot 0, which holds no edit, is left out.
 
     Args:
-        requests: Slot and number of tokens of each request, in the order of the batch.
+        requests: One pair (slot, number of tokens) per request, in the order of the batch.
 
     Example:
         >>> tokens_by_slot([(0, 2), (3, 1), (3, 4)])
