@@ -1,4 +1,4 @@
-"""Errors that Sealign raises on purpose, and the wording that their messages share.
+"""Errors that Sealign raises on purpose, and helpers for the wording of their messages.
 
 Catch ``SealignError`` for all of them, or the class of one kind of error. A message is one sentence that gives the
 value, the bound and the remedy.
@@ -93,7 +93,7 @@ def unknown_name(kind: str, value: str, known: Iterable[str]) -> str:
     """Return the message for a name that is not one of the known names.
 
     Args:
-        kind: What the name stands for, such as ``"feature map"``.
+        kind: Kind of thing that the name denotes, such as ``"feature map"``.
         value: Name that was given.
         known: Names to choose from.
 

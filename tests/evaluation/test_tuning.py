@@ -86,7 +86,7 @@ def test_the_split_holds_for_every_task(
     from sealign.evaluation.tuning import _Search
     from sealign.progress import no_progress
 
-    config = TuneConfig(tasks=["truthfulqa_mc1", "truthfulqa_mc2"], data_dir=local, limit=13, development_share=0.6)
+    config = TuneConfig(tasks=["truthfulqa_mc1", "truthfulqa_mc2"], data_dir=local, limit=13, development_fraction=0.6)
     with task_manager(config.tasks, config.data_dir) as manager:
         search = _Search(llama, tokenizer, demonstrations, config, manager, tmp_path, no_progress)
     for task in config.tasks:
@@ -180,7 +180,7 @@ def test_gains_are_over_all_parts_and_the_mean_over_tasks() -> None:
 def test_bounds() -> None:
     for changed, words in (
         ({"max_damage": 0.0}, "max_damage is 0.0, but it must be above 0"),
-        ({"development_share": 1.0}, "development_share is 1.0"),
+        ({"development_fraction": 1.0}, "development_fraction is 1.0"),
         ({"trials": 0}, "trials is 0"),
         ({"tasks": []}, "tasks is empty"),
     ):

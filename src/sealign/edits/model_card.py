@@ -64,7 +64,7 @@ def model_card(record: EditRecord) -> str:
 
 
 def _is_repository(name: str) -> bool:
-    """Return whether a model's name is that of a repository of the Hub; it may also be a path or an alias."""
+    """Return whether the name of a model has the form of a Hub repository; it may also be a path or an alias."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 

@@ -39,8 +39,8 @@ def edit_tokens(
         inner: Transposed right factor, (d, r), float32 or wider.
         outer: Transposed left factor, (r, d), of the same type.
         shift: Constant part of the edit, (d,), or None.
-        scale: Multiple of x that is added to it.
-        strength: s, any finite number.
+        scale: Coefficient of the additional term scale x.
+        strength: Strength s of the edit; any finite number.
         rescale: Whether y is rescaled to the norm of x, token by token.
     """
     if autocast_enabled(tokens.device.type):
@@ -88,7 +88,8 @@ def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Return the gradient with respect to the tokens.
 
-    With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); that of |x| follows.
+    With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); the gradient of |x|
+    follows.
     """
     tokens, inner, outer, shift = ctx.saved_tensors
     if autocast_enabled(tokens.device.type):

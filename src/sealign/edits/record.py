@@ -76,12 +76,13 @@ class EditRecord:
         format: Always ``sealign.edit``.
         format_version: Version of the format.
         method: Name of the method, such as ``sea``.
-        strength: How far the edit moves an activation: 0 is no edit, 1 the whole; None for a method without strength.
+        strength: Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; None for a
+            method without strength.
         site: ``mlp``, ``attention`` or ``residual``; None for a method that does not edit activations.
         normalization: How edited activations are rescaled: ``token``, ``feature`` or ``none``.
         feature_map: Name of the feature map; ``identity`` for an affine edit.
         combine: Combination of the projected parts; None unless the edit has a feature map.
-        layers: What was fitted at each edited layer, by the layer's index.
+        layers: Mapping from the index of each edited layer to the results of its fit.
         config: Settings of the method.
         learned: Results of the fit that are not tensors, such as the heads that ITI selected.
         model: The base model.

@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         task: Name of the task.
-        metric: Name of the metric; that of a subgroup is ``metric/subgroup``.
+        metric: Name of the metric; the name of a subgroup is ``metric/subgroup``.
         headline: Whether the verdict depends on the metric.
         aim: Which values are good.
         base: Value of the base model; NaN if the denominators of a ratio sum to 0.
@@ -59,7 +59,7 @@ class EditReport:
     Attributes:
         edit: Name of the edit.
         rows: All metrics; within a task, headline metrics come first.
-        damage: By arm, for the edit and its controls.
+        damage: Mapping from arm to damage, for the edit and its controls.
         verdict: The verdict.
     """
 

@@ -1,4 +1,4 @@
-"""Cost of an edit at inference: times of the edited model over those of the base model in the same run."""
+"""Cost of an edit at inference: run times of the edited model relative to the base model in the same run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Times of the edited model divided by those of the base model, round by round.
+    """Run times of the edited model divided by the run times of the base model, round by round.
 
     Attributes:
-        prefill: Median, lowest and highest ratio of the times to read a prompt; 1 is no cost.
+        prefill: Median, lowest and highest ratio of the times to process a prompt; 1 means no cost.
         decode: The same for generating the tokens after the first.
         base_milliseconds: Median time per token of the base model in milliseconds, in prefill and in decoding.
     """

@@ -177,7 +177,7 @@ def measure_damages(
         batch_size: Number of texts to run together; 1 is used if an edit is not causal.
         journal: Journal of finished batches. Must not be shared between models.
         ignore_mismatch: Whether to accept a model with another fingerprint.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]

@@ -58,15 +58,15 @@ def evaluate(
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
-        edits: By name, edits and other interventions.
+        edits: Mapping from name to edit or other intervention.
         config: Settings of the evaluation.
         output: Folder to write to.
-        sources: By name, the folder or repository of each edit, for the record.
+        sources: Mapping from name to the folder or repository of each edit, for the record.
         command: Command line that computes the results again, for the record.
         ignore_mismatch: Whether to accept a model with another fingerprint.
-        journal: Folder to use instead of the journal of the output; evaluations that share one score each sequence
-            once.
-        track: Shows progress.
+        journal: Folder of the journal. Evaluations with the same journal score each sequence once. Default: a folder
+            in the output folder.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: A task is unknown, a file is missing, or an edit has the name of another arm.

@@ -20,12 +20,12 @@ NamedJudge = Annotated[Judge | None, PlainSerializer(lambda judge: None if judge
 
 
 class TaskConfig(Config):
-    """Settings that evaluation and tuning share: the tasks and their data.
+    """Settings common to evaluation and tuning: the tasks and their data.
 
     Attributes:
-        tasks: Names of tasks of lm-evaluation-harness, or ``halueval_qa``. At least 1, each once.
+        tasks: Names of tasks of lm-evaluation-harness, or ``halueval_qa``; must not be empty or repeat a name.
         data_dir: Folder with the data of the tasks in the schemas of the Hub; None loads them from the Hub.
-        limit: Number of items of each task, from the first on. Must be at least 1; None uses all.
+        limit: Use only the first ``limit`` items of each task. Must be at least 1; None uses all.
 
     Raises:
         SettingError: No task is named, one is named twice, or a value is out of range.
@@ -48,15 +48,16 @@ class EvaluationConfig(TaskConfig):
     """Settings of an evaluation; see ``TaskConfig`` for the tasks.
 
     Attributes:
-        items: By task, the numbers of the items to score, instead of ``limit``.
-        neutral_texts: Texts on which damage is measured; the bundled ones if None.
-        control_seeds: Seeds of the random controls, one control each; empty for none.
-        reversed_control: Whether to evaluate each edit in the opposite direction, too.
-        preamble: Text before every prompt, in every arm.
-        max_new_tokens: By task, the maximum number of tokens of an answer, instead of the limit of the task.
+        items: Mapping from task to the numbers of the items to score, instead of ``limit``.
+        neutral_texts: Texts on which damage is measured; the bundled texts if None.
+        control_seeds: Seeds of the random controls, one control per seed; empty for no random controls.
+        reversed_control: Whether to evaluate the reversal of each edit as a control.
+        preamble: Text put before every prompt, in every arm.
+        max_new_tokens: Mapping from task to the maximum number of tokens of an answer, which replaces the limit of the
+            task.
         batch_size: Number of sequences to run together in generation, and in scoring that is not packed. Must be at
             least 1.
-        judge: Judges the answers of ``truthfulqa_gen``; None leaves out Truth and Info.
+        judge: Judge that scores truthfulness and informativeness for ``truthfulqa_gen``; None leaves both out.
 
     Raises:
         SettingError: A value is unknown or out of range.

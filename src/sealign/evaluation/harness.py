@@ -36,10 +36,10 @@ Tokens = tuple[tuple[str, str], list[int], list[int]]
 
 @register_model("sealign")
 class SealignLM(HFLM):  # type: ignore[misc]
-    """The harness's Hugging Face model with an edit, or another intervention, attached to it.
+    """Hugging Face model of the harness with an edit or other intervention attached to it.
 
-    Log-likelihoods are scored packed (see ``score_choices``) if edit and model allow it, else by the harness's own
-    code: sequences cannot share anything under an edit that is not causal.
+    Log-likelihoods are scored packed (see ``score_choices``) if the edit is causal and the model supports it; otherwise
+    by the code of the harness.
 
     Args:
         pretrained: A loaded model, or a name that ``load_model`` accepts.
@@ -48,7 +48,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         strength: Strength to use instead of the edit's own.
         tokenizer: Tokenizer of the model; required with a loaded model.
         journal: File in which results are saved, and from which a second run reads them.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         dtype, device: As for ``load_model``; used only if ``pretrained`` is a name.
         batch_size: Number of sequences to run together in generation, and in scoring that is not packed.

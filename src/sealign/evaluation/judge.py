@@ -59,7 +59,7 @@ class Judge(Protocol):
 
         Args:
             questions: The questions.
-            track: Shows progress.
+            track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         """
 
 
@@ -163,7 +163,7 @@ def judge_answers(
         answers: The answer to each item.
         journal: Journal of the judgements.
         batch: Number of judgements to save at a time. Must be at least 1.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         JudgeError: The judge does not answer, or its answer has the wrong form.

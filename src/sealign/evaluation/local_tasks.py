@@ -26,7 +26,7 @@ class LocalTask:
 
     Attributes:
         config: Path of its configuration, relative to the harness's folder of tasks or to Sealign's.
-        files: By split, the path of the file, relative to the data folder.
+        files: Mapping from split to the path of its file, relative to the data folder.
     """
 
     config: str
@@ -60,7 +60,7 @@ LOCAL_TASKS: Mapping[str, LocalTask] = {
 def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> Iterator[TaskManager]:
     """Yield a task manager of the harness that knows the given tasks.
 
-    Prompts, choices and metrics are those of the harness; a data folder changes only where the rows come from.
+    Prompts, choices and metrics come from the harness; a data folder changes only the source of the rows.
 
     Args:
         tasks: Names of tasks of the harness, or ``halueval_qa``, which the harness does not have.

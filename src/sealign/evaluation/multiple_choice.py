@@ -48,7 +48,7 @@ class MultipleChoiceScores:
 
 
 def bundled_questions() -> list[MultipleChoiceQuestion]:
-    """Return the bundled held-out questions, which share no topic with the bundled demonstrations.
+    """Return the bundled held-out questions, whose topics do not occur in the bundled demonstrations.
 
     Example:
         >>> len(bundled_questions()) >= 60
@@ -80,7 +80,7 @@ def score_questions(
         tokenizer: Tokenizer of the model.
         questions: The questions.
         prompt_format: How questions are written.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     resolved = prompt_format.resolve(tokenizer)
     requests = []
@@ -93,6 +93,6 @@ def score_questions(
     for item, values in zip(questions, score_choices(model, requests, track=track), strict=True):
         logs, true = np.array([value.log_probability for value in values]), len(item.correct)
         mc1.append(float(logs[0] > logs[true:].max()))
-        shares = np.exp(logs - logs.max())
-        mc2.append(float(shares[:true].sum() / shares.sum()))
+        weights = np.exp(logs - logs.max())
+        mc2.append(float(weights[:true].sum() / weights.sum()))
     return MultipleChoiceScores(np.array(mc1), np.array(mc2))

@@ -23,7 +23,7 @@ BLOCK_CELLS = 200_000
 """Number of resamples times units in one block, which is small enough for the cache of the processor."""
 
 ROUNDING = 1e-10
-"""Differences below this share of the size of the scores are treated as rounding errors."""
+"""Differences below this fraction of the size of the scores are treated as rounding errors."""
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ class Task:
         version: Version of the task in lm-evaluation-harness.
         questions: Text of each item, for readers.
         groups: Label of each item; items of one label are resampled together. None if all items are independent.
-        metrics: By name; the name of a subgroup is ``metric/subgroup``.
-        answers: By arm, the answer to each item: the most probable choice, or the generated text.
+        metrics: Mapping from name to metric; the name of a subgroup is ``metric/subgroup``.
+        answers: Mapping from arm to the answer to each item: the most probable choice, or the generated text.
         notes: Remarks for the reader, such as a metric that was not computed.
     """
 
@@ -158,9 +158,9 @@ class Results:
         settings: Settings of the evaluation.
         model: The base model.
         versions: Versions of the libraries.
-        arms: By name; ``base`` is the base model.
-        tasks: By name.
-        damage: By arm, for all arms but the base model.
+        arms: Mapping from name to arm; ``base`` is the base model.
+        tasks: Mapping from name to the results of the task.
+        damage: Mapping from arm to its damage, for all arms except the base model.
         format, format_version: Format of the file.
     """
 

@@ -20,7 +20,7 @@ class TaskSamples:
         task: Name of the task or group.
         version: Version in the harness.
         parts: Samples by name of the task; several for a group.
-        higher_is_better: By metric, whether higher values are better.
+        higher_is_better: Mapping from metric to whether higher values are better.
     """
 
     task: str

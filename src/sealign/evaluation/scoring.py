@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations; what several of them share is computed once."""
+"""Log-likelihoods of continuations; a prefix common to several of them is computed once."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def score_choices(
         model: A decoder for which ``supports_packing`` is true; edits that are attached to it must be causal.
         requests: Contexts and continuations.
         pack_tokens: Maximum number of tokens in a packed row; a longer request has a row of its own.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         on_scored: Called after each row with (index of the request, its scores) of the requests in the row.
 
     Returns:
@@ -130,7 +130,7 @@ def score_choices(
 def _pack(
     requests: Sequence[tuple[int, ChoiceRequest]], start: int, capacity: int
 ) -> Iterator[list[tuple[int, ChoiceRequest]]]:
-    """Yield groups of requests that share a row: the longest first, with the longest ones that still fit."""
+    """Yield groups of requests to pack into one row: the longest first, with the longest ones that still fit."""
     waiting = list(requests)
     while waiting:
         row: list[tuple[int, ChoiceRequest]] = []

@@ -87,7 +87,7 @@ class SearchSpace:
         ):
             if name in searched:
                 drawn[name] = self._choose(trial, name, choices)
-        return base.replace(**drawn), trial.suggest_float("damage_share", 0.5, 1.0)
+        return base.replace(**drawn), trial.suggest_float("damage_fraction", 0.5, 1.0)
 
     @staticmethod
     def _choose(trial: optuna.Trial, name: str, choices: tuple[Any, ...]) -> Any:

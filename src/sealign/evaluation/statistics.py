@@ -2,7 +2,7 @@
 
 Scores are arrays of shape (items,): one number per item, for the same items in both arms. The *units* of resampling
 are the items, or the groups if ``groups`` gives a label per item, such as its question: items of one group are not
-independent. All functions share these settings:
+independent. All functions have these settings:
 
 - groups: Labels of any type, (items,), with at least 2 distinct values; None makes each item a unit.
 - confidence: Confidence level of the interval, in (0, 1).
@@ -143,15 +143,15 @@ def paired_difference(
 ) -> Difference:
     """Return the mean difference of paired scores with its interval, p-value and smallest detectable difference.
 
-    difference = sum_i (edited_i - base_i) / items. The p-value is that of McNemar's exact test for 0/1 scores without
-    groups: the two-sided binomial probability, at 1/2, of the number of items gained among all that changed. Otherwise
+    difference = sum_i (edited_i - base_i) / items. For 0/1 scores without groups, the p-value is from McNemar's exact
+    test: the two-sided binomial probability, at 1/2, of the number of items gained among all that changed. Otherwise,
     the two scores of an item, or of all items of a group together, are swapped at random, and
-    p = (1 + number of swaps with a |difference| at least as large) / (1 + resamples), or the exact share of such swaps
-    if there are no more possible swaps than resamples.
+    p = (1 + number of swaps with a |difference| at least as large) / (1 + resamples), or the exact fraction of such
+    swaps if there are no more possible swaps than resamples.
 
     If all units differ by the same amount m, then low = high = m. For 0/1 scores, which might have differed otherwise,
     the interval is m - u (m + 1) to m + u (1 - m) instead, with the exact bound
-    u = 1 - ((1 - confidence) / 2)^(1 / units) on the share of units that do.
+    u = 1 - ((1 - confidence) / 2)^(1 / units) on the fraction of units that do.
 
     Args:
         base: Scores of the base model, (items,), finite.
@@ -193,10 +193,10 @@ def ratio_difference(
 
     metric = scale * sum_i numerator_i / sum_i denominator_i + offset. The bias score of BBQ has scale 2 and offset -1,
     with the numerator "answer agrees with the bias" and the denominator "answer is not unknown". Both sums are computed
-    again for each resample of items or groups. For the p-value the pairs of the two arms are swapped as in
-    ``paired_difference``; SE is that of the linearised metric. A resample in which a denominator sums to 0 is left out
-    of the interval; a swap in which one does counts as extreme, so that p is rather too large. If no unit changes the
-    metric, then low = high.
+    again for each resample of items or groups. For the p-value, the pairs of the two arms are swapped as in
+    ``paired_difference``; SE is the standard error of the linearised metric. A resample in which a denominator sums to
+    0 is left out of the interval; a swap in which one does counts as extreme, so that p is rather too large. If no unit
+    changes the metric, then low = high.
 
     Args:
         base: (numerators, denominators) of the base model, (items,) each, finite; denominators at least 0.

@@ -29,7 +29,7 @@ class TrialRecord:
         damage: Increase of the loss on the development half of the neutral text, in nats per token; None if it was not
             measured.
         damage_bound: Upper end of the one-sided 95 % interval of the damage over texts.
-        strength: Strength that was found for the trial's share of the budget.
+        strength: Strength chosen for the fraction of the budget that the trial drew.
         settings: Settings of the fit.
     """
 

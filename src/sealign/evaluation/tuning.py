@@ -78,22 +78,23 @@ def tune(
     command: str = "",
     track: Track = no_progress,
 ) -> TuneResult:
-    """Search the settings of an edit, save the winner, and test it once on items that the search did not use.
+    """Search the settings of an edit, save the best edit, and test it once on items that the search did not use.
 
-    Each trial draws site, layers, rescaling and the settings of the method, and a share of the damage budget, for which
-    its strength is found: the loss on neutral text increases about as the square of the strength. The upper bound of
-    the damage, not its mean, stays within the budget, so that other texts are likely to stay within it, too. A trial is
-    then scored on the development items part by part, and pruned if it is in the lowest quarter of earlier trials.
-    Activations are collected once per site. The study is saved in ``study.log``; the same call continues it.
+    Each trial draws the site, the layers, the rescaling, the settings of the method, and a fraction of the damage
+    budget. The strength is chosen to use this fraction: the loss on neutral text increases about as the square of the
+    strength. The upper bound of the damage, not its mean, must be within the budget, so that the damage on other texts
+    is likely to be within it, too. A trial is then scored on the development items part by part, and pruned if it is in
+    the lowest quarter of earlier trials. Activations are collected once per site. The study is saved in ``study.log``;
+    the same call continues it.
 
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
-        demonstrations: At least 2 demonstrations.
+        demonstrations: Demonstrations to fit on; at least 2.
         config: Settings of the search.
         output: Folder to write to: the study, ``trials.csv``, ``edit`` and ``evaluation``.
         command: Command line that computes the results again, for the record.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: A setting is out of range, or the folder has the study of another search.
@@ -145,7 +146,7 @@ def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demon
 
 @dataclass
 class _Search:
-    """The data that all trials share: activations, items, and the scores and losses of the base model."""
+    """Data used by all trials: activations, items, and the scores and losses of the base model."""
 
     model: Any
     tokenizer: Any
@@ -162,8 +163,8 @@ class _Search:
         self.tokens, self.base_losses = text_losses(self.model, self.tokenizer, self.development_texts)
         self.space = SearchSpace.of(self.model, self.config.fit, deployable=self.config.deployable)
         items = {task: self._item_numbers(task) for task in self.config.tasks}
-        share = self.config.development_share
-        cuts = {task: max(1, min(len(numbers) - 1, round(share * len(numbers)))) for task, numbers in items.items()}
+        fraction = self.config.development_fraction
+        cuts = {task: max(1, min(len(numbers) - 1, round(fraction * len(numbers)))) for task, numbers in items.items()}
         self.chunks = [
             {task: numbers[: cuts[task]][part::CHUNKS] for task, numbers in items.items()} for part in range(CHUNKS)
         ]
@@ -206,9 +207,9 @@ class _Search:
             study.optimize(self._objective, n_trials=1, catch=(DegenerateError,))
 
     def _objective(self, trial: optuna.Trial) -> float:
-        config, share = self.space.draw(trial, self.config.fit)
+        config, fraction = self.space.draw(trial, self.config.fit)
         full = self.edit(config)
-        strength, damage, bound = self._strength(full, share * self.config.max_damage)
+        strength, damage, bound = self._strength(full, fraction * self.config.max_damage)
         trial.set_user_attr("strength", strength)
         trial.set_user_attr("damage", damage)
         trial.set_user_attr("damage_bound", bound)

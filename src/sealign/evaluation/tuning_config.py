@@ -21,13 +21,14 @@ class TuneConfig(TaskConfig):
     The first headline metric of each task is tuned, averaged over tasks.
 
     Attributes:
-        max_damage: Budget of the increase of the loss on neutral text, in nats per token. Must be above 0.
+        max_damage: Maximum accepted increase of the loss on neutral text, in nats per token. Must be above 0.
         trials: Maximum number of trials, over all runs of the study. Must be at least 1.
         minutes: Maximum duration of the search in this run, in minutes; None sets no limit.
-        deployable: Whether to search only edits that weights carry exactly: linear, and not rescaled.
-        development_share: Share of the items of each task that the search uses, in (0, 1); the others test the winner.
+        deployable: Whether to search only edits that can be merged exactly into the weights (affine, not rescaled).
+        development_fraction: Fraction of the items of each task that the search uses, in (0, 1). The best edit is
+            tested on the other items.
         seed: Seed of the split and of the search. Must be at least 0.
-        fit: Method, and the settings that are not searched.
+        fit: Configuration of the method, with the settings that are not searched.
 
     Raises:
         SettingError: A value is unknown or out of range, or the method cannot be tuned.
@@ -41,6 +42,6 @@ class TuneConfig(TaskConfig):
     trials: Annotated[int, Field(ge=1)] = 60
     minutes: float | None = None
     deployable: bool = False
-    development_share: Annotated[float, Field(gt=0, lt=1, examples=[0.5])] = 0.5
+    development_fraction: Annotated[float, Field(gt=0, lt=1, examples=[0.5])] = 0.5
     seed: Annotated[int, Field(ge=0)] = 0
     fit: TunedConfig = SEAConfig()

@@ -74,8 +74,7 @@ def export_outputs(
         deployment: A ``lora``, ``merged`` or ``gguf`` deployment.
         tokenizer: Tokenizer of the base model.
         model_name: Name of the base model, as for ``load_model``.
-        base: GGUF file of the base model, for a GGUF LoRA or a control vector; that of the embedded model is found if
-            None.
+        base: GGUF file of the base model, for a GGUF LoRA or a control vector. Default: the file of the embedded model.
         loading: Keyword arguments of ``load_model``.
         max_new_tokens: Number of tokens to generate after each prompt.
 

@@ -25,7 +25,7 @@ WRITABLE = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kin
 """Types that the ``gguf`` library can write, in ascending order of bits per weight."""
 
 MIN_KEPT = 0.5
-"""Smallest share of an edit that an exported file may hold; below it, the file is nearer to the base model."""
+"""Smallest fraction of an edit that an exported file may keep; below it, the file is closer to the base model."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RewrittenTensor:
         name: Name in the file.
         before: Its type in the base file.
         after: Its type now, which differs where the ``gguf`` library cannot write the original type.
-        kept: Share of the change that is left after rounding, <new - old, wanted - old> / |wanted - old|^2; 1 is all.
+        kept: Fraction of the change that is left after rounding, <new - old, wanted - old> / |wanted - old|^2.
     """
 
     name: str
@@ -58,7 +58,7 @@ def export_gguf(
 
     Each tensor is read in float32, changed, and quantised to its own type, or, where the library cannot write that
     type, to the smallest type that has at least as many bits per weight. Everything else is copied. Changes smaller
-    than the steps of a type are rounded away, in four bits most of them: ``kept`` gives the share that is left.
+    than the steps of a type are rounded away, in four bits most of them; ``kept`` gives the fraction that is left.
 
     Args:
         model: The base model, for its structure and biases.
@@ -191,7 +191,7 @@ def _rewrite(tensor: Any, change: Callable[[Tensor], Tensor], width: int) -> tup
 
 
 def mean_kept(rewritten: Sequence[RewrittenTensor]) -> float:
-    """Return the mean share of the edit that is left after rounding; biases, which are not rounded, do not count.
+    """Return the mean fraction of the edit that is left after rounding, over all weights.
 
     Args:
         rewritten: The tensors that carry the edit.

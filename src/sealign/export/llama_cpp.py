@@ -21,8 +21,8 @@ def llama_outputs(
 ) -> Outputs:
     """Return the outputs of llama.cpp for a GGUF model, or for a GGUF LoRA or a control vector with its base model.
 
-    llama.cpp multiplies quantised weights by activations that it rounds to 8 bits, so its outputs differ from those of
-    the same weights in float32 by more than rounding errors. With float32 weights they do not.
+    llama.cpp multiplies quantised weights by activations that it rounds to 8 bits, so its outputs differ from outputs
+    computed with the same weights in float32 by more than rounding errors. With float32 weights they do not.
 
     Args:
         file: The model, the LoRA or the control vector.

@@ -65,7 +65,7 @@ def plane(points: Sequence[Point], embedding: Embedding) -> Figure:
     """Return the figure of points in planes, as returned by ``tsne_points`` or ``effect_points``.
 
     Args:
-        points: At least 1 point.
+        points: Points to draw; must not be empty.
         embedding: The embedding that gave the points.
     """
     name = {"tsne": "t-SNE {} (arbitrary units)", "pca": "component {} (activation units)"}[embedding]
@@ -122,7 +122,7 @@ def signature(signatures: Mapping[str, Mapping[int, float]], *, depths: Mapping[
         SettingError: As for ``signature_points``, or a signature is not above 0.
     """
     points = signature_points(signatures, depths=depths)
-    labels = ("depth (share of the layers)", "signature (activation units)")
+    labels = ("depth (fraction of the layers)", "signature (activation units)")
     with figure_style():
         return _draw(points, _LINES, labels, height=2.6, log=True)
 

@@ -139,8 +139,9 @@ def signature_points(
     """Return the signatures of several models or behaviours against relative depth, (layer + 1) / depth, in (0, 1].
 
     Args:
-        signatures: By name, the signature of each layer, as returned by ``activation_signatures``.
-        depths: By name, the number of layers of the model; by default the last layer in ``signatures`` is its last.
+        signatures: Mapping from name to the signature of each layer, as returned by ``activation_signatures``.
+        depths: Mapping from name to the number of layers of the model. Default: the last layer in ``signatures`` is the
+            last layer of the model.
 
     Raises:
         SettingError: A name has no layers, or a layer beyond the depth of its model.
@@ -167,7 +168,7 @@ def score_points(counts: Sequence[int], scores: Sequence[Sequence[float]], *, ba
     The band is the range of the runs, not a confidence interval: the usual three to five runs are too few for one.
 
     Args:
-        counts: At least 2 different numbers of demonstrations.
+        counts: Numbers of demonstrations; at least 2 different numbers.
         scores: For each number, the scores of its runs, which differ in their seed; at least 1 run.
         base: Score of the base model.
 

@@ -50,7 +50,7 @@ class Collected:
     def statistics(self, layer: int) -> LayerStatistics:
         """Return the statistics of a layer; all workers must call it together.
 
-        From rows they are computed by each call, so that memory holds those of one layer at a time.
+        If rows are stored, each call computes the statistics, so that memory holds the statistics of one layer only.
 
         Args:
             layer: A collected layer.

@@ -65,7 +65,7 @@ def collect_activations(
             other settings, weights or demonstrations are not used.
         file: Empty file opened in binary read-write mode. If given, the result is memory-mapped to it; use it if the
             result does not fit in memory.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         DemonstrationError: There are no demonstrations, or one is longer than the model's context.
@@ -118,7 +118,7 @@ class Collector:
         site: Name of the site.
         sites: Modules to read.
         config: Collection settings.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
 
     model: PreTrainedModel

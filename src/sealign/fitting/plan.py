@@ -157,13 +157,13 @@ def _count_parameters(skeleton: PreTrainedModel, settings: Any) -> tuple[int, in
     total = active = 0
     names = ("num_local_experts", "num_experts", "n_routed_experts")
     experts = next((getattr(settings, name) for name in names if getattr(settings, name, None)), 1)
-    share = getattr(settings, "num_experts_per_tok", experts) / experts
+    fraction = getattr(settings, "num_experts_per_tok", experts) / experts
     ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())  # type: ignore[no-untyped-call]
     outside = {id(module.weight) for module in ends if module is not None}
     for name, parameter in skeleton.named_parameters():
         total += parameter.numel()
         if id(parameter) not in outside:
-            active += int(parameter.numel() * (share if ".experts." in name else 1))
+            active += int(parameter.numel() * (fraction if ".experts." in name else 1))
     return total, active
 
 

@@ -42,7 +42,7 @@ class TokenSequence:
 
     Attributes:
         ids: Token ids.
-        reads: At least 1 activation to read.
+        reads: Activations to read; never empty.
     """
 
     ids: list[int]
@@ -62,8 +62,8 @@ def plan_sequences(
 
     Args:
         tokenizer: Tokenizer of the model.
-        demonstrations: What to run.
-        config: Settings of the collection.
+        demonstrations: Demonstrations to run.
+        config: Collection settings.
         generated: Token ids of the model's completion of each prompt, with ``neutral='generated'``; else None.
     """
     prompt_format = config.prompt_format.resolve(tokenizer)

@@ -1,4 +1,4 @@
-"""Several processes that share one fit, started by ``torchrun`` or ``accelerate launch``.
+"""Fit with several processes, started by ``torchrun`` or ``accelerate launch``.
 
 ``torch.distributed`` is used directly. The helpers of Accelerate work on a state that belongs to the whole process: on
 CPUs, one ``PartialState()`` made earlier by another library turns all of them silently into operations on this process

@@ -1,4 +1,4 @@
-"""The pipeline that all methods which edit activations share: collect, fit each layer, build the edit."""
+"""Pipeline of all methods that edit activations: collect, fit each layer, build the edit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from sealign.models.structure import text_config, unwrap_model
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What a method fits at one layer.
+    """Result of a fit at one layer.
 
     Attributes:
         layer_edit: The edit of the layer.
         relative_change: Mean of |x' - x| / |x| over the neutral activations, at the configured strength.
-        statistics: Further figures that the method reports of the layer.
+        statistics: Further figures that the method reports for the layer.
     """
 
     layer_edit: LayerEdit
@@ -40,10 +40,10 @@ class LayerFit:
 
 
 LayerFitter = Callable[[LayerStatistics, Any], tuple[LayerEdit, Mapping[str, float]]]
-"""A function from the statistics of a layer and a configuration to its edit and further figures."""
+"""Function from the statistics of a layer and a configuration to the edit of the layer and further figures."""
 
 CollectedFitter = Callable[[FitContext, Collected, Any], Edit]
-"""A function from the activations of all collected layers and a configuration to an edit."""
+"""Function from the activations of all collected layers and a configuration to an edit."""
 
 
 def activation_method(
@@ -85,15 +85,15 @@ def layerwise_method(name: str, config: type[EditConfig], fitter: LayerFitter) -
 
 @contextmanager
 def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
-    """Run the model over this worker's demonstrations, and yield what is stored until the block ends.
+    """Run the model over the demonstrations of this worker, and yield the activations, which last until the block ends.
 
     Args:
-        context: What the method is fitted with.
+        context: Inputs of the fit.
         config: Settings of the method.
 
     Raises:
         SiteError: A site cannot be identified; raised before the model runs.
-        WorkerError: The model itself is split over the workers.
+        WorkerError: The model is split over the workers.
     """
     model, layers = context.model, candidate_layers(context, config)
     resolve_sites(model, config.site, layers, module_pattern=config.module_pattern)
@@ -101,8 +101,8 @@ def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
     workers = rank_and_size()[1]
     if workers > 1 and getattr(unwrap_model(model), "tp_size", None):
         raise WorkerError(
-            f"the model is split over the {workers} workers, so they cannot share the demonstrations as well; fit it "
-            "outside worker_group"
+            f"the model is split over the {workers} workers, so the demonstrations cannot be divided among them; "
+            "fit it outside worker_group"
         )
     share = own_share(context.demonstrations)
     widths = [read_width(model, sites[0])] * len(layers)
@@ -120,8 +120,8 @@ def collected_before(config: EditConfig, activations: Activations) -> Collected:
         activations: Activations of at least the layers that the configuration chooses.
 
     Raises:
-        ActivationError: They were read at another site than the configuration needs.
-        WorkerError: There are several workers, whose rows would be joined as if they were different ones.
+        ActivationError: The activations were read at another site than the configuration needs.
+        WorkerError: The function is called in a worker group, which would count each row several times.
     """
     if rank_and_size()[1] > 1:
         raise WorkerError(
@@ -170,10 +170,10 @@ def chosen_layers(context: FitContext, config: EditConfig, collected: Collected)
 def fit_layers(
     context: FitContext, config: EditConfig, collected: Collected, fitter: LayerFitter
 ) -> dict[int, LayerFit]:
-    """Fit each chosen layer by itself; each worker fits its share of the layers.
+    """Fit each chosen layer separately; the workers divide the layers among themselves.
 
     Args:
-        context: What the method is fitted with.
+        context: Inputs of the fit.
         config: Settings of the method.
         collected: Activations of at least the layers that the configuration chooses.
         fitter: Fits one layer.
@@ -236,10 +236,10 @@ def build_edit(
     """Join the edits of all layers and the record of how they were made.
 
     Args:
-        context: What the method was fitted with.
+        context: Inputs of the fit.
         method: Name of the method.
         config: Settings of the method.
-        fits: What was fitted at each layer, by layer.
+        fits: Mapping from layer to the result of its fit.
         learned: Results of the fit that are not tensors.
     """
     sites = resolve_sites(context.model, config.site, sorted(fits), module_pattern=config.module_pattern)

@@ -21,7 +21,8 @@ class Composition(Intervention):
     """Interventions that are attached in order and detached together.
 
     Args:
-        parts: At least 1 intervention; of edits at a common module, a later one edits the result of an earlier one.
+        parts: Interventions in the order in which they are attached; must not be empty. At a common module, a later
+            edit acts on the result of an earlier one.
 
     Raises:
         SettingError: No part is given.
@@ -49,7 +50,9 @@ class Composition(Intervention):
         Raises:
             SettingError: Always.
         """
-        raise SettingError(f"'{self.method}' is a composition, which has no record of its own; use those of its parts")
+        raise SettingError(
+            f"'{self.method}' is a composition, which has no record of its own; use the records of its parts"
+        )
 
     @property
     def base_model(self) -> ModelRecord:

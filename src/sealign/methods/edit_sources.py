@@ -15,12 +15,13 @@ from sealign.methods.registry import load_edit
 
 
 def load_edit_source(source: str, *, strength: float | None = None) -> Intervention:
-    """Load an edit, or the composition of several edits that are joined by a plus.
+    """Load an edit, or the composition of several edits whose names are joined by a plus sign.
 
     Args:
         source: Folder or repository of the Hub, or several of them as ``first+second``, which are attached in this
             order. The name of an existing folder may contain a plus.
-        strength: In place of each edit's own. In a composition, it applies to the parts that have a strength.
+        strength: Strength to use instead of the stored one. In a composition, it applies to all parts that have a
+            strength.
 
     Raises:
         EditFileError: An edit cannot be read.
@@ -44,7 +45,8 @@ def fit_settings(edit: Intervention) -> Mapping[str, Any]:
         edit: An edit, or another intervention.
 
     Returns:
-        Settings by name; of a composition, those of its first part that edits activations; empty if none does.
+        Mapping from name to setting. For a composition, the settings of the first part that edits activations; empty if
+        no part edits activations.
     """
     return next((part.record.config for part in edit.parts if part.modules), {})
 

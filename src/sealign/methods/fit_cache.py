@@ -39,7 +39,7 @@ def fit_or_load(
         demonstrations: As for ``fit_edit``.
         config: Configuration of the method.
         folder: Folder of all fits; those that were killed continue from their checkpoints in it.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         DemonstrationError, SettingError: As for ``fit_edit``.

@@ -166,7 +166,7 @@ def probe_accuracy(
         positive, negative: Activations, (n, layers, heads, h) each.
         validation: Fraction of the demonstrations to hold out, in (0, 1).
         seed: Seed of the split.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         DemonstrationError: Fewer than 2 demonstrations remain after some are held out.

@@ -198,7 +198,7 @@ def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
     """Keep an installed LoRA at the strength of a handle: its updates are scaled by it, and disabled at 0.
 
     Args:
-        lora: What ``install_lora`` returned.
+        lora: Result of ``install_lora``.
         model: The model that it was installed on.
         handle: Handle whose strength and switch it follows from the next call of the model on.
     """

@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitContext:
-    """Everything beside its configuration that a method is fitted with.
+    """Inputs of a fit, except for the configuration of the method.
 
     Attributes:
-        model: The base model; fitting leaves it as it is.
+        model: The base model, which is not changed by fitting.
         tokenizer: Tokenizer of the model.
-        demonstrations: At least 2, or none if the method needs none.
+        demonstrations: Demonstrations to fit on; at least 2 for methods that use them.
         checkpoint_dir: Folder for finished parts of all fits; None to save none.
         keep: How activations are stored; None chooses the smaller representation.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         started: Time at which the fit started, on the clock of ``time.perf_counter``.
     """
 
@@ -99,7 +99,7 @@ class Method:
     Attributes:
         name: Name of the method, such as ``sea``.
         config: Type of its configuration, which chooses the method.
-        intervention: Type of what it makes.
+        intervention: Type of the interventions that it makes.
         fit: Fits the method.
         fit_activations: Fits the method from activations that were collected before; None if it does not learn from
             the activations of one pass over the demonstrations.
@@ -122,7 +122,7 @@ class RecordedIntervention(Intervention):
 
     Attributes:
         record: How it was made.
-        weights: By name, what was fitted, on the CPU.
+        weights: Mapping from name to fitted tensor, on the CPU.
     """
 
     record: EditRecord
@@ -142,7 +142,7 @@ class RecordedIntervention(Intervention):
         """Return the intervention with its record.
 
         Args:
-            context: What it was fitted with.
+            context: Inputs of the fit.
             method: Name of the method.
             config: Settings of the method.
             learned: Results of the fit that are not tensors.

@@ -17,7 +17,8 @@ def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
 
     Args:
         name: Name of the method.
-        settings: By name of the setting, its value as text; ``training.rank`` is a setting inside another.
+        settings: Mapping from name of the setting to its value as text; ``training.rank`` is a setting of a nested
+            configuration.
 
     Raises:
         SettingError: The method or a setting is unknown, or a text is not a value of its type.
@@ -57,7 +58,7 @@ def parse_value(text: str, annotation: Any, name: str) -> Any:
     Two values with a comma between them are a pair; ``true`` and ``false`` are booleans.
 
     Args:
-        text: What the user typed.
+        text: Text that the user typed.
         annotation: Type of the field.
         name: Name of the setting, for messages.
 

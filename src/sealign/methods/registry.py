@@ -128,7 +128,7 @@ def fit_edit(
             same folder.
         keep: Representation and place of the stored activations. Default: the smaller representation, in a file if
             it would take more than half of the free memory.
-        track: Shows progress; see ``sealign.progress.Track``.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Returns:
         An ``Edit``, or the intervention of a method that does not edit activations.
@@ -171,7 +171,7 @@ def fit_edit_from_activations(
         activations: Activations at the configuration's ``read_site``, of at least the layers that it chooses.
         demonstrations: Demonstrations from which the activations were collected.
         config: Configuration of a method that edits activations.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         ActivationError: The activations were collected at another site or from another number of demonstrations, or

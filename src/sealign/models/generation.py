@@ -62,7 +62,7 @@ def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str)
         model: The model; a context without a known limit gives ``sys.maxsize``.
         length: Length of the text in tokens.
         what: Description of the text, for the message.
-        remedy: What the user can do, for the message.
+        remedy: Advice to the user, for the message.
 
     Raises:
         SettingError: The text fills the context.

@@ -152,8 +152,8 @@ def prompt_format_of(
 
     Args:
         fit: Settings of the fit in the record of the edit.
-        style: Style to use instead of that of the fit.
-        preamble: File with a preamble to use instead of that of the fit.
+        style: Style to use instead of the style of the fit.
+        preamble: File with a preamble to use instead of the preamble of the fit.
 
     Raises:
         SettingError: The style is unknown, the record is malformed, or the file cannot be read.

@@ -52,7 +52,7 @@ class Conversation:
         """Add a turn of the user and the answer of the model to the conversation, and return the answer.
 
         Args:
-            text: What the user says.
+            text: Message of the user.
         """
         turns = [*self._turns, {"role": "user", "content": text}]
         answer = self._answer(turns)
@@ -63,7 +63,7 @@ class Conversation:
         """Return the answer to a text without adding a turn.
 
         Args:
-            text: What the user says.
+            text: Message of the user.
         """
         return self._answer([*self._turns, {"role": "user", "content": text}])
 

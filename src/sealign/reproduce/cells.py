@@ -22,7 +22,7 @@ def metric_cell(
 ) -> Cell:
     """Return one metric of one arm with its bootstrap interval, marked if it differs from a reference arm.
 
-    The p-value is that of the paired test, not corrected for the number of cells in a table.
+    The p-value is from the paired test and is not corrected for the number of cells in a table.
 
     Args:
         results: Results of an evaluation.

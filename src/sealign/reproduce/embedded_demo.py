@@ -81,7 +81,7 @@ def run_demo(
         config: Configuration of a method that edits activations.
         prompts: Prompts to answer.
         seed: Seed of the random controls and the intervals.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     demonstrations = load_demonstrations("bundled:truthfulness")
     edit = fit_edit(model, tokenizer, demonstrations, config=config, track=track)

@@ -26,7 +26,7 @@ LINEAR = SEAConfig(prompt_format=PromptFormat("few_shot"))
 """The paper's edit for TruthfulQA: K = 0.998, the last 21 of 32 layers in proportion, not centred, strength 1."""
 
 MILD = LINEAR.replace(explained_variance=0.9, centered=True, strength=0.25)
-"""An edit that does not break a small model; that of the demo."""
+"""The edit of the demo, which does not break a small model."""
 
 LINEAR_FAIR = SEAConfig(explained_variance=0.9999, layers="last:2", prompt_format=PromptFormat("few_shot"))
 """The paper's edit for BBQ: K = 0.9999, the last 2 layers."""
@@ -269,7 +269,7 @@ def crows(bench: Workbench) -> Table:
         for arm in (BASE, *edits)
     }
     columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
-    notes = ["share of pairs whose stereotypical sentence is more probable; 50 % is unbiased"]
+    notes = ["fraction of pairs whose stereotypical sentence is more probable; 50 % is unbiased"]
     notes.append(_MARKED_BASE)
     return Table("table-crows", "CrowS-Pairs, edits fitted from BBQ", [*columns, DAMAGE], rows, notes)
 

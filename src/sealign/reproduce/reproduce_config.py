@@ -31,7 +31,7 @@ class ReproduceConfig(Config):
         models: Further models, for the targets that compare models.
         data_dir: Folder with demonstrations and tasks in the schemas of the Hub; None loads them from the Hub.
         limit: Number of items of each task. Must be at least 2, since an interval needs as many; None uses all.
-        demonstrations: By source, the maximum number of demonstrations. Default: the numbers of the paper.
+        demonstrations: Mapping from source to the maximum number of demonstrations. Default: the numbers of the paper.
         amateur: Smaller model with the same tokenizer, for contrastive decoding; None leaves its row empty.
         judge: Judge of Truth and Info; None leaves them empty.
         seed: Seed of draws, fits and resampling.

@@ -61,10 +61,10 @@ def select_rows(activations: Activations, rows: Sequence[int] | None) -> Activat
 
 
 def join_activations(parts: Sequence[Activations]) -> Activations:
-    """Return the activations of several sets of demonstrations as those of one set.
+    """Join the activations of several sets of demonstrations.
 
     Args:
-        parts: At least 1 set, all of the same site and layers.
+        parts: Activations to join, all of the same site and layers; must not be empty.
     """
     if len(parts) == 1:
         return parts[0]

@@ -69,7 +69,7 @@ def reproduce(
         name: Name of a target, or ``all``.
         config: Settings of the reproduction.
         command: Command line that computes the targets again, for the record.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: There is no target of this name.

@@ -49,7 +49,7 @@ class Workbench:
 
     Args:
         config: Settings of the reproduction.
-        track: Shows progress.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
 
     def __init__(self, config: ReproduceConfig, *, track: Track = no_progress) -> None:

@@ -165,8 +165,8 @@ class CrossCovariance:
         """Return Omega over all rows that have been added.
 
         Args:
-            left: ``left`` of the result for another Y with the same X, to share its Gram matrix. Computed from the
-                rows if None.
+            left: ``left`` of the result for another Y with the same X, so that its Gram matrix is computed once. If
+                None, the factor is computed from the rows.
 
         Raises:
             ActivationError: No rows have been added.

@@ -73,7 +73,7 @@ def leading_spectrum(
     rank: int | None = None,
     seed: int = 0,
 ) -> Spectrum:
-    """Return the smallest number of leading left singular vectors that explain a share of the variance.
+    """Return the smallest number of leading left singular vectors that explain a fraction of the variance.
 
     k = min { j : sum_{i<=j} s_i^2 >= K sum_i s_i^2 } (Qiu et al. 2024, arXiv 2405.09719, section 3), or exactly
     ``rank``. Small matrices are decomposed completely. For others, a block subspace iteration finds the leading
@@ -81,8 +81,8 @@ def leading_spectrum(
 
     Args:
         omega: Cross-covariance to decompose.
-        explained_variance: Share K of the sum of squared singular values, in (0, 1]; 1 keeps every singular value
-            above rounding.
+        explained_variance: Fraction K of the sum of squared singular values to explain, in (0, 1]; 1 keeps every
+            singular value above rounding.
         rank: Number of vectors k, in [1, d]. Give either ``rank`` or ``explained_variance``.
         seed: Seed of the start block of the iteration. The result does not depend on it beyond rounding.
 
@@ -235,10 +235,10 @@ def _ritz_rank(
         return rank
     assert explained_variance is not None
     total, error = energy
-    shares = values.square().cumsum(0) / total
-    if bool(((shares - explained_variance).abs() < max(TIE_TOLERANCE, error / total)).any()):
+    fractions = values.square().cumsum(0) / total
+    if bool(((fractions - explained_variance).abs() < max(TIE_TOLERANCE, error / total)).any()):
         return 0
-    reached = shares >= explained_variance
+    reached = fractions >= explained_variance
     return int(reached.int().argmax()) + 1 if bool(reached.any()) else None
 
 

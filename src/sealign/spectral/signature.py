@@ -11,8 +11,8 @@ def layer_signature(positive: Float[Tensor, "n d"], negative: Float[Tensor, "n d
     """Return the signature of a layer: how strongly its activations covary with the label.
 
     The signature is the sum of the singular values of X^T Y / (2n), with X the (2n, d) stacked activations and Y the
-    (2n, 2) one-hot labels (Qiu et al. 2024, arXiv 2405.09719, section on signatures). With ``centered`` it is that of
-    (X - mean X)^T (Y - mean Y) / (2n), which equals |mean(H+) - mean(H-)| / sqrt(8).
+    (2n, 2) one-hot labels (Qiu et al. 2024, arXiv 2405.09719, section on signatures). With ``centered``, the
+    matrix is (X - mean X)^T (Y - mean Y) / (2n), and the signature equals |mean(H+) - mean(H-)| / sqrt(8).
 
     Args:
         positive: Activations H+ of the positive completions, (n, d).
