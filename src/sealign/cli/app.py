@@ -199,7 +199,7 @@ def _root(
 
     [bold]Start here:[/]
 
-        sealign demo                    see the whole method on the embedded model
+        sealign demo                    fit and evaluate on the embedded model
 
     [bold]With your own model:[/]
 

@@ -27,10 +27,10 @@ def demo(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """See the whole method on the embedded model in under three minutes: fit, answers, scores and damage.
+    """Fit and evaluate an edit of the embedded model in under three minutes: fit, answers, scores and damage.
 
-    Nothing is downloaded: the model, the demonstrations, the questions and the neutral text come with the packages.
-    The edit is saved.
+    Nothing is downloaded: the model, the demonstrations, the questions and the neutral text come with the packages. The
+    edit is saved.
     """
     from sealign.cli.display import print_json, track
     from sealign.edits.record import RECORD_NAME

@@ -19,13 +19,15 @@ def reproduce(
     model: ModelOptions,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="Name of a table or figure, such as table-bbq or figure-tsne, or all."),
+        typer.Argument(metavar="TARGET", help="Table or figure to reproduce, such as table-bbq; or all."),
     ],
     output_folder: options.Output,
     models: Annotated[
         list[str] | None,
         typer.Option(
-            "--also", metavar="MODEL", help="Another model for the targets that compare models. Repeat for several."
+            "--also",
+            metavar="MODEL",
+            help="Another model, for the targets that compare models. Repeat the option for several models.",
         ),
     ] = None,
     data_dir: options.DataDir = None,
@@ -34,7 +36,7 @@ def reproduce(
     amateur: Annotated[
         str | None,
         typer.Option(
-            "--amateur", metavar="MODEL", help="A smaller model with the same tokenizer, for contrastive decoding."
+            "--amateur", metavar="MODEL", help="Smaller model with the same tokenizer, for contrastive decoding."
         ),
     ] = None,
     judge: options.JudgeModel = None,
@@ -44,8 +46,8 @@ def reproduce(
 ) -> None:
     """Reproduce the tables and figures of the paper, for any model.
 
-    The folder of the result has a folder per target, with CSV, LaTeX, figures and an HTML page. Values that were not
-    computed are shown as missing, with the reason. Run the same command again to continue after an interruption.
+    The output folder contains a folder per target, with CSV, LaTeX, figures and an HTML page. Values that were not
+    computed are shown as missing, with the reason. After an interruption, run the same command again to continue.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     require_extra("methods", "peft", "sklearn")

@@ -65,7 +65,7 @@ class Edit(Intervention):
 
     @property
     def strength(self) -> float:
-        """How far the edit moves an activation: 0 is no edit, 1 the whole."""
+        """Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full."""
         assert self.record.strength is not None
         return self.record.strength
 

@@ -149,7 +149,7 @@ class Intervention(ABC):
         """Return the same intervention at another strength.
 
         Args:
-            strength: Any finite number; 0 is no edit, 1 the whole.
+            strength: Any finite number; 0 leaves the model unchanged, 1 applies the method in full.
 
         Raises:
             SettingError: The strength is not finite, or the method has no strength.

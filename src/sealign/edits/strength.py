@@ -1,4 +1,4 @@
-"""The strength of an edit: how far it moves an activation towards its edited value."""
+"""Validation of the strength of an edit."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sealign.errors import SettingError
 def check_strength(strength: float | str) -> float:
     """Return a strength as a float, or raise an error if it is not a finite number.
 
-    0 is no edit, 1 the whole edit. Negative values edit in the opposite direction, values above 1 go beyond the
-    fitted edit; both are allowed.
+    0 leaves the activation unchanged, 1 applies the fitted edit in full. Negative values, which edit in the opposite
+    direction, and values above 1 are allowed.
 
     Args:
-        strength: Number, or its text as typed by a user.
+        strength: Number, or text to convert to a number.
 
     Raises:
         SettingError: The value is not a number, or not finite.

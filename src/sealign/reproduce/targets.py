@@ -61,9 +61,9 @@ def reproduce(
 ) -> Iterator[tuple[str, Table | Drawing | SealignError | None]]:
     """Compute targets, write each to a folder of its own, and yield its name and result.
 
-    A target that was finished with the same settings gives None and is not changed. Fits and scores of an unfinished
-    target are saved as they are computed, so that the same call continues. A target that fails gives its error, and the
-    next one runs.
+    For a target that was finished before with the same settings, the result is None and nothing is written. Fits and
+    scores of an unfinished target are saved as they are computed, so that the same call continues. For a target that
+    fails, the result is the error, and the next target runs.
 
     Args:
         name: Name of a target, or ``all``.

@@ -75,10 +75,10 @@ class SlotPlan:
 
 
 def plan_slots(edits: Mapping[str, Edit], *, max_edits: int) -> SlotPlan:
-    """Return the slots that edits need; a module that is edited at one layer gets slots at every layer.
+    """Return the slots that edits need; a module edited at any layer gets slots at every layer.
 
     Args:
-        edits: By name, the edits that are not served as LoRAs.
+        edits: Mapping from name to edit, for the edits that are not served as LoRAs.
         max_edits: Number of edits that can be loaded at once; raised to the number of edits if that is larger.
 
     Example:
@@ -97,11 +97,11 @@ def plan_slots(edits: Mapping[str, Edit], *, max_edits: int) -> SlotPlan:
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What the front end of the server needs to know.
+    """Settings of the front end of the server.
 
     Attributes:
         model: Name or folder of the base model.
-        edits: By name, folders of the edits that are loaded when the server starts.
+        edits: Mapping from name to the folder of each edit that is loaded when the server starts.
         edits_dir: Folder whose subfolders an administrator may load by name, or None.
         adapters_dir: Folder for the LoRA adapters that are exported from edits.
     """
@@ -150,7 +150,7 @@ def lora_rank(edits: Sequence[Edit]) -> int:
     """Return the smallest of vLLM's LoRA ranks that holds every edit.
 
     Args:
-        edits: At least one edit.
+        edits: Edits to load; must not be empty.
 
     Raises:
         ServingError: An edit's rank exceeds vLLM's largest.

@@ -116,7 +116,7 @@ class CrossCovarianceMatrix:
 
     @cached_property
     def _unit(self) -> float:
-        """Scale factor that converts squared singular values of the scaled matrices to those of Omega."""
+        """Scale factor from squared singular values of the scaled matrices to squared singular values of Omega."""
         if self.factors is None:
             return _largest(self.matrix) ** 2
         left, right = self.factors
