@@ -104,14 +104,17 @@ def test_public_names_are_declared_and_documented(folder: str) -> None:
     assert set(package.__all__) <= set(dir(package))
     stub = PACKAGE / folder.removeprefix(".") / "__init__.pyi"
     if stub.is_file():
-        (declared,) = (ast.literal_eval(node.value) for node in ast.parse(stub.read_text()).body if _assigns_all(node))
-        assert sorted(set(declared) - {"__version__"}) == sorted(package.__all__)
+        assert sorted({*_declared_names(stub)} - {"__version__"}) == sorted(package.__all__)
         with pytest.raises(AttributeError, match="nothing"):
             package.nothing  # noqa: B018
 
 
-def _assigns_all(node: ast.stmt) -> bool:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__"
+def _declared_names(stub: Path) -> list[str]:
+    """Return ``__all__`` of a stub."""
+    for node in ast.parse(stub.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
+            return list(ast.literal_eval(node.value))
+    raise AssertionError(f"{stub} declares no __all__")
 
 
 def test_public_functions_are_documented() -> None:

@@ -49,13 +49,13 @@ def register_operators() -> None:
 
     if not hasattr(torch.ops.vllm, "sealign_edit_output"):
         direct_register_custom_op(
-            "sealign_edit_output", edit_output, mutates_args=["tokens"], fake_impl=lambda tokens, module_index: None
+            "sealign_edit_output", edit_output, mutates_args=["tokens"], fake_impl=lambda *_, **__: None
         )
         direct_register_custom_op(
             "sealign_edit_stream",
             edit_stream,
             mutates_args=["hidden"],
-            fake_impl=lambda hidden, residual, module_index: None,
+            fake_impl=lambda *_, **__: None,
         )
 
 
@@ -211,7 +211,7 @@ def edit_hash_of(params: Any) -> str | None:
     return (getattr(params, "extra_args", None) or {}).get(REQUEST_KEY)
 
 
-def _select_first(runner: Any, _result: Any, scheduled: Any, counts: Any, *_: Any) -> None:
+def _select_first(runner: Any, _result: Any, _scheduled: Any, counts: Any, *_: Any) -> None:
     if _slots is not None:
         ids = runner.input_batch.req_ids[: runner.input_batch.num_reqs]
         edits = [edit_hash_of(runner.requests[request].sampling_params) for request in ids]
