@@ -172,6 +172,8 @@ if "AGAIN" in os.environ:
     Collector._run_batch = run_again
 elif os.environ["RANK"] == "1":
     LayerStatistics.combine = die
+else:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun may stop this worker before it says what it noticed
 main()
 """
     )
