@@ -188,7 +188,6 @@ def test_no_room_for_the_converted_model(
 def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a new user sees."""
     monkeypatch.delenv("SEALIGN_CACHE")  # the model is converted once for all tests
-    monkeypatch.delenv("OMP_NUM_THREADS")
     embedded_model.embedded_model()
     monkeypatch.chdir(tmp_path)
     result = subprocess.run(program("demo", "--dtype", "bfloat16"), capture_output=True, text=True, env=os.environ)
