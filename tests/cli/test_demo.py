@@ -209,7 +209,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     assert 3 < float(damage["base"][0]) < 4
     cost = float(damage["edited"][1])
     assert 0 < cost < 0.1  # a mild edit
-    assert f"costs {cost:+.3f} nats a token on neutral text" in " ".join(text.split())
+    assert f"costs {cost:+.3f} nats per token on neutral text" in " ".join(text.split())
     # The printed lines run as given, in the folder where the demo ran.
     assert listing(tmp_path / "edits") == [
         "truthfulness",
