@@ -271,9 +271,12 @@ def test_the_random_control(width: int, rank: int, shift: bool) -> None:
 def test_the_random_control_of_sea(feature_map: str) -> None:
     projection = make_projection(40, (3, 4), centered=True, feature_map=feature_map)
     edit: Any = projection_edit(projection)
-    control = edit.randomized(2)
+    control = edit.randomized(2, groups=(3, 4))
     before, after = columns_of(edit), columns_of(control)
-    torch.testing.assert_close(after.T @ after, before.T @ before)
+    for group in (slice(0, 3), slice(3, 7)):
+        torch.testing.assert_close(after[:, group].T @ after[:, group], before[:, group].T @ before[:, group])
+    # Kept and dropped directions are rotated independently.
+    assert not torch.allclose(after[:, :3].T @ after[:, 3:7], before[:, :3].T @ before[:, 3:7], atol=1e-3)
     # A random subspace of 7 of 40 dimensions is far from the fitted one.
     basis, other = torch.linalg.qr(before[:, :7])[0], torch.linalg.qr(after[:, :7])[0]
     assert float((basis.T @ other).square().sum()) < 0.5 * 7

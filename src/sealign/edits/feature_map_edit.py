@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,11 +55,19 @@ class FeatureMapEdit(LayerEdit):
         named = {"positive": found.positive, "negative": found.negative, "mean": found.mean}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def randomized(self, seed: int) -> FeatureMapEdit:
-        """Return the edit with U+ and U- rotated together at random; the mean stays."""
+    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> FeatureMapEdit:  # noqa: ARG002
+        """Return the edit with U+ and U- rotated at random, independently of each other; the mean stays.
+
+        Args:
+            seed: Seed of the rotations.
+            groups: Not used: U+ and U- are the groups.
+        """
         found = self.projection
-        rotate = random_rotation(torch.cat([found.positive, found.negative], dim=1), seed)
-        rotated = dataclasses.replace(found, positive=rotate(found.positive), negative=rotate(found.negative))
+        rotated = dataclasses.replace(
+            found,
+            positive=random_rotation(found.positive, 2 * seed)(found.positive),
+            negative=random_rotation(found.negative, 2 * seed + 1)(found.negative),
+        )
         return dataclasses.replace(self, projection=rotated)
 
     def reversed(self) -> FeatureMapEdit:

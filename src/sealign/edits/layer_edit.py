@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,13 +61,15 @@ class LayerEdit(ABC):
         """Return the tensors that are saved, by name."""
 
     @abstractmethod
-    def randomized(self, seed: int) -> LayerEdit:
+    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> LayerEdit:
         """Return the edit with a random rotation applied to its directions, as a control.
 
-        Ranks, singular values, norms and the angles between the directions are preserved. The center does not change.
+        Ranks, norms, and the angles between the directions of a group are preserved. The center does not change.
 
         Args:
             seed: Seed of the rotation; see ``random_rotation``.
+            groups: Numbers of consecutive directions that share a rotation, such as those that SEA keeps and those that
+                it drops; all directions share one by default.
         """
 
     @abstractmethod
@@ -222,12 +224,29 @@ class AffineEdit(LayerEdit):
             constant = constant - self.linear_part(self.center.double().cpu()[:, None])[:, 0]
         return constant if bool(constant.any()) else None
 
-    def randomized(self, seed: int) -> AffineEdit:
-        """Return the edit with left -> Q left, right -> right Q^T, shift -> Q shift, for a random rotation Q."""
-        columns = [self.left, self.right.T, *([] if self.shift is None else [self.shift[:, None]])]
-        rotate = random_rotation(torch.cat([column.double().cpu() for column in columns], dim=1), seed)
-        shift = None if self.shift is None else rotate(self.shift[:, None])[:, 0].contiguous()
-        return dataclasses.replace(self, left=rotate(self.left), right=rotate(self.right.T).T.contiguous(), shift=shift)
+    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> AffineEdit:
+        """Return the edit with left -> Q left, right -> right Q^T, shift -> Q shift, for a random rotation Q.
+
+        Args:
+            seed: Seed of the rotation.
+            groups: Numbers of consecutive columns of ``left`` that share a rotation; the shift is rotated with the
+                first group.
+        """
+        sizes = list(groups) or [self.rank]
+        sides = list(zip(self.left.split(sizes, dim=1), self.right.split(sizes), strict=True))
+        rotated = []
+        shift = self.shift
+        for number, (left, right) in enumerate(sides):
+            columns = [left, right.T, *([self.shift[:, None]] if self.shift is not None and number == 0 else [])]
+            span = torch.cat([column.double().cpu() for column in columns], dim=1)
+            rotate = random_rotation(span, seed * len(sides) + number)
+            rotated.append((rotate(left), rotate(right.T).T))
+            if self.shift is not None and number == 0:
+                shift = rotate(self.shift[:, None])[:, 0].contiguous()
+        lefts, rights = zip(*rotated, strict=True)
+        return dataclasses.replace(
+            self, left=torch.cat(lefts, dim=1).contiguous(), right=torch.cat(rights).contiguous(), shift=shift
+        )
 
     def reversed(self) -> AffineEdit:
         """Return the edit that adds the opposite change, y = x - (scale z + left (right z) + shift).
