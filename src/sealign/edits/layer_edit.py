@@ -233,7 +233,7 @@ class AffineEdit(LayerEdit):
                 first group.
         """
         sizes = list(groups) or [self.rank]
-        sides = list(zip(self.left.split(sizes, dim=1), self.right.split(sizes), strict=True))
+        sides = list(zip(torch.split(self.left, sizes, dim=1), torch.split(self.right, sizes), strict=True))
         rotated = []
         shift = self.shift
         for number, (left, right) in enumerate(sides):
