@@ -85,34 +85,6 @@ def test_the_collection_has_its_own_settings() -> None:
 
 
 @properties
-@given(depth=depths, data=st.data())
-def test_last_and_first(depth: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, depth))
-    everything = list(range(depth))
-    assert select_layers(f"last:{count}", depth) == everything[-count:]
-    assert select_layers(f"first:{count}", depth) == everything[:count]
-    assert select_layers("all", depth) == everything
-
-
-@properties
-@given(depth=depths, below=st.integers(1, 40), data=st.data(), kind=st.sampled_from(["last", "first"]))
-def test_shares_take_the_nearest_number_of_layers(depth: int, below: int, data: st.DataObject, kind: str) -> None:
-    above = data.draw(st.integers(1, below))
-    layers = select_layers(f"{kind}:{above}/{below}", depth)
-    exact = Fraction(above, below) * depth
-    assert len(layers) == 1 or abs(len(layers) - exact) <= Fraction(1, 2)
-    assert len(layers) > 1 or exact <= Fraction(3, 2)
-    assert layers == select_layers(f"{kind}:{len(layers)}", depth)
-
-
-def test_shares_of_known_models() -> None:
-    for depth, count in ((32, 21), (30, 20), (18, 12), (40, 26), (28, 18), (1, 1)):
-        assert len(select_layers("last:21/32", depth)) == count
-    assert select_layers("first:1/80", 4) == [0]
-    assert select_layers("last:7/7", 5) == [0, 1, 2, 3, 4]
-
-
-@properties
 @given(depth=depths, below=st.integers(1, 40), data=st.data())
 def test_the_layer_at_a_share_of_the_depth_is_the_nearest(depth: int, below: int, data: st.DataObject) -> None:
     share = Fraction(data.draw(st.integers(0, below)), below)
@@ -130,18 +102,6 @@ def test_indices(depth: int, data: st.DataObject) -> None:
     for layers in (indices, tuple(indices), as_text, np.array(indices), [np.int64(layer) for layer in indices]):
         assert select_layers(layers, depth) == expected  # type: ignore[arg-type]
         assert select_layers(EditConfig(layers=layers).layers, depth) == expected  # type: ignore[arg-type]
-
-
-@properties
-@given(
-    signatures=st.lists(st.floats(0, 100), min_size=1, max_size=12, unique=True),
-    data=st.data(),
-)
-def test_signature_takes_the_highest(signatures: list[float], data: st.DataObject) -> None:
-    count = data.draw(st.integers(1, len(signatures)))
-    chosen = select_layers(f"signature:{count}", len(signatures), dict(enumerate(signatures)))
-    assert chosen == sorted(chosen)
-    assert sorted((signatures[layer] for layer in chosen), reverse=True) == sorted(signatures, reverse=True)[:count]
 
 
 @pytest.mark.parametrize(
