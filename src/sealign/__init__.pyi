@@ -1,5 +1,7 @@
 from .demonstrations.demonstration import Demonstration as Demonstration
 from .demonstrations.sources import load_demonstrations as load_demonstrations
+from .demonstrations.splits import Holdout as Holdout
+from .demonstrations.splits import split_demonstrations as split_demonstrations
 from .edits.attach import apply_edit as apply_edit
 from .edits.attach import attach as attach
 from .edits.edit import Edit as Edit
@@ -42,6 +44,7 @@ __all__ = [
     "DoLaConfig",
     "Edit",
     "EditHandle",
+    "Holdout",
     "ICDConfig",
     "ICLConfig",
     "ITIConfig",
@@ -64,4 +67,5 @@ __all__ = [
     "load_edit",
     "load_model",
     "resolve_sites",
+    "split_demonstrations",
 ]

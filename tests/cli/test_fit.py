@@ -25,6 +25,7 @@ import sealign
 from sealign import SEAConfig
 from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.demonstrations.splits import split_demonstrations
 from sealign.fitting import checkpoints, collecting
 from sealign.methods.registry import METHODS
 from sealign.models import loading as models
@@ -313,7 +314,7 @@ def test_several_sources_give_a_joint_edit(
     ]
     fit("--demonstrations", write_rows(tmp_path / "other.jsonl", list(other)))
     record = read(tmp_path / "edit")
-    assert record["demonstrations_count"] == 11
+    assert len(record["fitted_on"]) == 11
     assert record["demonstrations_hash"] == demonstrations_hash([*demonstrations, *other])
 
 
@@ -321,9 +322,28 @@ def test_limits_hold_for_each_source(fit: Callable[..., str], tmp_path: Path) ->
     hashes = set()
     for seed in (0, 0, 1):
         fit("--demonstrations-limit", "3", "--demonstrations", "bundled:truthfulness", "--seed", seed)
-        assert read(tmp_path / "edit")["demonstrations_count"] == 6
+        assert len(read(tmp_path / "edit")["fitted_on"]) == 6
         hashes.add(read(tmp_path / "edit")["demonstrations_hash"])
     assert len(hashes) == 2  # the seed draws
+
+
+def test_a_holdout_is_split_off_by_prompt_and_recorded(
+    fit: Callable[..., str], demonstrations: list[Demonstration], tmp_path: Path
+) -> None:
+    text = fit("--holdout", "0.3", "--seed", "3", "--rank", "2")
+    fitted, held_out = split_demonstrations(demonstrations, holdout=0.3, seed=3)
+    record = read(tmp_path / "edit")
+    assert record["fitted_on"] == [item.hash for item in fitted]
+    assert record["holdout"] == {"fraction": 0.3, "seed": 3}
+    assert record["demonstrations_hash"] == demonstrations_hash(fitted)
+    assert len(held_out) == 2
+    assert {row[0]: row[1:] for row in shared.table_rows(text)}["held out"] == ["30% of the prompts, seed 3"]
+
+
+def test_a_holdout_that_leaves_too_little_is_refused_before_the_model_is_loaded(rows: Path, tmp_path: Path) -> None:
+    args = ("fit", "--model", tmp_path / "nowhere", "--demonstrations", rows, "--output", tmp_path / "edit")
+    refused(*args, "--holdout", "1.5", words=("holdout is 1.5, but it must be above 0 and below 1",))
+    refused(*args, "--holdout", "0.99", words=("there are 1 demonstrations, but sea needs at least 2",))
 
 
 def test_named_sources_come_from_a_data_folder(model_folder: Path, tmp_path: Path) -> None:
@@ -332,7 +352,7 @@ def test_named_sources_come_from_a_data_folder(model_folder: Path, tmp_path: Pat
     write_rows(tmp_path / "data" / "halueval_qa" / "train.jsonl", [line | {"knowledge": ""} for line in lines])
     args = ("fit", "--model", model_folder, "--demonstrations", "halueval_qa", "--output", tmp_path / "edit")
     passed(*args, "--data-dir", tmp_path / "data")
-    assert read(tmp_path / "edit")["demonstrations_count"] == 5
+    assert len(read(tmp_path / "edit")["fitted_on"]) == 5
     shutil.rmtree(tmp_path / "edit")
     refused(*args, "--data-dir", tmp_path / "nowhere", words=("there is no file", "nowhere/halueval_qa/train.jsonl"))
     assert not (tmp_path / "edit").exists()

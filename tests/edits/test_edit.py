@@ -250,7 +250,7 @@ def test_hash_changes_with_whatever_changes_an_edit_with_a_feature_map() -> None
 def test_hash_does_not_change_with_provenance() -> None:
     base = make_edit()
     record = dataclasses.replace(
-        base.record, config={}, demonstrations_count=9, versions={}, tensors_hash="ee" * 32, fit_seconds=9.0
+        base.record, config={}, fitted_on=["0" * 33], versions={}, tensors_hash="ee" * 32, fit_seconds=9.0
     )
     assert dataclasses.replace(base, record=record).hash == base.hash
 

@@ -84,7 +84,7 @@ def test_hash() -> None:
     note = make_note(strength=1.0, config={"a": 1, "b": 2})
     parts = ["note", [{"a": 1, "b": 2}, note.base_model.fingerprint], 1.0, tensors_hash(note.tensors())]
     assert note.hash == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-    assert note.hash == make_note(strength=1.0, config={"b": 2, "a": 1}, versions={}, demonstrations_count=9).hash
+    assert note.hash == make_note(strength=1.0, config={"b": 2, "a": 1}, versions={}, fitted_on=["0" * 33]).hash
     others = [
         make_note(strength=0.5, config={"a": 1, "b": 2}),
         make_note(strength=1.0, config={"a": 1, "b": 3}),

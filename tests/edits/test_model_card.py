@@ -142,7 +142,7 @@ def test_provenance() -> None:
 
 
 def test_unknown_provenance() -> None:
-    record = with_model(make_record(demonstrations_hash=None, demonstrations_count=0), revision=None)
+    record = with_model(make_record(demonstrations_hash=None, fitted_on=[]), revision=None)
     rows = dict(table(model_card(record), "Provenance"))
     assert (rows["revision"], rows["demonstrations"]) == ("not known", "none")
 

@@ -34,7 +34,7 @@ from tests.tiny_models import build_model
 
 KEYS = {
     "": "format format_version method strength site normalization feature_map combine layers config learned model "
-    "demonstrations_hash demonstrations_count fit_seconds versions tensors_hash",
+    "demonstrations_hash fitted_on holdout fit_seconds versions tensors_hash",
     "layers.1": "module rank scale relative_change statistics",
     "model": "id revision fingerprint tokenizer_hash template_hash",
 }
@@ -73,7 +73,7 @@ def changed(path: tuple[str, ...], value: Any = None, *, delete: bool = False) -
 
 LEAVES = dict(leaves(json.loads(write_record(make_record()))))
 TYPED = {path: value for path, value in LEAVES.items() if path[0] not in FREE}
-OPTIONAL = ("revision", "strength", "site", "combine", "demonstrations_hash")
+OPTIONAL = ("revision", "strength", "site", "combine", "demonstrations_hash", "holdout")
 
 
 def test_keys_of_the_file() -> None:
@@ -158,7 +158,7 @@ def test_unknown_keys_are_refused_by_name(section: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", TYPED, ids=".".join)
 def test_wrong_types_are_refused_by_name(path: tuple[str, ...], tmp_path: Path) -> None:
     old = TYPED[path]
-    wrong: list[Any] = [[], {}]
+    wrong: list[Any] = [{}] if isinstance(old, list) else [[], {}]
     if path[1:2] != ("fingerprint",):  # of any plain type
         text = isinstance(old, str) or path[-1] in ("revision", "combine")
         wrong += [3] if text else ["3"]

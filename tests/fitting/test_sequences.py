@@ -20,7 +20,7 @@ from tests.tiny_models import build_model
 FORMATS = [PromptFormat(), PromptFormat("plain"), PromptFormat("few_shot", "Be short."), PromptFormat("few_shot_chat")]
 WORDS = st.lists(st.sampled_from(["ice", "river", "bread", "clock", "a", "in winter"]), min_size=1, max_size=6)
 DEMONSTRATIONS = st.builds(
-    lambda *texts: Demonstration(*(" ".join(words) for words in texts)),
+    lambda prompt, positive, negative: Demonstration(" ".join(prompt), " ".join(positive), " ".join(negative)),
     WORDS,
     WORDS.map(lambda words: ["Yes,", *words]),
     WORDS.map(lambda words: ["No,", *words]),

@@ -76,7 +76,7 @@ sealign generate --edit {shlex.quote(str(folder))} --prompt "What happens if you
 def record_table(record: EditRecord, edit_hash: str) -> Table:
     """Return the table of an edit's method, model and provenance."""
     table = Table(show_header=False, title="Edit", title_justify="left")
-    used = record.demonstrations_hash
+    used, holdout = record.demonstrations_hash, record.holdout
     rows = {
         "method": record.method,
         "strength": "" if record.strength is None else f"{record.strength:g}",
@@ -85,6 +85,7 @@ def record_table(record: EditRecord, edit_hash: str) -> Table:
         "base model": record.model.id,
         "revision": record.model.revision or "not known",
         "demonstrations": f"{record.demonstrations_count} (SHA-256 {used[:16]})" if used else "none",
+        "held out": f"{holdout.fraction:.0%} of the prompts, seed {holdout.seed}" if holdout else "",
         "duration of the fit": f"{record.fit_seconds:.1f} s",
         "hash": f"SHA-256 {edit_hash[:16]}",
         "tensors": f"SHA-256 {record.tensors_hash[:16]}",

@@ -16,6 +16,7 @@ from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, with_model_options
 if TYPE_CHECKING:
     from sealign.configuration import Config
     from sealign.demonstrations.demonstration import Demonstration
+    from sealign.demonstrations.splits import Holdout
     from sealign.edits.intervention import Intervention
 
 DEFAULT_METHOD = "sea"
@@ -94,6 +95,7 @@ def fit(
     output_folder: FitOutput = None,
     data_dir: options.DataDir = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
+    holdout: options.Holdout = None,
     settings: options.Settings = None,
     seed: options.Seed = 0,
     plan: Annotated[
@@ -118,6 +120,7 @@ def fit(
     """
     from sealign.cli.display import print_json, print_record, print_saved
     from sealign.cli.method_options import given_settings, method_config
+    from sealign.demonstrations.splits import Holdout, split_demonstrations
     from sealign.edits.record import RECORD_NAME
     from sealign.errors import SettingError
     from sealign.files import check_folder
@@ -134,11 +137,13 @@ def fit(
     if output_folder is not None:
         check_folder(output_folder, replaces=RECORD_NAME)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
-    check_fit(config, used)
+    held_out = None if holdout is None else Holdout(holdout, seed)
+    fitted = used if held_out is None else split_demonstrations(used, holdout=held_out.fraction, seed=seed)[0]
+    check_fit(config, fitted)
     if plan or output_folder is None:
-        _print_plan(model, used, config, tflops, json)
+        _print_plan(model, fitted, config, tflops, json)
         return
-    edit = _fit(model, used, config)
+    edit = _fit(model, used, config, held_out)
     if edit is None:
         return
     edit.save_pretrained(output_folder)
@@ -150,7 +155,9 @@ def fit(
     print_saved(edit.record, output_folder)
 
 
-def _fit(model: ModelOptions, demonstrations: list[Demonstration], config: Config) -> Intervention | None:
+def _fit(
+    model: ModelOptions, demonstrations: list[Demonstration], config: Config, holdout: Holdout | None
+) -> Intervention | None:
     """Fit a method, and return the result in the first worker and None in the others."""
     from sealign.cli.display import track
     from sealign.cli.plan_display import plan_line
@@ -171,6 +178,7 @@ def _fit(model: ModelOptions, demonstrations: list[Demonstration], config: Confi
             tokenizer,
             demonstrations,
             config=config,
+            holdout=holdout,
             checkpoint_dir=cache_dir() / "fits",
             track=track if first else no_progress,
         )

@@ -116,6 +116,14 @@ DemonstrationsLimit = Annotated[
         help="Maximum number of demonstrations per source, drawn with --seed.",
     ),
 ]
+Holdout = Annotated[
+    float | None,
+    typer.Option(
+        "--holdout",
+        metavar="X",
+        help="Fraction of the prompts not to fit on, drawn with --seed, so that the edit can be measured on them.",
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(

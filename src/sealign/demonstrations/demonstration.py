@@ -7,8 +7,26 @@ import json
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
 
 from sealign.errors import DemonstrationError
+
+Role = Literal["system", "user", "assistant"]
+
+HASH_DIGITS = 16
+"""Number of hexadecimal digits of each half of a demonstration's hash."""
+
+
+class Turn(NamedTuple):
+    """A turn of a conversation.
+
+    Attributes:
+        role: ``system``, ``user`` or ``assistant``.
+        content: Text of the turn.
+    """
+
+    role: Role
+    content: str
 
 
 @dataclass(frozen=True)
@@ -19,9 +37,11 @@ class Demonstration:
         prompt: Text of the user, without a chat template.
         positive: Completion to make more likely.
         negative: Completion to make less likely. Must differ from ``positive``.
+        history: Turns before the prompt, such as a system message; empty for most demonstrations.
 
     Raises:
-        DemonstrationError: A field is empty or contains a lone surrogate, or both completions are equal.
+        DemonstrationError: A field is empty or contains a lone surrogate, both completions are equal, or a turn has an
+            unknown role.
 
     Example:
         >>> Demonstration("What do bees make?", "Honey.", "Milk.").positive
@@ -31,16 +51,15 @@ class Demonstration:
     prompt: str
     positive: str
     negative: str
+    history: tuple[Turn, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("prompt", "positive", "negative"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise DemonstrationError(f"'{name}' is {value!r}, but it must be a non-empty string")
-            if any("\ud800" <= character <= "\udfff" for character in value):
-                raise DemonstrationError(
-                    f"'{name}' is {value!r}, which contains a lone surrogate (half a character); replace or delete it"
-                )
+            _check_text(name, getattr(self, name))
+        for role, content in self.history:
+            if role not in get_args(Role):
+                raise DemonstrationError(f"a turn has the role {role!r}, but it must be system, user or assistant")
+            _check_text(f"a turn of the {role}", content)
         if self.positive.strip() == self.negative.strip():
             raise DemonstrationError(
                 f"positive and negative are both {self.positive.strip()!r}, but they must differ; change one of them"
@@ -49,6 +68,33 @@ class Demonstration:
     def __str__(self) -> str:
         """Return the beginning of the prompt, which identifies the demonstration in messages."""
         return repr(textwrap.shorten(self.prompt, 60, placeholder="..."))
+
+    @property
+    def prompt_hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of the prompt with its history."""
+        return _short_hash([self.prompt, *self.history])
+
+    @property
+    def hash(self) -> str:
+        """``prompt_hash``, a hyphen, and 16 digits of the SHA-256 of both completions: equal for equal texts only.
+
+        Whitespace around a text does not count.
+        """
+        return f"{self.prompt_hash}-{_short_hash([self.positive, self.negative])}"
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip():
+        raise DemonstrationError(f"'{name}' is {value!r}, but it must be a non-empty string")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise DemonstrationError(
+            f"'{name}' is {value!r}, which contains a lone surrogate (half a character); replace or delete it"
+        )
+
+
+def _short_hash(texts: Iterable[str | Turn]) -> str:
+    stripped = [text.strip() if isinstance(text, str) else [text[0], text[1].strip()] for text in texts]
+    return hashlib.sha256(json.dumps(stripped).encode()).hexdigest()[:HASH_DIGITS]
 
 
 def demonstrations_hash(demonstrations: Iterable[Demonstration]) -> str:
@@ -60,5 +106,6 @@ def demonstrations_hash(demonstrations: Iterable[Demonstration]) -> str:
     """
     digest = hashlib.sha256()
     for item in demonstrations:
-        digest.update(json.dumps([item.prompt, item.positive, item.negative]).encode())
+        history = [item.history] if item.history else []
+        digest.update(json.dumps([item.prompt, item.positive, item.negative, *history]).encode())
     return digest.hexdigest()

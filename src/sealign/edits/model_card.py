@@ -94,10 +94,12 @@ def _settings(record: EditRecord) -> dict[str, Any]:
 
 def _provenance(record: EditRecord) -> Mapping[str, Any]:
     demonstrations = f"{record.demonstrations_count}, SHA-256 {record.demonstrations_hash}"
+    holdout = record.holdout
     return {
         "base model": record.model.id,
         "revision": record.model.revision or "not known",
         "demonstrations": demonstrations if record.demonstrations_hash else "none",
+        "held out": f"{holdout.fraction:.0%} of the prompts, seed {holdout.seed}" if holdout else "none",
         "tensors": f"SHA-256 {record.tensors_hash}",
         "versions": ", ".join(f"{name} {version}" for name, version in record.versions.items()),
     }

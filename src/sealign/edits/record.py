@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from sealign.demonstrations.splits import Holdout
 from sealign.models.fingerprint import model_fingerprint, template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
 from sealign.record_files import RECORD_CONFIG
@@ -87,7 +88,8 @@ class EditRecord:
         learned: Results of the fit that are not tensors, such as the heads that ITI selected.
         model: The base model.
         demonstrations_hash: SHA-256 of the demonstrations; None if there were none.
-        demonstrations_count: Number of demonstrations.
+        fitted_on: ``Demonstration.hash`` of each demonstration, in order.
+        holdout: The part of the given demonstrations that was left out; None if none was.
         fit_seconds: Duration of the fit in seconds, including the collection of activations.
         versions: Versions of sealign, torch, transformers and Python.
         tensors_hash: SHA-256 of the saved tensors.
@@ -107,10 +109,16 @@ class EditRecord:
     learned: dict[str, Any]
     model: ModelRecord
     demonstrations_hash: str | None
-    demonstrations_count: int
+    fitted_on: list[str]
+    holdout: Holdout | None
     fit_seconds: float
     versions: dict[str, str]
     tensors_hash: str
+
+    @property
+    def demonstrations_count(self) -> int:
+        """Number of demonstrations that the method was fitted on."""
+        return len(self.fitted_on)
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.demonstrations.splits import Holdout
 from sealign.edits.edit import Edit
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import EditRecord, model_record
@@ -37,6 +38,7 @@ class FitContext:
         model: The base model, which is not changed by fitting.
         tokenizer: Tokenizer of the model.
         demonstrations: Demonstrations to fit on; at least 2 for methods that use them.
+        holdout: The part of the demonstrations that was left out before; None if none was.
         checkpoint_dir: Folder for finished parts of all fits; None to save none.
         keep: How activations are stored; None chooses the smaller representation.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
@@ -46,6 +48,7 @@ class FitContext:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     demonstrations: Sequence[Demonstration]
+    holdout: Holdout | None = None
     checkpoint_dir: Path | None = None
     keep: Keep | None = None
     track: Track = no_progress
@@ -85,7 +88,8 @@ class FitContext:
             config=settings,
             model=model_record(self.model, self.tokenizer),
             demonstrations_hash=demonstrations_hash(used) if used else None,
-            demonstrations_count=len(used),
+            fitted_on=[item.hash for item in used],
+            holdout=self.holdout,
             fit_seconds=round(time.perf_counter() - self.started, 3),
             versions=library_versions(),
             **given,
@@ -172,4 +176,4 @@ class RecordedIntervention(Intervention):
 
 def without_demonstrations(context: FitContext) -> FitContext:
     """Return the context of a method that learns nothing from demonstrations."""
-    return dataclasses.replace(context, demonstrations=())
+    return dataclasses.replace(context, demonstrations=(), holdout=None)

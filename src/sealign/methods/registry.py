@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, overload
 
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.splits import Holdout, split_demonstrations
 from sealign.edits.edit import Edit
 from sealign.edits.edit_files import read_edit_files
 from sealign.edits.intervention import Intervention
@@ -84,6 +85,7 @@ def fit_edit(
     demonstrations: Iterable[Demonstration] = (),
     *,
     config: EditConfig = ...,
+    holdout: Holdout | None = None,
     checkpoint_dir: str | Path | None = None,
     keep: Keep | None = None,
     track: Track = ...,
@@ -97,6 +99,7 @@ def fit_edit(
     demonstrations: Iterable[Demonstration] = (),
     *,
     config: Config,
+    holdout: Holdout | None = None,
     checkpoint_dir: str | Path | None = None,
     keep: Keep | None = None,
     track: Track = ...,
@@ -109,6 +112,7 @@ def fit_edit(
     demonstrations: Iterable[Demonstration] = (),
     *,
     config: Config = SEAConfig(),
+    holdout: Holdout | None = None,
     checkpoint_dir: str | Path | None = None,
     keep: Keep | None = None,
     track: Track = no_progress,
@@ -124,6 +128,7 @@ def fit_edit(
         tokenizer: Tokenizer of the model.
         demonstrations: Demonstrations to fit on; at least 2 for methods that use them.
         config: Configuration of the method, such as ``SEAConfig`` or ``MeanDifferenceConfig``.
+        holdout: Part of the demonstrations not to fit on, by ``split_demonstrations``; recorded in the edit.
         checkpoint_dir: Folder for finished batches and epochs, from which a killed run continues. All fits may use the
             same folder.
         keep: Representation and place of the stored activations. Default: the smaller representation, in a file if
@@ -148,9 +153,12 @@ def fit_edit(
         >>> edit.modules
         ['model.layers.28.mlp', 'model.layers.29.mlp']
     """
+    if holdout is not None:
+        demonstrations, _ = split_demonstrations(tuple(demonstrations), holdout=holdout.fraction, seed=holdout.seed)
     method, used = check_fit(config, demonstrations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    return method.fit(FitContext(model, tokenizer, used, folder, keep, track), config)
+    context = FitContext(model, tokenizer, used, holdout=holdout, checkpoint_dir=folder, keep=keep, track=track)
+    return method.fit(context, config)
 
 
 def fit_edit_from_activations(
