@@ -94,8 +94,9 @@ Output = Annotated[Path, OUTPUT]
 DEMONSTRATIONS = typer.Option(
     "--demonstrations",
     metavar="SOURCE",
-    help="Source of demonstrations: a .jsonl or .csv file with prompt, positive and negative; bundled:truthfulness; "
-    "bundled:fairness; halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several sources.",
+    help="Source of demonstrations: a .jsonl or .csv file with prompt, positive and negative; bundled:NAME, "
+    "such as bundled:positivity; halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several "
+    "sources.",
 )
 Demonstrations = Annotated[list[str], DEMONSTRATIONS]
 Settings = Annotated[

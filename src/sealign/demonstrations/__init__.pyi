@@ -1,6 +1,7 @@
+from .bundled import bundled_behaviours as bundled_behaviours
 from .demonstration import Demonstration as Demonstration
-from .demonstration import Turn as Turn
 from .demonstration import demonstrations_hash as demonstrations_hash
+from .prompts import load_prompts as load_prompts
 from .sources import NAMED_SOURCES as NAMED_SOURCES
 from .sources import load_demonstrations as load_demonstrations
 from .splits import Holdout as Holdout
@@ -10,8 +11,9 @@ __all__ = [
     "NAMED_SOURCES",
     "Demonstration",
     "Holdout",
-    "Turn",
+    "bundled_behaviours",
     "demonstrations_hash",
     "load_demonstrations",
+    "load_prompts",
     "split_demonstrations",
 ]

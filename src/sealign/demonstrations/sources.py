@@ -8,14 +8,12 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from sealign.demonstrations.bundled import BUNDLED_PREFIX, bundled_behaviours, bundled_path
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import DemonstrationError, unknown_name
-
-BUNDLED_PREFIX = "bundled:"
 
 
 def load_demonstrations(
@@ -27,7 +25,7 @@ def load_demonstrations(
         source: One of
 
             - a ``.jsonl`` or ``.csv`` file with the keys or columns ``prompt``, ``positive`` and ``negative``;
-            - ``bundled:truthfulness`` or ``bundled:fairness``, written for this project;
+            - ``bundled:NAME``, one of the behaviours that ``bundled_behaviours`` lists, written for this project;
             - ``halueval_qa``, ``bbq`` or ``truthfulqa``, read from ``data_dir`` if given, else from the Hub;
             - the id of a Hub dataset with the columns ``prompt``, ``positive`` and ``negative``.
         data_dir: Folder with a named dataset in the schema of the Hub, for example as
@@ -46,7 +44,7 @@ def load_demonstrations(
     """
     text = str(source)
     if text.startswith(BUNDLED_PREFIX):
-        demonstrations = _load_bundled(text.removeprefix(BUNDLED_PREFIX))
+        demonstrations = list(_parse(read_rows(bundled_path(text, ".jsonl")), _plain, seed))
     elif text in NAMED_SOURCES:
         demonstrations = _load_named(NAMED_SOURCES[text], data_dir, seed)
     elif Path(text).suffix in (".jsonl", ".csv"):
@@ -54,7 +52,7 @@ def load_demonstrations(
     elif "/" in text and not Path(text).exists():
         demonstrations = list(_parse(_read_hub(text, None, "train"), _plain, seed))
     else:
-        known = [*NAMED_SOURCES, *(BUNDLED_PREFIX + name for name in _bundled_names())]
+        known = [*NAMED_SOURCES, *(BUNDLED_PREFIX + name for name in bundled_behaviours())]
         raise DemonstrationError(
             f"{unknown_name('demonstration source', text, known)}, a .jsonl or .csv file, or a Hub dataset id"
         )
@@ -157,18 +155,6 @@ NAMED_SOURCES: Mapping[str, _NamedSource] = {
         _truthfulqa,
     ),
 }
-
-
-def _bundled_names() -> list[str]:
-    names = {entry.name.removesuffix(".jsonl") for entry in (files("sealign.demonstrations") / "data").iterdir()}
-    return sorted(names & {"truthfulness", "fairness"})
-
-
-def _load_bundled(name: str) -> list[Demonstration]:
-    if name not in _bundled_names():
-        raise DemonstrationError(unknown_name("bundled demonstrations", name, _bundled_names()))
-    path = Path(str(files("sealign.demonstrations") / "data" / f"{name}.jsonl"))
-    return list(_parse(read_rows(path), _plain, 0))
 
 
 def _load_named(source: _NamedSource, data_dir: str | Path | None, seed: int) -> list[Demonstration]:

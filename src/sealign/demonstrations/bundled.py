@@ -1,0 +1,39 @@
+"""The bundled behaviours: demonstrations by topic, and prompts on topics of their own."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from sealign.errors import DemonstrationError, unknown_name
+
+BUNDLED_PREFIX = "bundled:"
+"""Prefix of the name of a bundled behaviour in a source, as in ``bundled:positivity``."""
+
+_FOLDER = Path(str(files("sealign.demonstrations") / "data" / "behaviours"))
+
+
+def bundled_behaviours() -> list[str]:
+    """Return the names of the bundled behaviours, sorted.
+
+    Example:
+        >>> "positivity" in bundled_behaviours()
+        True
+    """
+    return sorted(path.stem for path in _FOLDER.glob("*.jsonl"))
+
+
+def bundled_path(source: str, suffix: str) -> Path:
+    """Return the file of a bundled behaviour.
+
+    Args:
+        source: ``bundled:`` and the name of the behaviour.
+        suffix: ``.jsonl`` for the demonstrations, ``.txt`` for the prompts.
+
+    Raises:
+        DemonstrationError: There is no bundled behaviour of that name.
+    """
+    name = source.removeprefix(BUNDLED_PREFIX)
+    if name not in bundled_behaviours():
+        raise DemonstrationError(unknown_name("bundled demonstrations", name, bundled_behaviours()))
+    return _FOLDER / f"{name}{suffix}"
