@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from operator import methodcaller
+from pathlib import Path
 from statistics import mean
 
 import pytest
@@ -40,6 +41,13 @@ def test_at_least_120_demonstrations_of_a_behaviour() -> None:
     assert bundled_behaviours() == sorted(BEHAVIOURS)
     for name, rows in BEHAVIOURS.items():
         assert len(load_demonstrations(f"bundled:{name}")) == len(rows) >= 120, name
+
+
+def test_the_guide_lists_what_is_bundled() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \|", guide, re.MULTILINE)
+    counted = [(name, str(len(rows)), str(len({row["topic"] for row in rows}))) for name, rows in BEHAVIOURS.items()]
+    assert listed == counted
 
 
 @pytest.mark.parametrize("name", BEHAVIOURS)

@@ -55,7 +55,7 @@ def test_the_hash_of_one_demonstration_is_the_documented_one() -> None:
     assert item.hash == f"{prompt}-{completions}"
     # Hashes are recorded in edits, so that they must never change.
     assert Demonstration("a", "b", "c").hash == "0eb5b8d6f81bc677-86919fd96a3aba5b"
-    assert item.hash == Demonstration("é", "b", "c").hash
+    assert item.hash == Demonstration("é", "b", "c").hash == Demonstration("é", "b", "c", topic="d").hash
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

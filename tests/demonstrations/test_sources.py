@@ -88,11 +88,24 @@ def test_json_lines_keep_every_character(
 
 
 def test_other_keys_and_columns_are_ignored(tmp_path: Path) -> None:
-    rows = [dict(zip(KEYS, row, strict=True)) | {"topic": "ice"} for row in ROWS]
+    rows = [dict(zip(KEYS, row, strict=True)) | {"place": "ice"} for row in ROWS]
     path = write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)))
     assert fields(load_demonstrations(path)) == ROWS
-    path = write(tmp_path, "x.csv", "topic,negative,prompt,positive\nt,n,p,q\nt,m,r,s\n")
+    path = write(tmp_path, "x.csv", "place,negative,prompt,positive\nt,n,p,q\nt,m,r,s\n")
     assert fields(load_demonstrations(path)) == [("p", "q", "n"), ("r", "s", "m")]
+
+
+def test_topics_are_read_where_they_are_given(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [dict(zip(KEYS, row, strict=True)) for row in ROWS[:4]]
+    given: list[dict[str, Any]] = [{"topic": "ice"}, {}, {"topic": None}, {"topic": ""}]
+    path = write(
+        tmp_path, "x.jsonl", "\n".join(json.dumps(row | topic) for row, topic in zip(rows, given, strict=True))
+    )
+    assert [item.topic for item in load_demonstrations(path)] == ["ice", None, None, None]
+    path = write(tmp_path, "x.csv", "topic,negative,prompt,positive\nsnow,n,p,q\n,m,r,s\n")
+    assert [item.topic for item in load_demonstrations(path)] == ["snow", None]
+    with pytest.raises(DemonstrationError, match="line 1: 'topic' is 3, but it must be a non-empty string"):
+        load_demonstrations(write(tmp_path, "x.jsonl", json.dumps(rows[0] | {"topic": 3})))
 
 
 GOOD = as_json_lines(ROWS[:2])
@@ -188,6 +201,7 @@ def test_bundled_sources(name: str) -> None:
     path = Path(sealign.demonstrations.__file__).parent / "data" / "behaviours" / f"{name}.jsonl"
     rows = [json.loads(line) for line in path.read_bytes().splitlines()]
     assert fields(loaded) == [tuple(row[key] for key in KEYS) for row in rows]
+    assert [item.topic for item in loaded] == [row["topic"] for row in rows]
 
 
 def raw_rows(data_dir: Path, path: str) -> list[dict[str, Any]]:

@@ -1,12 +1,14 @@
-"""Demonstrations are split by prompt, by a seed, and whatever their order."""
+"""Demonstrations are split by prompt or topic, by a seed, and whatever their order."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
 from sealign.demonstrations.demonstration import Demonstration, Turn
+from sealign.demonstrations.sources import load_demonstrations
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.errors import DemonstrationError
 
@@ -41,6 +43,48 @@ def test_the_same_question_after_another_history_is_another_prompt() -> None:
     assert len(fitted) == len(held_out) == 1
 
 
+def topics(items: list[Demonstration]) -> set[str | None]:
+    return {item.topic for item in items}
+
+
+def test_each_topic_is_on_one_side() -> None:
+    items = [Demonstration(f"What is {n}?", f"{n}.", "Blue.", topic="abcdefg"[n % 7]) for n in range(35)]
+    for seed in range(6):
+        fitted, held_out = split_demonstrations(items, holdout=0.3, seed=seed)
+        assert not topics(fitted) & topics(held_out)
+        assert (len(fitted), len(held_out)) == (25, 10)
+        assert [item for item in items if item in held_out] == held_out
+
+
+def test_whole_topics_come_as_near_as_they_can_to_the_fraction() -> None:
+    sizes = {"a": 1, "b": 20, "c": 7, "d": 4, "e": 8}
+    items = [Demonstration(f"{topic}{n}", "x", "y", topic=topic) for topic, size in sizes.items() for n in range(size)]
+    for seed in range(4):
+        wanted = range(1, len(items))
+        drawn = [split_demonstrations(items, holdout=number / len(items), seed=seed)[1] for number in wanted]
+        assert all(topics(smaller) <= topics(larger) for smaller, larger in pairwise(drawn))
+        found = {len(held_out) for held_out in drawn}
+        assert len(found) == len(sizes) - 1
+        for number, held_out in zip(wanted, drawn, strict=True):
+            assert abs(len(held_out) - number) == min(abs(size - number) for size in found)
+
+
+def test_a_prompt_of_two_topics_is_on_one_side() -> None:
+    items = [Demonstration(f"{n}", "x", "y", topic="ab"[n % 2]) for n in range(8)]
+    items += [Demonstration("0", "z", "y", topic="b"), Demonstration("9", "x", "y")]
+    for seed in range(6):
+        fitted, held_out = split_demonstrations(items, seed=seed)
+        assert not prompts(fitted) & prompts(held_out)
+        assert len(fitted) + len(held_out) == len(items)
+
+
+@pytest.mark.parametrize("name", ["truthfulness", "positivity"])
+def test_bundled_behaviours_are_split_by_topic(name: str) -> None:
+    fitted, held_out = split_demonstrations(load_demonstrations(f"bundled:{name}"), holdout=0.3)
+    assert not topics(fitted) & topics(held_out)
+    assert 0.25 < len(held_out) / len(fitted + held_out) < 0.35
+
+
 @pytest.mark.parametrize("holdout", [0, 1, -0.1, float("nan")])
 def test_fractions_out_of_range(holdout: float) -> None:
     with pytest.raises(DemonstrationError, match=f"holdout is {holdout}, but it must be above 0 and below 1"):
@@ -48,5 +92,7 @@ def test_fractions_out_of_range(holdout: float) -> None:
 
 
 def test_one_prompt_cannot_be_split() -> None:
-    with pytest.raises(DemonstrationError, match="there are demonstrations of 1 prompts, but .* at least 2; add some"):
+    with pytest.raises(
+        DemonstrationError, match="there are demonstrations of 1 prompts or topics, but a split .* at least 2; add some"
+    ):
         split_demonstrations([Demonstration("a", "b", "c"), Demonstration("a ", "d", "e")])

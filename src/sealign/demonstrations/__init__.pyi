@@ -1,5 +1,6 @@
 from .bundled import bundled_behaviours as bundled_behaviours
 from .demonstration import Demonstration as Demonstration
+from .demonstration import Turn as Turn
 from .demonstration import demonstrations_hash as demonstrations_hash
 from .prompts import load_prompts as load_prompts
 from .sources import NAMED_SOURCES as NAMED_SOURCES
@@ -11,6 +12,7 @@ __all__ = [
     "NAMED_SOURCES",
     "Demonstration",
     "Holdout",
+    "Turn",
     "bundled_behaviours",
     "demonstrations_hash",
     "load_demonstrations",

@@ -38,6 +38,7 @@ class Demonstration:
         positive: Completion to make more likely.
         negative: Completion to make less likely. Must differ from ``positive``.
         history: Turns before the prompt, such as a system message; empty for most demonstrations.
+        topic: Subject of the prompt. Demonstrations of one topic are held out together; see ``split_demonstrations``.
 
     Raises:
         DemonstrationError: A field is empty or contains a lone surrogate, both completions are equal, or a turn has an
@@ -52,6 +53,7 @@ class Demonstration:
     positive: str
     negative: str
     history: tuple[Turn, ...] = ()
+    topic: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "positive", "negative"):
@@ -60,6 +62,8 @@ class Demonstration:
             if role not in get_args(Role):
                 raise DemonstrationError(f"a turn has the role {role!r}, but it must be system, user or assistant")
             _check_text(f"a turn of the {role}", content)
+        if self.topic is not None:
+            _check_text("topic", self.topic)
         if self.positive.strip() == self.negative.strip():
             raise DemonstrationError(
                 f"positive and negative are both {self.positive.strip()!r}, but they must differ; change one of them"

@@ -24,7 +24,8 @@ def load_demonstrations(
     Args:
         source: One of
 
-            - a ``.jsonl`` or ``.csv`` file with the keys or columns ``prompt``, ``positive`` and ``negative``;
+            - a ``.jsonl`` or ``.csv`` file with the keys or columns ``prompt``, ``positive``, ``negative`` and,
+              if wanted, ``topic``;
             - ``bundled:NAME``, one of the behaviours that ``bundled_behaviours`` lists, written for this project;
             - ``halueval_qa``, ``bbq`` or ``truthfulqa``, read from ``data_dir`` if given, else from the Hub;
             - the id of a Hub dataset with the columns ``prompt``, ``positive`` and ``negative``.
@@ -113,7 +114,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _plain(row: Mapping[str, Any], _: random.Random) -> Demonstration:
-    return Demonstration(row["prompt"], row["positive"], row["negative"])
+    return Demonstration(row["prompt"], row["positive"], row["negative"], topic=row.get("topic") or None)
 
 
 def _halueval_qa(row: Mapping[str, Any], _: random.Random) -> Demonstration:

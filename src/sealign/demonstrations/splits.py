@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from sealign.demonstrations.demonstration import Demonstration
@@ -38,16 +40,17 @@ def split_demonstrations(
 ) -> tuple[list[Demonstration], list[Demonstration]]:
     """Return the demonstrations to fit on and those held out, each in the given order.
 
-    All demonstrations of one prompt are on one side. The choice depends on the prompts and the seed, not on the order.
+    All demonstrations of one prompt are on one side, and so are all prompts of one topic where topics are given. The
+    choice depends on the prompts, the topics and the seed, not on the order.
 
     Args:
-        demonstrations: Demonstrations of at least 2 prompts.
-        holdout: Fraction of the prompts to hold out, rounded to whole prompts, at least 1 on each side. Must be above 0
-            and below 1.
+        demonstrations: Demonstrations of at least 2 prompts or, where topics are given, 2 topics.
+        holdout: Fraction of the prompts to hold out, rounded to whole prompts or topics, at least 1 on each side. Must
+            be above 0 and below 1.
         seed: Seed of the choice.
 
     Raises:
-        DemonstrationError: The fraction is out of range, or there are fewer than 2 prompts.
+        DemonstrationError: The fraction is out of range, or there are fewer than 2 prompts or topics.
 
     Example:
         >>> from sealign.demonstrations.sources import load_demonstrations
@@ -56,12 +59,18 @@ def split_demonstrations(
         0.25
     """
     Holdout(holdout, seed)  # checks the fraction
-    prompts = {item.prompt_hash for item in demonstrations}
-    if len(prompts) < 2:
+    groups: dict[str, str] = {}  # a prompt with several topics goes with the first in the alphabet
+    for item in demonstrations:
+        group = item.topic or item.prompt_hash
+        groups[item.prompt_hash] = min(group, groups.get(item.prompt_hash, group))
+    sizes = Counter(groups.values())
+    if len(sizes) < 2:
         raise DemonstrationError(
-            f"there are demonstrations of {len(prompts)} prompts, but holding some out needs at least 2; add some"
+            f"there are demonstrations of {len(sizes)} prompts or topics, but a split needs at least 2; add some"
         )
-    shuffled = sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
-    held_out = set(shuffled[: min(max(1, round(holdout * len(prompts))), len(prompts) - 1)])
-    fitted = [item for item in demonstrations if item.prompt_hash not in held_out]
-    return fitted, [item for item in demonstrations if item.prompt_hash in held_out]
+    shuffled = sorted(sizes, key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).digest())
+    totals = list(accumulate(sizes[group] for group in shuffled[:-1]))
+    number = min(range(len(totals)), key=lambda index: abs(totals[index] - holdout * len(groups))) + 1
+    chosen = set(shuffled[:number])
+    held_out = [item for item in demonstrations if groups[item.prompt_hash] in chosen]
+    return [item for item in demonstrations if groups[item.prompt_hash] not in chosen], held_out
