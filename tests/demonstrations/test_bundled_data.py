@@ -9,11 +9,14 @@ from statistics import mean
 
 import pytest
 
+from sealign.demonstrations import load_prompts
 from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.models.prompt_format import default_preamble
 from tests.demonstrations.bundled_texts import BEHAVIOURS, DATA, DEMONSTRATIONS, normal, read, words
 
 QUESTIONS = read("multiple_choice")
+ASKED = [row["prompt"] for row in DEMONSTRATIONS] + [row["question"] for row in QUESTIONS]
+ASKED += [prompt for name in BEHAVIOURS for prompt in load_prompts(f"bundled:{name}")]
 
 
 def preamble_questions() -> list[str]:
@@ -107,8 +110,7 @@ def test_no_question_is_from_a_benchmark(data_dir: Path, path: str) -> None:
     lines = (data_dir / path).read_text(encoding="utf-8").split("\n")
     asked = {normal(json.loads(line)["question"]) for line in lines if line}
     assert len(asked) > 100
-    ours = [row["prompt"] for row in DEMONSTRATIONS] + [row["question"] for row in QUESTIONS]
-    assert not asked & {normal(text) for text in ours + preamble_questions()}
+    assert not asked & {normal(text) for text in ASKED + preamble_questions()}
 
 
 @pytest.mark.parametrize("path", BENCHMARKS[:3])
@@ -117,7 +119,7 @@ def test_no_question_is_reworded_from_truthfulqa_or_halueval(data_dir: Path, pat
         pytest.skip(f"no {path} in {data_dir}")
     lines = (data_dir / path).read_text(encoding="utf-8").split("\n")
     theirs = [set(words(json.loads(line)["question"])) for line in lines if line]
-    for text in [row["prompt"] for row in DEMONSTRATIONS] + [row["question"] for row in QUESTIONS]:
+    for text in ASKED:
         own = set(words(text))
         assert max(len(own & other) / len(own | other) for other in theirs) < 0.6, text
 

@@ -48,7 +48,7 @@ class MultipleChoiceScores:
 
 
 def bundled_questions() -> list[MultipleChoiceQuestion]:
-    """Return the bundled held-out questions, whose topics do not occur in the bundled demonstrations.
+    """Return the bundled held-out questions, whose topics do not occur in ``bundled:truthfulness``.
 
     Example:
         >>> len(bundled_questions()) >= 60
