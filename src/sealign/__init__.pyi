@@ -16,6 +16,7 @@ from .methods.best_of_n import BestOfNConfig as BestOfNConfig
 from .methods.composition import Composition as Composition
 from .methods.contrastive_decoding import CDConfig as CDConfig
 from .methods.contrastive_decoding import ICDConfig as ICDConfig
+from .methods.difference_operator import DifferenceOperatorConfig as DifferenceOperatorConfig
 from .methods.dola import DoLaConfig as DoLaConfig
 from .methods.icl import ICLConfig as ICLConfig
 from .methods.iti import ITIConfig as ITIConfig
@@ -41,6 +42,7 @@ __all__ = [
     "CollectConfig",
     "Composition",
     "Demonstration",
+    "DifferenceOperatorConfig",
     "DoLaConfig",
     "Edit",
     "EditHandle",

@@ -37,6 +37,7 @@ def _expected(model: Any, tokenizer: Any, demonstrations: Any, config: CollectCo
     rows: dict[str, list[torch.Tensor]] = {role: [] for role in ROLES}
     for item in demonstrations:
         prompt = form.encode_prompt(tokenizer, item.prompt)
+        length = len(prompt)
         if config.neutral == "generated":
             out = model.generate(
                 torch.tensor([prompt]),
@@ -54,12 +55,17 @@ def _expected(model: Any, tokenizer: Any, demonstrations: Any, config: CollectCo
         chosen = {role: generator.randrange(len(ids)) for role, ids in sequences.items()}
         for role, ids in sequences.items():
             hidden = model(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer + 1][0]
-            picked = {"last": hidden[-1], "mean": hidden.mean(0), "random": hidden[chosen[role]]}
+            picked = {
+                "last": hidden[-1],
+                "mean": hidden.mean(0),
+                "completion": hidden[length:].mean(0) if len(ids) > length else hidden[-1],
+                "random": hidden[chosen[role]],
+            }
             rows[role].append(picked[config.token])
     return {role: torch.stack(block) for role, block in rows.items()}
 
 
-@pytest.mark.parametrize("token", ["last", "mean", "random"])
+@pytest.mark.parametrize("token", ["last", "mean", "completion", "random"])
 @pytest.mark.parametrize("neutral", ["prompt", "generated"])
 @pytest.mark.parametrize("style", ["plain", "few_shot", "chat"])
 def test_against_the_models_hidden_states(
@@ -79,7 +85,7 @@ def test_against_the_models_hidden_states(
         torch.testing.assert_close(getattr(found, role)[1], expected[role], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("token", ["last", "mean", "random"])
+@pytest.mark.parametrize("token", ["last", "mean", "completion", "random"])
 def test_a_prompt_that_ends_inside_the_shared_beginning(token: Any, llama: Any, tokenizer: Any) -> None:
     """One prompt, and completions that begin alike, so that the neutral sequence is shorter than what is run once."""
     start = "It is what a river turns into when the winter is long and cold:"
@@ -97,7 +103,7 @@ def test_a_prompt_that_ends_inside_the_shared_beginning(token: Any, llama: Any, 
 
 @pytest.mark.parametrize("name", ["opt", "gemma3", "mixtral", "gpt2"])
 @pytest.mark.parametrize("site", ["mlp", "attention", "residual"])
-@pytest.mark.parametrize("token", ["last", "mean", "random"])
+@pytest.mark.parametrize("token", ["last", "mean", "completion", "random"])
 def test_a_shared_preamble_gives_the_same_matrices(
     name: str, site: str, token: Any, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: Any
 ) -> None:

@@ -35,9 +35,10 @@ def _reads(sequences: list[TokenSequence], demonstration: int) -> dict[int, Read
     return {read.role: read for read in reads}
 
 
-def _without_choice(sequence: TokenSequence) -> tuple[list[int], list[tuple[int, int, int]]]:
-    """Ids and (role, demonstration, length) of each read."""
-    return sequence.ids, sorted((read.role, read.demonstration, read.length) for read in sequence.reads)
+def _last_tokens(sequence: TokenSequence) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Ids and (role, demonstration, stop) of each read, which is of one token."""
+    assert all(read.start == read.stop - 1 for read in sequence.reads)
+    return sequence.ids, sorted((read.role, read.demonstration, read.stop) for read in sequence.reads)
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -52,7 +53,7 @@ def test_a_neutral_prompt_is_read_from_the_positive_sequence(form: Any, tokenize
         assert positive[: len(prompt)] == prompt
         expected.append((positive, [(0, index, len(prompt)), (1, index, len(positive))]))
         expected.append((negative, [(2, index, len(negative))]))
-    assert [_without_choice(sequence) for sequence in sequences] == expected
+    assert [_last_tokens(sequence) for sequence in sequences] == expected
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -68,7 +69,24 @@ def test_a_generated_neutral_has_a_sequence_of_its_own(form: Any, tokenizer: Any
         positive = form.encode(tokenizer, item.prompt, item.positive)
         negative = form.encode(tokenizer, item.prompt, item.negative)
         expected += [(ids, [(role, index, len(ids))]) for role, ids in enumerate((neutral, positive, negative))]
-    assert [_without_choice(sequence) for sequence in sequences] == expected
+    assert [_last_tokens(sequence) for sequence in sequences] == expected
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("generated", [None, [4, 0, 7, 2]])
+def test_a_completion_is_read_from_its_own_tokens(form: Any, generated: Any, tokenizer: Any, demonstrations: Any) -> None:
+    items = demonstrations[:4]
+    neutrals = None if generated is None else [[5] * length for length in generated]
+    config = CollectConfig(prompt_format=form, token="completion", neutral="generated" if generated else "prompt")
+    sequences = plan_sequences(tokenizer, items, config, neutrals)
+    for index, item in enumerate(items):
+        prompt = len(form.encode_prompt(tokenizer, item.prompt))
+        ends = [len(form.encode(tokenizer, item.prompt, text)) for text in (item.positive, item.negative)]
+        reads = _reads([s for s in sequences if s.reads[0].demonstration == index], index)
+        length = 0 if generated is None else generated[index]
+        # A prompt that nothing follows is read at its last token.
+        assert (reads[0].start, reads[0].stop) == ((prompt if length else prompt - 1), prompt + length)
+        assert [(reads[role].start, reads[role].stop) for role in (1, 2)] == [(prompt, end) for end in ends]
 
 
 def test_ids_are_the_text_that_is_meant(tokenizer: Any, demonstrations: Any) -> None:
@@ -76,7 +94,7 @@ def test_ids_are_the_text_that_is_meant(tokenizer: Any, demonstrations: Any) -> 
     question = "<user>What is ice?\n<model>"
     assert tokenizer.decode(positive.ids) == f"{question} Frozen water."
     assert tokenizer.decode(negative.ids) == f"{question} Frozen air, which falls from the clouds in winter."
-    assert tokenizer.decode(positive.ids[: _reads([positive, negative], 0)[0].length]) == question
+    assert tokenizer.decode(positive.ids[: _reads([positive, negative], 0)[0].stop]) == question
 
 
 @settings(max_examples=40, deadline=None)
@@ -100,7 +118,7 @@ def test_the_random_token_depends_on_seed_and_text_only(
 
     reads = _reads(plan(items, 2), kept)
     assert reads == _reads(plan(exchanged, 11), kept)
-    assert all(0 <= read.random_index < read.length for read in reads.values())
+    assert all(0 <= read.start == read.stop - 1 for read in reads.values())
 
 
 @pytest.mark.parametrize("role", [0, 1, 2])
@@ -111,16 +129,17 @@ def test_every_token_can_be_chosen_by_seed_and_by_text(role: int, tokenizer: Any
     others = [Demonstration(f"Is ice {number}?", "No.", "Yes.") for number in range(100, 250)]
     one_seed = plan_sequences(tokenizer, others, configs[0], None)
     by_text = [read for sequence in one_seed for read in sequence.reads if read.role == role]
-    for reads in (by_seed, by_text):
+    for reads, some in ((by_seed, item), (by_text, others[0])):
+        whole = plan_sequences(tokenizer, [some], CollectConfig(prompt_format=PLAIN, token="mean"), None)
         assert len(reads) == 150
-        assert {read.random_index for read in reads} == set(range(max(read.length for read in reads)))
+        assert {read.start for read in reads} == set(range(_reads(whole, 0)[role].stop))
 
 
 NUMBERED = [Demonstration(f"Is it {number}?", "Yes.", "No.") for number in range(13)]
 
 
 def _sequence(length: int, *reads: tuple[int, int]) -> TokenSequence:
-    return TokenSequence([5] * length, [Read(role, demonstration, length, 0) for role, demonstration in reads])
+    return TokenSequence([5] * length, [Read(role, demonstration, 0, length) for role, demonstration in reads])
 
 
 @pytest.mark.parametrize(("role", "word"), [(0, "neutral"), (1, "positive"), (2, "negative")])

@@ -9,8 +9,12 @@ from pydantic import Field
 from sealign.configuration import Config
 from sealign.models.prompt_format import PromptFormat
 
-TokenChoice = Literal["last", "mean", "random"]
-"""How to reduce a sequence to one activation: the last token, the mean over all tokens, or one random token."""
+TokenChoice = Literal["last", "mean", "completion", "random"]
+"""Tokens whose mean activation represents a sequence: the last token, all tokens, those of the completion (the last
+token of a prompt without one), or one random token."""
+
+TokenSetting = Annotated[TokenChoice, Field(title="token choice")]
+"""A token choice as a setting, with its name for messages."""
 
 NeutralChoice = Literal["prompt", "generated"]
 """Neutral sequence: the prompt alone, or the prompt with the model's greedy completion."""
@@ -20,8 +24,9 @@ class CollectConfig(Config):
     """Settings of the collection of activations.
 
     Attributes:
-        token: How to reduce a sequence to one activation: ``last`` (last token), ``mean`` (over all tokens) or
-            ``random`` (one random token).
+        token: Tokens whose mean activation represents a sequence: ``last`` (the last token), ``mean`` (all tokens),
+            ``completion`` (those of the completion; the last token of a prompt without one) or ``random`` (one random
+            token).
         neutral: Neutral sequence: ``prompt`` (the prompt alone) or ``generated`` (the prompt with the model's greedy
             completion).
         max_new_tokens: Maximum number of generated tokens with ``neutral="generated"``. Must be at least 1.
@@ -37,7 +42,7 @@ class CollectConfig(Config):
         'mean'
     """
 
-    token: Annotated[TokenChoice, Field(title="token choice")] = "last"
+    token: TokenSetting = "last"
     neutral: Annotated[NeutralChoice, Field(title="neutral choice")] = "prompt"
     max_new_tokens: Annotated[int, Field(ge=1)] = 32
     prompt_format: PromptFormat = PromptFormat()

@@ -15,7 +15,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import ActivationError, DemonstrationError
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collect_config import CollectConfig, TokenChoice
+from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.mapped_tensors import map_tensors
 from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
 from sealign.models.batching import pad_right, pad_token
@@ -215,7 +215,7 @@ class Collector:
         def reduce(output: Tensor, layer: int) -> Tensor:
             hidden = output.reshape(*ids.shape, -1)  # some blocks flatten batch and tokens
             past = before[layer].to(hidden.device) if start else hidden.new_zeros(0, hidden.shape[-1])
-            return torch.stack([_read(hidden[row], past, read, self.config.token) for row, read in reads])
+            return torch.stack([_read(hidden[row], past, read) for row, read in reads])
 
         recorder = Recorder(self.sites, reduce)
         with recorder:
@@ -251,18 +251,12 @@ def _empty_result(widths: Mapping[str, int], count: int, file: BinaryIO | None) 
     return {int(layer): [mapped[f"{role}.{layer}"] for role in ROLES] for layer in widths}
 
 
-def _read(
-    hidden: Float[Tensor, "t d"], before: Float[Tensor, "p d"], read: Read, token: TokenChoice
-) -> Float[Tensor, " d"]:
+def _read(hidden: Float[Tensor, "t d"], before: Float[Tensor, "p d"], read: Read) -> Float[Tensor, " d"]:
     """Return one activation, given the outputs for one row of a batch and for the shared prefix."""
-    start = before.shape[0]
-    if token == "mean":
-        end = read.length - start
-        # A neutral prompt can end inside the shared prefix.
-        total = before[: read.length].sum(0) + hidden[: max(end, 0)].float().sum(0)
-        return total / read.length
-    index = read.length - 1 if token == "last" else read.random_index
-    return before[index] if index < start else hidden[index - start].float()
+    shared = before.shape[0]
+    own = hidden[max(read.start - shared, 0) : max(read.stop - shared, 0)].float()
+    # The range can begin, or end, inside the shared prefix.
+    return (before[read.start : read.stop].sum(0) + own.sum(0)) / (read.stop - read.start)
 
 
 def _check_finite(rows: Mapping[str, Tensor], reads: Sequence[Read], demonstrations: Sequence[Demonstration]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import DemonstrationError
-from sealign.fitting.collect_config import CollectConfig
+from sealign.fitting.collect_config import CollectConfig, TokenChoice
 from sealign.models.structure import context_length
 
 if TYPE_CHECKING:
@@ -21,19 +21,19 @@ ROLES = ("neutral", "positive", "negative")
 
 @dataclass(frozen=True)
 class Read:
-    """One activation to read from a sequence.
+    """One activation to read from a sequence: the mean over a range of its tokens.
 
     Attributes:
         role: Index in ``ROLES``.
         demonstration: Index of the demonstration.
-        length: Number of tokens, from the beginning of the sequence, that belong to this role.
-        random_index: Index of the token that is read with ``token='random'``, less than ``length``.
+        start: Index of the first token of the range.
+        stop: Index after the last token of the range, greater than ``start``.
     """
 
     role: int
     demonstration: int
-    length: int
-    random_index: int
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,33 @@ def plan_sequences(
         # One generator for each demonstration, so that its random tokens do not depend on the other demonstrations.
         generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
 
-        def read(role: int, length: int, index: int = index, generator: random.Random = generator) -> Read:
-            return Read(role, index, length, generator.randrange(length))
+        def read(role: int, ids: list[int], index: int = index, generator: random.Random = generator) -> Read:
+            return Read(role, index, *_chosen_tokens(config.token, len(prompt), len(ids), generator))
 
         prompt = prompt_format.encode_prompt(tokenizer, item.prompt)
         neutral = prompt if generated is None else prompt + generated[index]
         positive = prompt_format.encode(tokenizer, item.prompt, item.positive)
         negative = prompt_format.encode(tokenizer, item.prompt, item.negative)
-        neutral_read = read(0, len(neutral))
-        reads = [read(1, len(positive))]
+        neutral_read = read(0, neutral)
+        reads = [read(1, positive)]
         if generated is None:
             reads.append(neutral_read)
         else:
             sequences.append(TokenSequence(neutral, [neutral_read]))
         sequences.append(TokenSequence(positive, reads))
-        sequences.append(TokenSequence(negative, [read(2, len(negative))]))
+        sequences.append(TokenSequence(negative, [read(2, negative)]))
     return sequences
+
+
+def _chosen_tokens(token: TokenChoice, prompt: int, length: int, generator: random.Random) -> tuple[int, int]:
+    """Return start and stop of the tokens to read from a sequence whose first ``prompt`` tokens are the prompt."""
+    if token == "random":
+        index = generator.randrange(length)
+        return index, index + 1
+    if token == "mean":
+        return 0, length
+    # A prompt without a completion has no tokens of one; its last token is where the completion is decided.
+    return (prompt if token == "completion" and length > prompt else length - 1), length
 
 
 def check_context(

@@ -2,6 +2,7 @@ from .best_of_n import BestOfNConfig as BestOfNConfig
 from .composition import Composition as Composition
 from .contrastive_decoding import CDConfig as CDConfig
 from .contrastive_decoding import ICDConfig as ICDConfig
+from .difference_operator import DifferenceOperatorConfig as DifferenceOperatorConfig
 from .dola import DoLaConfig as DoLaConfig
 from .edit_sources import load_edit_source as load_edit_source
 from .fit_cache import fit_or_load as fit_or_load
@@ -29,6 +30,7 @@ __all__ = [
     "BestOfNConfig",
     "CDConfig",
     "Composition",
+    "DifferenceOperatorConfig",
     "DoLaConfig",
     "FitContext",
     "ICDConfig",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.fitting.collect_config import TokenSetting
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.methods.activation_fit import layerwise_method
@@ -21,6 +22,9 @@ class MeanDifferenceConfig(EditConfig):
             fraction of the depth such as ``last:21/32``; the layer at a fraction of the depth such as ``at:13/32``; or
             indices such as ``4,5,-1``, where negative indices count from the end. Default: ``at:13/32``, which Rimsky
             et al. found best for Llama 2 7B.
+        token: Tokens whose mean activation represents a sequence: ``last`` (the last token), ``mean`` (all tokens),
+            ``completion`` (those of the completion; the last token of a prompt without one) or ``random`` (one random
+            token).
         normalization: Norm of the activation that the edit preserves: ``token`` (of each token), ``feature`` (of each
             feature over the sequence) or ``none``.
 
@@ -31,6 +35,7 @@ class MeanDifferenceConfig(EditConfig):
 
     site: Site = "residual"
     layers: str | Sequence[int] = "at:13/32"
+    token: TokenSetting = "completion"
     normalization: Normalization = "none"
 
 
@@ -42,6 +47,7 @@ def _fit_layer(statistics: LayerStatistics, config: MeanDifferenceConfig) -> tup
 MEAN_DIFFERENCE = layerwise_method("mean_difference", MeanDifferenceConfig, _fit_layer)
 """x' = x + s v with v the mean over demonstrations of h+ - h- (Rimsky et al. 2024, arXiv 2312.06681, section 3).
 
-The paper adds v after the user's prompt only; here, as in the libraries that serve such vectors, it is added at every
+The paper reads the token of the answer's letter; here, by default, h+ and h- are means over the tokens of a
+completion. The paper adds v after the user's prompt only; here, as in the libraries that serve such vectors, it is added at every
 token.
 """

@@ -19,6 +19,7 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.best_of_n import BEST_OF_N
 from sealign.methods.contrastive_decoding import CD, ICD
+from sealign.methods.difference_operator import DIFFERENCE_OPERATOR
 from sealign.methods.dola import DOLA
 from sealign.methods.icl import ICL
 from sealign.methods.iti import ITI
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 METHODS: Mapping[str, Method] = {
-    method.name: method for method in (SEA, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
+    method.name: method for method in (SEA, DIFFERENCE_OPERATOR, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
 }
 """All methods by name; those that edit activations come first."""
 

@@ -183,3 +183,32 @@ class CrossCovariance:
         if self.centered:
             x, y = x - mean_x, y - mean_y
         return CrossCovarianceMatrix(left or CovarianceFactor(x), CovarianceFactor(y), None)
+
+    def difference(self, other: CrossCovariance) -> CrossCovarianceMatrix:
+        """Return Omega - Omega' = X^T (Y - Y') / n, for another Y' with the same X.
+
+        Args:
+            other: Accumulator of the rows of X and Y', in the same order, with the same width and centring.
+
+        Raises:
+            ActivationError: No rows have been added, or the two differ in number, width or centring.
+
+        Example:
+            >>> import torch
+            >>> x, y = torch.randn(2, 3), torch.randn(2, 3)
+            >>> first, second = CrossCovariance(3), CrossCovariance(3)
+            >>> first.update(x, y + 1)
+            >>> second.update(x, y)
+            >>> torch.allclose(first.difference(second).matrix, x.double().T @ torch.ones(2, 3).double() / 2)
+            True
+        """
+        own, others = ((each.width, each.centered, each.count) for each in (self, other))
+        if own != others:
+            raise ActivationError(
+                f"width, centring and number of rows are {own} and {others}; a difference needs two sides of the same "
+                "demonstrations"
+            )
+        first, second = self.compute(), other.compute()
+        if first.left is None or first.right is None or second.right is None:
+            return CrossCovarianceMatrix(None, None, first.matrix - second.matrix)
+        return CrossCovarianceMatrix(first.left, CovarianceFactor(first.right.values - second.right.values), None)
