@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
+from sealign.evaluation.search_space import SearchSpace
+from sealign.evaluation.trials import TrialRecord, best_trial, trial_config
 
 import sealign
 from sealign.errors import SettingError
 from sealign.evaluation.item_scores import ItemScores
-from sealign.evaluation.search_space import SearchSpace
-from sealign.evaluation.trials import TrialRecord, best_trial, trial_config
 from sealign.evaluation.tuning import mean_gain, tune
 from sealign.evaluation.tuning_config import TuneConfig
 from tests.conftest import our_hooks

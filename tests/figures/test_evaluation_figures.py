@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
+from sealign.evaluation.trials import TrialRecord
 
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.evaluation.trials import TrialRecord
 from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure, frontier_figure
 from sealign.figures.style import figure_style, svg_text
 from tests.evaluation_data import planted_results

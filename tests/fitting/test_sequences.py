@@ -74,7 +74,9 @@ def test_a_generated_neutral_has_a_sequence_of_its_own(form: Any, tokenizer: Any
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("generated", [None, [4, 0, 7, 2]])
-def test_a_completion_is_read_from_its_own_tokens(form: Any, generated: Any, tokenizer: Any, demonstrations: Any) -> None:
+def test_a_completion_is_read_from_its_own_tokens(
+    form: Any, generated: Any, tokenizer: Any, demonstrations: Any
+) -> None:
     items = demonstrations[:4]
     neutrals = None if generated is None else [[5] * length for length in generated]
     config = CollectConfig(prompt_format=form, token="completion", neutral="generated" if generated else "prompt")

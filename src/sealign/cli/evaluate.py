@@ -29,7 +29,11 @@ EvaluatedModel = Annotated[
 ]
 MethodDemonstrations = Annotated[
     list[str] | None,
-    options.with_note(options.DEMONSTRATIONS, "Used by --method; required by methods that learn from demonstrations."),
+    options.with_note(
+        options.DEMONSTRATIONS,
+        "The preference for their positive completions is scored on those that no edit was fitted on. Methods of "
+        "--method are fitted on them, except for --holdout.",
+    ),
 ]
 EditStrength = Annotated[
     float | None,
@@ -46,7 +50,7 @@ EditStrength = Annotated[
 def evaluate(
     model: ModelOptions,
     output_folder: options.Output,
-    tasks: options.Tasks,
+    tasks: options.Tasks = "",
     edit: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,6 +71,7 @@ def evaluate(
     ] = None,
     demonstrations: MethodDemonstrations = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
+    holdout: options.Holdout = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     strength: EditStrength = None,
@@ -101,18 +106,26 @@ def evaluate(
     from sealign.evaluation.comparison import report_edits
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.evaluation_config import EvaluationConfig
+    from sealign.evaluation.preference import split_seen
     from sealign.figures.report import write_report
+    from sealign.models.prompt_format import prompt_format_of
 
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     edits = load_named(sources, strength)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
-    _check_methods(methods, sources, used)
+    fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
+    if len(held_out) < len(used):
+        left_out = len(used) - len(held_out)
+        messages.print(f"{left_out} of {len(used)} demonstrations are fitted on, so they are not scored.")
+    _check_methods(methods, sources, fitted)
     loaded, tokenizer = model.load(next((found.base_model.id for found in edits.values()), None))
-    edits |= _fit_methods(methods, loaded, tokenizer, used, output_folder)
+    edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
         tasks=options.names(tasks),
         data_dir=data_dir,
         limit=limit,
+        demonstrations=held_out or None,
+        prompt_format=prompt_format_of(next(iter(edits.values())).record.config if edits else {}),
         control_seeds=_numbers("--control-seeds", control_seeds),
         reversed_control=not no_reversed,
         batch_size=batch_size,

@@ -81,7 +81,8 @@ def _interval(difference: Difference) -> str:
 
 def _damage_table(reports: Sequence[EditReport]) -> Table:
     table = plain_table("Damage: loss on neutral text, nats per token", "model")
-    for name in ("loss", "rise", "perplexity", "KL from base"):
+    in_domain = any(report.domain_damage for report in reports)
+    for name in ("loss", "rise", "perplexity", "KL from base", *(["KL on own answers"] if in_domain else [])):
         table.add_column(name, justify="right")
     for report in reports:
         if report is reports[0]:
@@ -89,9 +90,10 @@ def _damage_table(reports: Sequence[EditReport]) -> Table:
         for arm, damage in report.damage.items():
             figures = (damage.loss_increase, damage.perplexity_ratio, damage.mean_divergence)
             rise, ratio, divergence = figures
-            table.add_row(
-                escape(arm), f"{damage.edited_loss:.3f}", f"{rise:+.3f}", f"x {ratio:.3f}", f"{divergence:.4f}"
-            )
+            row = [f"{damage.edited_loss:.3f}", f"{rise:+.3f}", f"x {ratio:.3f}", f"{divergence:.4f}"]
+            if arm in report.domain_damage:
+                row.append(f"{report.domain_damage[arm].mean_divergence:.4f}")
+            table.add_row(escape(arm), *row)
     return table
 
 
@@ -143,6 +145,7 @@ def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str
                     }
                     for arm, damage in report.damage.items()
                 },
+                "domain_divergence": {arm: damage.mean_divergence for arm, damage in report.domain_damage.items()},
             }
             for report in reports
         ],

@@ -133,14 +133,12 @@ DataDir = Annotated[
         help="Folder with local copies of data sets in the schemas of the Hub; used instead of downloading.",
     ),
 ]
-Tasks = Annotated[
-    str,
-    typer.Option(
-        "--tasks",
-        metavar="TASK,TASK,...",
-        help="Comma-separated tasks of the evaluation harness, such as truthfulqa_mc2 or bbq.",
-    ),
-]
+TASKS = typer.Option(
+    "--tasks",
+    metavar="TASK,TASK,...",
+    help="Comma-separated tasks of the evaluation harness, such as truthfulqa_mc2 or bbq.",
+)
+Tasks = Annotated[str, TASKS]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each task.")
 ]

@@ -1,8 +1,7 @@
-"""``sealign tune``: search the settings of an edit within a damage budget."""
+"""``sealign tune``: find the edit of the largest gain within a damage budget."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +15,15 @@ from sealign.cli.loading import ModelOptions, with_model_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sealign.evaluation.trials import TrialRecord
-    from sealign.evaluation.tuning import TuneResult
+    from sealign.evaluation.scan import ScannedCandidate
+    from sealign.evaluation.tuning import Finalist, TuneResult
 
-SHOWN_TRIALS = 8
+SHOWN_CANDIDATES = 8
+
+OptionalTasks = Annotated[
+    str,
+    options.with_note(options.TASKS, "Finalists are compared on half of their items instead of on the preference."),
+]
 
 
 @app.command()
@@ -28,75 +32,98 @@ def tune(
     model: ModelOptions,
     output_folder: options.Output,
     demonstrations: options.Demonstrations,
-    tasks: options.Tasks,
-    method: Annotated[
+    methods: Annotated[
         str,
         typer.Option(
-            "--method", metavar="NAME", help=f"{options.METHOD_HELP} Only sea and mean_difference can be tuned."
+            "--methods",
+            metavar="NAME,NAME,...",
+            help="Methods to search: difference_operator, mean_difference, sea, leace, iti.",
         ),
-    ] = "sea",
-    settings: options.Settings = None,
+    ] = "difference_operator,mean_difference,sea",
+    sites: Annotated[
+        str,
+        typer.Option("--sites", metavar="NAME,NAME,...", help="Sites to search: residual, mlp, attention."),
+    ] = "residual,mlp,attention",
+    tokens: Annotated[
+        str,
+        typer.Option(
+            "--tokens", metavar="NAME,NAME,...", help="Token choices to search: completion, last, mean, random."
+        ),
+    ] = "completion,last",
+    layers: options.Layers = None,
+    finalists: Annotated[
+        int,
+        typer.Option(
+            "--finalists",
+            min=1,
+            metavar="N",
+            help="Number of candidates to measure at the strength that uses the damage budget.",
+        ),
+    ] = 5,
+    tasks: OptionalTasks = "",
     data_dir: options.DataDir = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     limit: options.Limit = None,
     max_damage: options.MaxDamage = 0.05,
-    trials: Annotated[
-        int, typer.Option("--trials", min=1, metavar="N", help="Maximum number of trials, over all runs of the study.")
-    ] = 60,
-    minutes: Annotated[
+    max_domain_damage: Annotated[
         float | None,
         typer.Option(
-            "--minutes",
+            "--max-domain-damage",
+            min=0,
             metavar="X",
-            help="Stop the search after this many minutes; the final test is not included in this time.",
+            help="Maximum KL divergence on the base model's own answers to the prompts of the demonstrations, in nats "
+            r"per token. \[default: that of --max-damage]",
         ),
     ] = None,
     deployable: Annotated[
         bool,
         typer.Option(
             "--deployable",
-            help="Search only edits that can be merged exactly into the weights (affine, not rescaled).",
+            help="Search only edits that are exactly a LoRA: linear, not rescaled, on the MLP or attention output.",
         ),
     ] = False,
+    prompt_format: options.PromptStyle = None,
+    preamble: options.Preamble = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Search the settings of an edit for the best score within a damage budget, and test the best edit once.
+    """Find the edit of the largest gain within a damage budget, and test it once.
 
-    The search uses one half of the items of each task. The best edit is then scored on the other half, with controls.
-    The output folder contains the study, trials.csv, the edit and its evaluation. Run the same command again to
-    continue the search.
+    The demonstrations are split by prompt into three parts: to fit, to compare and to test. A scan ranks every method
+    at every layer, site and token choice; the best are measured at the strength that uses the damage budget; the
+    winner is tested on the third part and on other neutral text, with controls. The output folder contains scan.csv,
+    figures/layer_map.png, the edit and its evaluation.
     """
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
-    require_extra("tune", "optuna")
     quiet_harness()
     from sealign.cli.display import print_json, track
-    from sealign.cli.method_options import method_config
-    from sealign.errors import SettingError
     from sealign.evaluation.tuning import tune as run
-    from sealign.evaluation.tuning_config import TuneConfig, TunedConfig
-    from sealign.figures.evaluation_figures import frontier_figure
+    from sealign.evaluation.tuning_config import TuneConfig
+    from sealign.figures.evaluation_figures import layer_map_figure
     from sealign.figures.report import write_report
     from sealign.figures.style import save_figure
+    from sealign.models.prompt_format import prompt_format_of
 
-    fixed = method_config(method, {}, settings=options.named_values(settings), preset=None, seed=seed)
-    if not isinstance(fixed, TunedConfig):
-        raise SettingError(f"method is '{method}', but only sea and mean_difference can be tuned; choose one of them")
     config = TuneConfig(
         tasks=options.names(tasks),
         data_dir=data_dir,
         limit=limit,
+        methods=options.names(methods),
+        sites=options.names(sites),  # type: ignore[arg-type]  # checked by the configuration
+        tokens=options.names(tokens),  # type: ignore[arg-type]
+        layers=layers or "all",
+        finalists=finalists,
         max_damage=max_damage,
-        trials=trials,
-        minutes=minutes,
+        max_domain_damage=max_domain_damage,
         deployable=deployable,
+        prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,
-        fit=fixed,
     )
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
     loaded, tokenizer = model.load()
     result = run(loaded, tokenizer, used, config=config, output=output_folder, command=recorded_command(), track=track)
-    save_figure(frontier_figure(result.trials, result.winner, max_damage), output_folder / "figures" / "frontier")
+    winner = result.winner.scanned if result.winner is not None else None
+    save_figure(layer_map_figure(result.scanned, winner), output_folder / "figures" / "layer_map")
     if result.results is not None and result.report is not None:
         write_report(result.results, [result.report], output_folder / "evaluation", max_damage=max_damage)
     if json:
@@ -112,51 +139,77 @@ def _as_data(result: TuneResult) -> dict[str, Any]:
     if result.results is not None and result.report is not None:
         found = reports_as_data(result.results, [result.report])
     return {
-        "trials": [dataclasses.asdict(trial) for trial in result.trials],
-        "winner": result.winner and result.winner.number,
+        "scan": [_candidate_data(each) for each in result.scanned],
+        "finalists": [_finalist_data(each) for each in result.finalists],
+        "winner": None if result.winner is None else _finalist_data(result.winner),
         "evaluation": found,
+    }
+
+
+def _candidate_data(scanned: ScannedCandidate) -> dict[str, Any]:
+    return {
+        "config": {"method": scanned.candidate.method, **scanned.candidate.config.dump()},
+        "gain": scanned.gain,
+        "gain_error": scanned.gain_error,
+        "curvature_neutral": scanned.neutral,
+        "curvature_domain": scanned.domain,
+        "efficiency": scanned.efficiency,
+    }
+
+
+def _finalist_data(finalist: Finalist) -> dict[str, Any]:
+    domain = finalist.choice.domain
+    return {
+        **_candidate_data(finalist.scanned),
+        "strength": finalist.choice.strength,
+        "development_gain": finalist.gain,
+        "development_gain_error": finalist.gain_error if len(finalist.gains) > 1 else None,
+        "divergence_neutral": finalist.choice.neutral.mean_divergence,
+        "divergence_domain": None if domain is None else domain.mean_divergence,
     }
 
 
 def _show(result: TuneResult, folder: Path) -> None:
     from sealign.cli.evaluation_display import print_evaluation
 
-    output.print(_trials_table(result.trials))
+    output.print(_scan_table(result.scanned))
+    output.print(_finalists_table(result.finalists))
     if result.results is None or result.report is None or result.winner is None:
-        output.print("[bold]No trial had a gain on the development items within the budget, so none was tested.[/]")
-        output.print(f"Wrote {folder}/trials.csv and figures/frontier.png.", markup=False)
+        output.print("[bold]No candidate has a gain on the development part within the budget, so none was tested.[/]")
+        output.print(f"Wrote {folder}/scan.csv and figures/layer_map.png.", markup=False)
         return
-    output.print(f"\nTrial {result.winner.number} won. On the items that the search did not use:\n")
+    output.print(f"\nWinner: {result.winner.scanned.candidate.describe()}. On what the search did not use:\n")
     print_evaluation(result.results, [result.report])
-    output.print(f"Wrote {folder}/edit, evaluation/report.html, trials.csv and figures/frontier.png.", markup=False)
+    output.print(f"Wrote {folder}/edit, evaluation/report.html, scan.csv and figures/layer_map.png.", markup=False)
 
 
-def _trials_table(trials: list[TrialRecord]) -> Table:
+def _scan_table(scanned: list[ScannedCandidate]) -> Table:
     from sealign.cli.evaluation_display import plain_table
 
-    complete = [trial for trial in trials if trial.state == "complete" and trial.gain is not None]
-    best = sorted(complete, key=lambda trial: -(trial.gain or 0.0))[:SHOWN_TRIALS]
-    table = plain_table(f"The best of {len(trials)} trials, on the development items", "trial")
-    for name in ("gain", "damage", "strength"):
+    table = plain_table(f"The most efficient of {len(scanned)} candidates: gain / sqrt(2 KL)", "candidate")
+    for name in ("efficiency", "at least"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("settings", overflow="fold")
-    for trial in best:
-        figures = (f"{trial.gain:+.4f}", f"{trial.damage:+.4f}", f"{trial.strength:.3f}")
-        table.add_row(str(trial.number), *figures, escape(_describe(trial.settings)))
+    for each in scanned[:SHOWN_CANDIDATES]:
+        table.add_row(escape(each.candidate.describe()), f"{each.efficiency:+.3f}", f"{each.efficiency_bound:+.3f}")
+    table.caption = "at least: lower end of the one-sided 95 % interval over the development demonstrations."
+    table.caption_justify = "left"
     return table
 
 
-def _describe(settings: dict[str, Any]) -> str:
-    """Return the searched settings of a trial in a line."""
-    from sealign.evaluation.trials import SEARCHED
+def _finalists_table(finalists: list[Finalist]) -> Table:
+    from sealign.cli.evaluation_display import plain_table
 
-    return ", ".join(f"{name} {_short(settings[name])}" for name in SEARCHED if name in settings)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        layers = all(isinstance(item, int) for item in value)
-        return f"{value[0]} to {value[-1]}" if layers else "/".join(map(_short, value))
-    return str(value)
+    table = plain_table("Finalists on the development part", "candidate")
+    for name in ("strength", "gain", "error", "KL neutral", "KL answers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in finalists:
+        domain = each.choice.domain
+        table.add_row(
+            escape(each.scanned.candidate.describe()),
+            f"{each.choice.strength:.3g}",
+            f"{each.gain:+.3f}",
+            "" if len(each.gains) < 2 else f"{each.gain_error:.3f}",
+            f"{each.choice.neutral.mean_divergence:.4f}",
+            "" if domain is None else f"{domain.mean_divergence:.4f}",
+        )
+    return table

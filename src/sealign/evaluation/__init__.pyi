@@ -9,6 +9,7 @@ from .cost import measure_cost as measure_cost
 from .damage import Damage as Damage
 from .damage import measure_damage as measure_damage
 from .damage import measure_damages as measure_damages
+from .damage import measure_passages as measure_passages
 from .evaluate_edits import evaluate as evaluate
 from .evaluation_config import EvaluationConfig as EvaluationConfig
 from .harness import SealignLM as SealignLM
@@ -20,7 +21,10 @@ from .local_tasks import task_manager as task_manager
 from .multiple_choice import MultipleChoiceQuestion as MultipleChoiceQuestion
 from .multiple_choice import MultipleChoiceScores as MultipleChoiceScores
 from .multiple_choice import score_questions as score_questions
+from .preference import preference_scores as preference_scores
 from .results import Results as Results
+from .scan import ScannedCandidate as ScannedCandidate
+from .scan import scan as scan
 from .scoring import ChoiceRequest as ChoiceRequest
 from .scoring import ChoiceScore as ChoiceScore
 from .scoring import score_choices as score_choices
@@ -28,6 +32,10 @@ from .statistics import Difference as Difference
 from .statistics import holm as holm
 from .statistics import paired_difference as paired_difference
 from .statistics import ratio_difference as ratio_difference
+from .strength_choice import DamageTexts as DamageTexts
+from .strength_choice import StrengthChoice as StrengthChoice
+from .strength_choice import choose_strength as choose_strength
+from .tuning import Finalist as Finalist
 from .tuning import TuneResult as TuneResult
 from .tuning import tune as tune
 from .tuning_config import TuneConfig as TuneConfig
@@ -43,20 +51,25 @@ __all__ = [
     "Comparison",
     "Cost",
     "Damage",
+    "DamageTexts",
     "Difference",
     "EditReport",
     "Effect",
     "EndpointJudge",
     "EvaluationConfig",
+    "Finalist",
     "Judge",
     "LocalJudge",
     "MultipleChoiceQuestion",
     "MultipleChoiceScores",
     "Results",
+    "ScannedCandidate",
     "SealignLM",
+    "StrengthChoice",
     "TuneConfig",
     "TuneResult",
     "Verdict",
+    "choose_strength",
     "compare_answers",
     "compare_results",
     "evaluate",
@@ -65,9 +78,12 @@ __all__ = [
     "measure_cost",
     "measure_damage",
     "measure_damages",
+    "measure_passages",
     "paired_difference",
+    "preference_scores",
     "ratio_difference",
     "report_edits",
+    "scan",
     "score_choices",
     "score_questions",
     "task_manager",

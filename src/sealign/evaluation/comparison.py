@@ -59,13 +59,15 @@ class EditReport:
     Attributes:
         edit: Name of the edit.
         rows: All metrics; within a task, headline metrics come first.
-        damage: Mapping from arm to damage, for the edit and its controls.
+        damage: Mapping from arm to damage on neutral text, for the edit and its controls.
+        domain_damage: The same on the base model's own answers; empty without held-out demonstrations.
         verdict: The verdict.
     """
 
     edit: str
     rows: list[Row]
     damage: dict[str, Damage]
+    domain_damage: dict[str, Damage]
     verdict: Verdict
 
     @property
@@ -94,13 +96,14 @@ def _report(results: Results, edit: str, max_damage: float, seed: int) -> EditRe
     rows = adjust(rows)
     arms = [edit, *results.controls(edit, "random"), *results.controls(edit, "reversed")]
     damage = {arm: results.damage[arm].damage for arm in arms}
+    domain_damage = {arm: results.domain_damage[arm].damage for arm in arms if arm in results.domain_damage}
     effects = [
         Effect(row.name, row.difference, row.random, row.over_random, row.reversed, row.aim)
         for row in rows
         if row.headline and row.difference is not None
     ]
     verdict = judge_effects(effects, damage[edit].loss_increase, max_damage=max_damage)
-    return EditReport(edit, rows, damage, verdict)
+    return EditReport(edit, rows, damage, domain_damage, verdict)
 
 
 def _row(results: Results, edit: str, task_name: str, task: Task, name: str, metric: Metric, seed: int) -> Row:

@@ -17,6 +17,7 @@ from sealign.edits.intervention import Intervention
 from sealign.evaluation.journal import Journal
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
+from sealign.models.passages import Passage, text_passages
 from sealign.models.structure import input_device
 from sealign.progress import Track, no_progress
 
@@ -64,6 +65,11 @@ class Damage:
     def mean_divergence(self) -> float:
         """Mean KL(base || edited) over all tokens, in nats per token."""
         return float(np.average(self.divergence, weights=self.tokens))
+
+    @property
+    def divergence_bound(self) -> float:
+        """Upper end of the one-sided 95 % interval of ``mean_divergence`` over texts; see ``increase_with_bound``."""
+        return increase_with_bound(self.tokens, np.zeros_like(self.divergence), self.divergence)[1]
 
 
 def bundled_texts() -> list[str]:
@@ -155,7 +161,6 @@ def measure_damage(
     return damage
 
 
-@torch.no_grad()
 def measure_damages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -167,29 +172,58 @@ def measure_damages(
     ignore_mismatch: bool = False,
     track: Track = no_progress,
 ) -> list[Damage]:
-    """Return the damage of each of several edits; the base model runs once for all of them.
+    """Return the damage of each of several edits on texts; the base model runs once for all of them.
+
+    Args:
+        model, tokenizer, edits, batch_size, journal, ignore_mismatch, track: As for ``measure_passages``.
+        texts: Texts of at least 2 tokens each, unrelated to the edits; the bundled neutral texts if None.
+    """
+    passages = text_passages(tokenizer, bundled_texts() if texts is None else texts)
+    return measure_passages(
+        model,
+        tokenizer,
+        edits,
+        passages,
+        batch_size=batch_size,
+        journal=journal,
+        ignore_mismatch=ignore_mismatch,
+        track=track,
+    )
+
+
+@torch.no_grad()
+def measure_passages(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edits: Sequence[Intervention],
+    passages: Sequence[Passage],
+    *,
+    batch_size: int = 4,
+    journal: Journal | None = None,
+    ignore_mismatch: bool = False,
+    track: Track = no_progress,
+) -> list[Damage]:
+    """Return the damage of each of several edits on the scored tokens of passages.
 
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
         edits: Edits or other interventions, each measured alone and at its own strength.
-        texts: Texts of at least 2 tokens each, unrelated to the edits; the bundled neutral texts if None.
-        batch_size: Number of texts to run together; 1 is used if an edit is not causal.
+        passages: At least 2 passages.
+        batch_size: Number of passages to run together; 1 is used if an edit is not causal.
         journal: Journal of finished batches. Must not be shared between models.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]
-    given = list(bundled_texts() if texts is None else texts)
     if not all(edit.is_causal for edit in edits):
         batch_size = 1  # padding would change the edit
-    encoded = [list(tokenizer.encode(text)) for text in given]
-    batches = [encoded[i : i + batch_size] for i in range(0, len(encoded), batch_size)]
+    batches = [passages[i : i + batch_size] for i in range(0, len(passages), batch_size)]
     rows: list[list[Sequence[float]]] = [[] for _ in edits]
     with eval_mode(model):
         for batch in track(batches, "Measuring damage", len(batches)):
-            key = Journal.key("damage", hashes, batch)
+            key = Journal.key("damage", hashes, [[passage.ids, passage.start] for passage in batch])
             if key not in journal:
                 journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer), ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
@@ -199,10 +233,10 @@ def measure_damages(
 
 
 def _measure_batch(
-    model: Any, edits: Sequence[Intervention], batch: Sequence[Sequence[int]], pad: int, ignore_mismatch: bool
+    model: Any, edits: Sequence[Intervention], batch: Sequence[Passage], pad: int, ignore_mismatch: bool
 ) -> Iterator[list[tuple[float, ...]]]:
-    """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each text of a batch."""
-    ids, mask = pad_right(batch, pad, input_device(model))
+    """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each passage of a batch."""
+    ids, mask = pad_right([passage.ids for passage in batch], pad, input_device(model))
     targets = ids[:, 1:, None]
 
     def log_probabilities() -> torch.Tensor:
@@ -215,8 +249,10 @@ def _measure_batch(
             edited = log_probabilities()
         divergence = (base.exp() * (base - edited)).sum(-1)
         values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]
-        counts = [len(sequence) - 1 for sequence in batch]
         yield [
-            (float(count), *(float(value[row, :count].double().mean()) for value in values))
-            for row, count in enumerate(counts)
+            (
+                float(passage.count),
+                *(float(value[row, passage.start - 1 : len(passage.ids) - 1].double().mean()) for value in values),
+            )
+            for row, passage in enumerate(batch)
         ]

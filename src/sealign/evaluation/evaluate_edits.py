@@ -16,17 +16,19 @@ from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
 from sealign.errors import ResultsFileError
 from sealign.evaluation.arms import PlannedArm, plan_arms
-from sealign.evaluation.damage import measure_damages
+from sealign.evaluation.damage import bundled_texts, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, preference_scores
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 from sealign.models.fingerprint import weights_digest
+from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
@@ -50,7 +52,7 @@ def evaluate(
     journal: str | Path | None = None,
     track: Track = no_progress,
 ) -> Results:
-    """Score the base model, each edit and the controls of each edit on tasks, and write ``results.json``.
+    """Score the base model, each edit and its controls on tasks and demonstrations, and write ``results.json``.
 
     Scores are saved batch by batch in the folder ``journal`` of the output: after an interruption the same call
     continues and repeats at most one batch.
@@ -87,7 +89,13 @@ def evaluate(
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
     tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
     measured = Journal(kept / f"{digest}-damage.jsonl")
-    damage = _damage(model, tokenizer, arms, config.neutral_texts, measured, ignore_mismatch, track)
+    neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
+    answers = answer_passages(
+        model, tokenizer, config.demonstrations or (), prompt_format=config.prompt_format, track=track
+    )
+    damage, domain_damage = (
+        _damage(model, tokenizer, arms, passages, measured, ignore_mismatch, track) for passages in (neutral, answers)
+    )
     results = Results(
         command=command,
         settings=settings,
@@ -96,6 +104,7 @@ def evaluate(
         arms={name: arm.record for name, arm in arms.items()},
         tasks=tasks,
         damage=damage,
+        domain_damage=domain_damage,
     )
     results.save(folder)
     return results
@@ -136,6 +145,10 @@ def _score_arms(
                     if task == JUDGED_TASK:
                         docs = samples.docs
                     arm.record.seconds[task] = round(time.perf_counter() - started, 3)
+                if config.demonstrations:
+                    started = time.perf_counter()
+                    _add_preference(tasks, name, lm, config)
+                    arm.record.seconds[PREFERENCE] = round(time.perf_counter() - started, 3)
             finally:
                 lm.close()
     if JUDGED_TASK in tasks:
@@ -215,6 +228,25 @@ def _add_samples(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples
         _add_scores(tasks[name], metric, arm, values, headline=metric in headlines)
 
 
+def _add_preference(tasks: dict[str, Task], arm: str, lm: SealignLM, config: EvaluationConfig) -> None:
+    """Add the preference of one arm for the positive completions of the demonstrations."""
+    items = config.demonstrations or ()
+    if PREFERENCE not in tasks:
+        groups = [item.prompt_hash for item in items]
+        tasks[PREFERENCE] = Task(
+            version=PREFERENCE_VERSION,
+            questions=[item.prompt for item in items],
+            groups=groups if len(set(groups)) < len(groups) else None,
+        )
+    scores = preference_scores(lm, items, prompt_format=config.prompt_format)
+    margins = scores["preference_margin"].numerators
+    tasks[PREFERENCE].answers[arm] = [
+        item.positive if margin > 0 else item.negative for item, margin in zip(items, margins, strict=True)
+    ]
+    for metric, values in scores.items():
+        _add_scores(tasks[PREFERENCE], metric, arm, values, headline=metric in HEADLINES)
+
+
 def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headline: bool) -> None:
     """Add one metric of one arm to a task."""
     if metric not in task.metrics:
@@ -248,18 +280,20 @@ def _damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     arms: Mapping[str, PlannedArm],
-    texts: Sequence[str] | None,
+    passages: Sequence[Passage],
     journal: Journal,
     ignore_mismatch: bool,
     track: Track,
 ) -> dict[str, DamageRecord]:
-    """Return the damage of all arms but the base model."""
+    """Return the damage of all arms but the base model; nothing if there are fewer than 2 passages."""
+    if len(passages) < 2:
+        return {}
     edits = {name: arm.edit for name, arm in arms.items() if arm.edit is not None}
-    damages = measure_damages(
+    damages = measure_passages(
         model,
         tokenizer,
         list(edits.values()),
-        texts=texts,
+        passages,
         journal=journal,
         ignore_mismatch=ignore_mismatch,
         track=track,

@@ -90,6 +90,19 @@ class SealignLM(HFLM):  # type: ignore[misc]
             chosen = None if strength is None else check_strength(strength)
             self._handle = attach(pretrained, loaded, strength=chosen, ignore_mismatch=ignore_mismatch)
 
+    @property
+    def prefix(self) -> str:
+        """Text before every prompt: the preamble and the prefix of the intervention."""
+        return self._before
+
+    def score_tokens(self, requests: list[Tokens]) -> list[tuple[float, bool]]:
+        """Return log-likelihood, and whether the target is the greedy continuation, of requests given as token ids.
+
+        Args:
+            requests: For each, a pair of texts (for messages), the token ids of the context, and those of the target.
+        """
+        return self._loglikelihood_tokens(requests)
+
     def close(self) -> None:
         """Detach the edit from the model."""
         if self._handle is not None:

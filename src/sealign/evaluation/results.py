@@ -16,7 +16,7 @@ from sealign.files import write_bytes
 from sealign.record_files import RECORD_CONFIG, read_record, write_record
 
 FORMAT = "sealign.results"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RESULTS_NAME = "results.json"
 """File name of the results."""
@@ -160,7 +160,9 @@ class Results:
         versions: Versions of the libraries.
         arms: Mapping from name to arm; ``base`` is the base model.
         tasks: Mapping from name to the results of the task.
-        damage: Mapping from arm to its damage, for all arms except the base model.
+        damage: Mapping from arm to its damage on neutral text, for all arms except the base model.
+        domain_damage: The same on the base model's own answers to the prompts of the held-out demonstrations; empty
+            without them.
         format, format_version: Format of the file.
     """
 
@@ -172,6 +174,7 @@ class Results:
     arms: dict[str, Arm]
     tasks: dict[str, Task]
     damage: dict[str, DamageRecord]
+    domain_damage: dict[str, DamageRecord] = field(default_factory=dict)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 

@@ -1,39 +1,37 @@
-"""Search the settings of an edit for the best score within a damage budget, then test the winner once."""
+"""Find an edit: scan many candidates, measure the best at full strength, and test the winner once."""
 
 from __future__ import annotations
 
-import json
 import math
-import random
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 
-from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
-from sealign.edits.attach import apply_edit
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.edit import Edit
-from sealign.errors import DegenerateError, SettingError
+from sealign.errors import SettingError
+from sealign.evaluation.candidates import candidate_configs, fit_candidates
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.evaluation.damage import bundled_texts, increase_with_bound, text_losses
+from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate, run_task
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
-from sealign.evaluation.item_scores import ItemScores, headline_metrics, join_scores
+from sealign.evaluation.item_scores import headline_metrics
 from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import Results
-from sealign.evaluation.search_space import SearchSpace
+from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
 from sealign.evaluation.statistics import gain
-from sealign.evaluation.trials import TrialRecord, best_trial, read_trial, trial_config, trials_csv
-from sealign.evaluation.tuning_config import TuneConfig, TunedConfig
+from sealign.evaluation.strength_choice import DamageTexts, StrengthChoice, choose_strength
+from sealign.evaluation.tuning_config import TuneConfig
 from sealign.files import write_bytes
-from sealign.fitting.activations import Activations
-from sealign.fitting.collecting import collect_activations
-from sealign.methods.registry import fit_edit_from_activations
+from sealign.methods.registry import fit_edit
+from sealign.models.sites import select_layers
+from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -42,11 +40,34 @@ if TYPE_CHECKING:
 WINNER = "winner"
 """Name of the winning edit in the results."""
 
-STUDY_NAME = "study.log"
-"""File name of the study."""
+SCAN_NAME = "scan.csv"
+"""File name of the scan."""
 
-CHUNKS = 4
-"""Number of parts of the development items; a trial may be pruned after each."""
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate that was measured on the development part at the strength that uses the damage budget.
+
+    Attributes:
+        scanned: The candidate, with what the scan found.
+        choice: Strength, and damage at it.
+        gains: Gain of each development demonstration in the preference margin, in nats per token; or, if tasks were
+            given, of each task in its first headline metric.
+    """
+
+    scanned: ScannedCandidate
+    choice: StrengthChoice
+    gains: Sequence[float]
+
+    @property
+    def gain(self) -> float:
+        """Mean gain."""
+        return float(np.mean(self.gains))
+
+    @property
+    def gain_error(self) -> float:
+        """Standard error of the mean gain; NaN for a single gain."""
+        return float(np.std(self.gains, ddof=1) / math.sqrt(len(self.gains))) if len(self.gains) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -54,15 +75,17 @@ class TuneResult:
     """The result of tuning.
 
     Attributes:
-        trials: All trials.
-        winner: The trial with the highest development gain within the budget; None if none has a gain.
-        edit: Edit of the winner.
-        results: Results of the winner on the test items, with all controls.
+        scanned: All candidates, the most efficient first.
+        finalists: Those that were measured at full strength, the best first.
+        winner: The finalist with the largest gain on the development part; None if none has a gain.
+        edit: Edit of the winner, fitted on all demonstrations but those of the test.
+        results: Results of this edit on the test part, with all controls.
         report: Statistics and verdict of these results.
     """
 
-    trials: list[TrialRecord]
-    winner: TrialRecord | None = None
+    scanned: list[ScannedCandidate]
+    finalists: list[Finalist]
+    winner: Finalist | None = None
     edit: Edit | None = None
     results: Results | None = None
     report: EditReport | None = None
@@ -78,175 +101,181 @@ def tune(
     command: str = "",
     track: Track = no_progress,
 ) -> TuneResult:
-    """Search the settings of an edit, save the best edit, and test it once on items that the search did not use.
+    """Find the edit of the largest gain within a damage budget, and test it once on what the search did not use.
 
-    Each trial draws the site, the layers, the rescaling, the settings of the method, and a fraction of the damage
-    budget. The strength is chosen to use this fraction: the loss on neutral text increases about as the square of the
-    strength. The upper bound of the damage, not its mean, must be within the budget, so that the damage on other texts
-    is likely to be within it, too. A trial is then scored on the development items part by part, and pruned if it is in
-    the lowest quarter of earlier trials. Activations are collected once per site. The study is saved in ``study.log``;
-    the same call continues it.
+    The demonstrations are split by prompt into three parts. Every method is fitted on the first, at every site, layer
+    and token choice. A scan ranks all these candidates by their efficiency on the second, the development part. The
+    most efficient ones are given the strength that uses the damage budget, and measured on the development part. The
+    winner is fitted again on both parts, and tested on the third part and on other neutral texts, with random and
+    reversed controls.
 
     Args:
-        model: The base model.
+        model: The base model; it must be differentiable.
         tokenizer: Tokenizer of the model.
-        demonstrations: Demonstrations to fit on; at least 2.
+        demonstrations: Demonstrations of at least 8 prompts.
         config: Settings of the search.
-        output: Folder to write to: the study, ``trials.csv``, ``edit`` and ``evaluation``.
+        output: Folder to write to: ``scan.csv``, ``edit`` and ``evaluation``.
         command: Command line that computes the results again, for the record.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
-        SettingError: A setting is out of range, or the folder has the study of another search.
+        SettingError: A setting is out of range, or no candidate is left.
         DemonstrationError, ActivationError: As for ``fit_edit``.
     """
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    study = _open_study(folder, config, demonstrations)
-    with task_manager(config.tasks, config.data_dir) as manager:
-        search = _Search(model, tokenizer, demonstrations, config, manager, folder, track)
-        search.run(study)
-        trials = [read_trial(trial) for trial in study.trials]
-        write_bytes(folder / "trials.csv", trials_csv(trials).encode())
-        winner = best_trial(trials, config.max_damage)
-        if winner is None:
-            return TuneResult(trials)
-        edit = search.edit(trial_config(config.fit, winner).replace(strength=winner.strength or 0.0))
-        edit.save_pretrained(folder / "edit")
-        results = search.test(edit, command)
+    search = _Search(model, tokenizer, demonstrations, config, Path(output), track)
+    scanned = search.scan()
+    write_bytes(search.folder / SCAN_NAME, scan_csv(scanned).encode())
+    finalists = search.measure(scanned)
+    if not finalists or not finalists[0].gain > 0:
+        return TuneResult(scanned, finalists)
+    winner = finalists[0]
+    edit = search.fit_winner(winner)
+    edit.save_pretrained(search.folder / "edit")
+    results = search.test(edit, command)
     (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
-    return TuneResult(trials, winner, edit, results, report)
+    return TuneResult(scanned, finalists, winner, edit, results, report)
 
 
-def _open_study(folder: Path, config: TuneConfig, demonstrations: Sequence[Demonstration]) -> optuna.Study:
-    """Open or create the study of a folder; raise an error if it belongs to another search."""
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = JournalStorage(JournalFileBackend(str(folder / STUDY_NAME)))
-    sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=16)
-    study = optuna.create_study(
-        study_name="sealign",
-        storage=storage,
-        direction="maximize",
-        sampler=sampler,
-        pruner=optuna.pruners.PercentilePruner(75.0, n_startup_trials=6),
-        load_if_exists=True,
-    )
-    if study.trials:
-        sampler.reseed_rng()  # or a continued study would repeat its first draws
-    about = config.replace(trials=1, minutes=None).dump()
-    key = json.dumps([type(config.fit).__name__, about, demonstrations_hash(demonstrations)], sort_keys=True)
-    if study.user_attrs.get("about", key) != key:
-        raise SettingError(f"'{folder}' has the study of a search with other settings; choose another --output")
-    study.set_user_attr("about", key)
-    return study
-
-
-@dataclass
 class _Search:
-    """Data used by all trials: activations, items, and the scores and losses of the base model."""
+    """The parts of the demonstrations and of the neutral text, and the steps of the search."""
 
-    model: Any
-    tokenizer: Any
-    demonstrations: Sequence[Demonstration]
-    config: TuneConfig
-    manager: Any
-    folder: Path
-    track: Track
-    activations: dict[str, Activations] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        texts = bundled_texts()
-        self.development_texts, self.test_texts = texts[::2], texts[1::2]
-        self.tokens, self.base_losses = text_losses(self.model, self.tokenizer, self.development_texts)
-        self.space = SearchSpace.of(self.model, self.config.fit, deployable=self.config.deployable)
-        items = {task: self._item_numbers(task) for task in self.config.tasks}
-        fraction = self.config.development_fraction
-        cuts = {task: max(1, min(len(numbers) - 1, round(fraction * len(numbers)))) for task, numbers in items.items()}
-        self.chunks = [
-            {task: numbers[: cuts[task]][part::CHUNKS] for task, numbers in items.items()} for part in range(CHUNKS)
-        ]
-        self.test_items = {task: sorted(numbers[cuts[task] :]) for task, numbers in items.items()}
-        self.base = [self._score_chunk(chunk, None) for chunk in self.chunks]
-
-    def _item_numbers(self, task: str) -> list[int]:
-        """Return the numbers of the items of a task, shuffled."""
-        docs = self.manager.load([task])["tasks"][task].eval_docs
-        count = len(docs) if self.config.limit is None else min(len(docs), self.config.limit)
-        numbers = list(range(count))
-        random.Random(f"{self.config.seed} {task}").shuffle(numbers)
-        if count < 2 * CHUNKS:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        demonstrations: Sequence[Demonstration],
+        config: TuneConfig,
+        folder: Path,
+        track: Track,
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.folder, self.track = model, tokenizer, config, folder, track
+        self.searched, self.tested = split_demonstrations(demonstrations, holdout=config.holdout, seed=config.seed)
+        self.fitted, self.development = split_demonstrations(
+            self.searched, holdout=config.development, seed=config.seed
+        )
+        smallest = min(len(part) for part in (self.fitted, self.development, self.tested))
+        if smallest < 2:
             raise SettingError(
-                f"task '{task}' has {count} items, but tuning needs at least {2 * CHUNKS}; use more items"
+                f"{len(demonstrations)} demonstrations are split into {len(self.fitted)} to fit, "
+                f"{len(self.development)} to compare and {len(self.tested)} to test, but each part needs at least 2; "
+                "give more demonstrations"
             )
-        return numbers
+        texts = bundled_texts()
+        self.test_texts = texts[1::2]
+        self.texts = DamageTexts.of(
+            model,
+            tokenizer,
+            self.development,
+            texts=texts[::2],
+            prompt_format=config.prompt_format,
+            track=track,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def _score_chunk(self, chunk: Mapping[str, list[int]], edit: Edit | None) -> dict[str, ItemScores]:
-        """Return the first headline metric of each task on some items."""
+    def scan(self) -> list[ScannedCandidate]:
+        """Fit all candidates, and rank them by their efficiency."""
+        config = self.config
+        layers = select_layers(config.layers, int(text_config(unwrap_model(self.model)).num_hidden_layers))
+        families = [
+            family.replace(prompt_format=config.prompt_format, seed=config.seed)
+            for family in candidate_configs(
+                config.methods, config.sites, config.tokens, layers, deployable=config.deployable
+            )
+        ]
+        candidates = fit_candidates(
+            self.model,
+            self.tokenizer,
+            self.fitted,
+            families,
+            checkpoint_dir=self.folder / "checkpoints",
+            track=self.track,
+        )
+        if config.deployable:
+            candidates = [candidate for candidate in candidates if candidate.is_lora]
+        if not candidates:
+            raise SettingError("no candidate is left; search more methods or sites, or without deployable")
+        return scan(
+            self.model,
+            self.tokenizer,
+            candidates,
+            self.development,
+            self.texts,
+            prompt_format=config.prompt_format,
+            seed=config.seed,
+            track=self.track,
+        )
+
+    def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
+        """Return the most efficient candidates at the strength that uses the budget, the largest gain first."""
+        chosen = _diverse(scanned, self.config.finalists)
+        base = self._scores(None)
+        finalists = []
+        for each in self.track(chosen, "Measuring finalists", len(chosen)):
+            choice = self._choose(each.candidate.edit, each.strength_at(0.8 * self.config.max_damage))
+            after = self._scores(each.candidate.edit.with_strength(choice.strength))
+            gains = [gain(first, second, aim) for (first, aim), (second, _) in zip(base, after, strict=True)]
+            finalists.append(Finalist(each, choice, gains))
+        return sorted(finalists, key=lambda each: each.gain, reverse=True)
+
+    def _choose(self, edit: Edit, start: float | None = None) -> StrengthChoice:
+        return choose_strength(
+            self.model,
+            self.tokenizer,
+            edit,
+            self.texts,
+            max_damage=self.config.max_damage,
+            max_domain_damage=self.config.max_domain_damage,
+            start=start,
+        )
+
+    def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
+        """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
         lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
-        found = {}
         try:
-            for task, numbers in chunk.items():
-                if numbers:
-                    scores = run_task(lm, task, self.manager, items=numbers).scores()
-                    found[task] = scores[headline_metrics(task, scores)[0]]
+            if not self.config.tasks:
+                scores = preference_scores(lm, self.development, prompt_format=self.config.prompt_format)
+                return [(float(value), "higher") for value in scores["preference_margin"].numerators]
+            found = []
+            with task_manager(self.config.tasks, self.config.data_dir) as manager:
+                for task in self.config.tasks:
+                    chosen = self._task_items(manager, task)[0]
+                    metrics = run_task(lm, task, manager, items=chosen).scores()
+                    metric = metrics[headline_metrics(task, metrics)[0]]
+                    found.append((metric.value, metric.aim))
+            return found
         finally:
             lm.close()
-        return found
 
-    def run(self, study: optuna.Study) -> None:
-        """Run trials until their number or the time is used up."""
-        started = time.monotonic()
-        left = self.config.trials - sum(trial.state.is_finished() for trial in study.trials)
-        for _ in self.track(range(max(0, left)), "Running trials", max(0, left)):
-            if self.config.minutes is not None and time.monotonic() - started > 60 * self.config.minutes:
-                break
-            # Settings that leave nothing to decompose fail the trial, not the search.
-            study.optimize(self._objective, n_trials=1, catch=(DegenerateError,))
+    def _task_items(self, manager: Any, task: str) -> tuple[list[int], list[int]]:
+        """Return the numbers of the development items and of the test items of a task."""
+        count = len(manager.load([task])["tasks"][task].eval_docs)
+        count = count if self.config.limit is None else min(count, self.config.limit)
+        if count < 4:
+            raise SettingError(f"task '{task}' has {count} items, but tuning needs at least 4; use more items")
+        shuffled = np.random.default_rng(self.config.seed).permutation(count).tolist()
+        cut = round((1 - self.config.holdout) * count)
+        return sorted(shuffled[:cut]), sorted(shuffled[cut:])
 
-    def _objective(self, trial: optuna.Trial) -> float:
-        config, fraction = self.space.draw(trial, self.config.fit)
-        full = self.edit(config)
-        strength, damage, bound = self._strength(full, fraction * self.config.max_damage)
-        trial.set_user_attr("strength", strength)
-        trial.set_user_attr("damage", damage)
-        trial.set_user_attr("damage_bound", bound)
-        trial.set_user_attr("settings", config.dump())
-        trial.set_constraint("damage over budget", bound - self.config.max_damage)
-        edited: list[dict[str, ItemScores]] = []
-        for part, chunk in enumerate(self.chunks):
-            edited.append(self._score_chunk(chunk, full.with_strength(strength)))
-            mean = mean_gain(self.base[: part + 1], edited)
-            trial.set_user_attr("gain", mean)
-            trial.report(mean, part)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-        return mean
-
-    def _strength(self, edit: Edit, target: float) -> tuple[float, float, float]:
-        """Return a strength whose damage bound is close to a target but not above it, the damage, and its bound."""
-        strength, best = 1.0, (0.0, 0.0, 0.0)
-        for _ in range(6):
-            with apply_edit(self.model, edit, strength=strength):
-                _, losses = text_losses(self.model, self.tokenizer, self.development_texts)
-            damage, bound = increase_with_bound(self.tokens, self.base_losses, losses)
-            if bound <= target and strength > best[0]:
-                best = (strength, damage, bound)
-                if strength >= 1.0 or bound > 0.7 * target:
-                    break
-            # A step aims a little below the target, since it would often end just above it.
-            ratio = 0.9 * target / bound if bound > 0 else 4.0
-            strength = min(1.0, strength * math.sqrt(min(4.0, max(1e-4, ratio))))
-        return best
+    def fit_winner(self, winner: Finalist) -> Edit:
+        """Fit the winner on all demonstrations but those of the test, and choose its strength again."""
+        edit = fit_edit(
+            self.model, self.tokenizer, self.searched, config=winner.scanned.candidate.config, track=self.track
+        )
+        assert isinstance(edit, Edit)
+        return edit.with_strength(self._choose(edit, winner.choice.strength or None).strength)
 
     def test(self, edit: Edit, command: str) -> Results:
-        """Evaluate the winning edit, with all controls, on the items and texts that the search did not use."""
+        """Evaluate an edit, with all controls, on what the search did not use."""
+        items = None
+        if self.config.tasks:
+            with task_manager(self.config.tasks, self.config.data_dir) as manager:
+                items = {task: self._task_items(manager, task)[1] for task in self.config.tasks}
         config = EvaluationConfig(
             tasks=self.config.tasks,
             data_dir=self.config.data_dir,
-            items=self.test_items,
+            items=items,
+            demonstrations=self.tested,
+            prompt_format=self.config.prompt_format,
             neutral_texts=self.test_texts,
         )
         return evaluate(
@@ -260,33 +289,14 @@ class _Search:
             track=self.track,
         )
 
-    def edit(self, config: TunedConfig) -> Edit:
-        """Return the edit of a configuration, from activations that are collected once per site."""
-        site = config.read_site
-        if site not in self.activations:
-            self.activations[site] = collect_activations(
-                self.model,
-                self.tokenizer,
-                self.demonstrations,
-                site=site,
-                config=config.collect_config(),
-                checkpoint_dir=self.folder / "checkpoints",
-                track=self.track,
-            )
-        return fit_edit_from_activations(
-            self.model, self.tokenizer, self.activations[site], self.demonstrations, config=config
-        )
 
-
-def mean_gain(base: Sequence[Mapping[str, ItemScores]], edited: Sequence[Mapping[str, ItemScores]]) -> float:
-    """Return the mean over tasks of how much better the edited score is than the base score.
-
-    Args:
-        base: For each part of the items, the scores of the base model by task.
-        edited: For the same parts, the scores of the edited model.
-    """
-    gains = []
-    for task in sorted({task for part in base for task in part}):
-        before, after = (join_scores([part[task] for part in parts if task in part]) for parts in (base, edited))
-        gains.append(gain(before.value, after.value, before.aim))
-    return float(np.mean(gains))
+def _diverse(scanned: Sequence[ScannedCandidate], count: int) -> list[ScannedCandidate]:
+    """Return the most efficient candidates, at most two of one method and site, and only those with a gain."""
+    taken: dict[tuple[str, str], int] = {}
+    chosen: list[ScannedCandidate] = []
+    for each in scanned:
+        family = each.candidate.method, each.candidate.edit.site
+        if each.efficiency > 0 and taken.get(family, 0) < 2 and len(chosen) < count:
+            chosen.append(each)
+            taken[family] = taken.get(family, 0) + 1
+    return chosen

@@ -1,15 +1,17 @@
-"""Figures of evaluations and of tuning: differences with intervals, categories, damage, trials."""
+"""Figures of evaluations and of tuning: differences with intervals, categories, damage, efficiency by layer."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sealign.evaluation.comparison import EditReport, Row
+from sealign.evaluation.scan import ScannedCandidate
 from sealign.evaluation.statistics import Difference
-from sealign.evaluation.trials import TrialRecord
-from sealign.figures.style import PAGE_WIDTH, figure_style
+from sealign.figures.style import BLUE, GREEN, ORANGE, PAGE_WIDTH, PINK, RED, figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,31 +114,61 @@ def damage_figure(report: EditReport, max_damage: float) -> Figure:
     return figure
 
 
-def frontier_figure(trials: Sequence[TrialRecord], winner: TrialRecord | None, max_damage: float) -> Figure:
-    """Return a scatter plot of gain on the development items against damage, for all trials of a study.
+_SITES = ("residual", "mlp", "attention")
+_METHOD_COLORS = (BLUE, RED, GREEN, ORANGE, PINK)
+
+
+def layer_map_figure(scanned: Sequence[ScannedCandidate], winner: ScannedCandidate | None = None) -> Figure:
+    """Return the efficiency of each method by layer, one panel for each site.
+
+    Of several settings of a method, each layer shows the most efficient one.
 
     Args:
-        trials: Trials of the study.
-        winner: The winning trial, or None.
-        max_damage: Budget, in nats per token.
+        scanned: The scan.
+        winner: Candidate to mark, or None.
     """
-    with _new_figure(4.2) as (figure, axes):
-        for state, marker, fill in (("complete", "o", "0.55"), ("pruned", "x", "0.7")):
-            points = sorted(t.point for t in trials if t.state == state and t.point is not None)
-            if points:
-                axes.plot(*zip(*points, strict=True), marker, color=fill, linestyle="none", label=state)
-            if points and state == "complete":
-                damages, gains = zip(*points, strict=True)
-                best = [max(gains[: end + 1]) for end in range(len(gains))]
-                axes.step(damages, best, where="post", color="black", linewidth=1, label="frontier")
-        if winner is not None and winner.point is not None:
-            axes.plot(*winner.point, "*", color="black", markersize=13, linestyle="none", label="winner")
-        axes.axhline(0, color="0.6", linewidth=0.8)
-        axes.axvline(max_damage, color="black", linewidth=1, linestyle="--", label=f"budget {max_damage:g}")
-        axes.set_xlabel(DAMAGE_LABEL)
-        axes.set_ylabel("gain on the development items")
-        figure.legend(loc="outside upper center", ncols=5)
+    sites = [site for site in _SITES if any(each.candidate.edit.site == site for each in scanned)]
+    curves = _curves(scanned)
+    colors = dict(zip(dict.fromkeys(method for _, method, _ in curves), itertools.cycle(_METHOD_COLORS), strict=False))
+    dashes = dict(
+        zip(dict.fromkeys(token for *_, token in curves), itertools.cycle(["-", "--", ":", "-."]), strict=False)
+    )
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(PAGE_WIDTH, 3.0))
+        panels = figure.subplots(1, max(1, len(sites)), sharey=True, squeeze=False)[0]
+        for panel, site in zip(panels, sites, strict=False):
+            panel.axhline(0, color="0.6", linewidth=0.8, zorder=0)
+            for (where, method, token), points in curves.items():
+                if where == site:
+                    layers, values = zip(*sorted(points.items()), strict=True)
+                    marker = "o" if len(layers) == 1 else None
+                    panel.plot(
+                        layers, values, color=colors[method], linestyle=dashes[token], marker=marker, markersize=4,
+                        linewidth=1.2, label=f"{method.replace('_', ' ')}, {token} token",
+                    )  # fmt: skip
+            if winner is not None and winner.candidate.edit.site == site:
+                panel.plot(winner.candidate.edit.layers[0], winner.efficiency, "*", color="black", markersize=11)
+            panel.set_title(f"{site} (layer)")
+        panels[0].set_ylabel("efficiency: gain / sqrt(2 KL)")
+        found = {
+            label: line for panel in panels for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        if found:
+            figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _curves(scanned: Sequence[ScannedCandidate]) -> dict[tuple[str, str, str], dict[int, float]]:
+    """Return the largest efficiency by layer, for each site, method and token choice."""
+    curves: dict[tuple[str, str, str], dict[int, float]] = {}
+    for each in scanned:
+        edit = each.candidate.edit
+        points = curves.setdefault((edit.site, edit.method, each.candidate.config.token), {})
+        # An edit of several layers is shown at the first.
+        points[edit.layers[0]] = max(points.get(edit.layers[0], -math.inf), each.efficiency)
+    return dict(sorted(curves.items()))
 
 
 @contextmanager

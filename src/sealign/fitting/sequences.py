@@ -72,10 +72,17 @@ def plan_sequences(
         # One generator for each demonstration, so that its random tokens do not depend on the other demonstrations.
         generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
 
-        def read(role: int, ids: list[int], index: int = index, generator: random.Random = generator) -> Read:
-            return Read(role, index, *_chosen_tokens(config.token, len(prompt), len(ids), generator))
-
         prompt = prompt_format.encode_prompt(tokenizer, item.prompt)
+
+        def read(
+            role: int,
+            ids: list[int],
+            index: int = index,
+            start: int = len(prompt),
+            generator: random.Random = generator,
+        ) -> Read:
+            return Read(role, index, *_chosen_tokens(config.token, start, len(ids), generator))
+
         neutral = prompt if generated is None else prompt + generated[index]
         positive = prompt_format.encode(tokenizer, item.prompt, item.positive)
         negative = prompt_format.encode(tokenizer, item.prompt, item.negative)

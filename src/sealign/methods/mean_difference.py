@@ -48,6 +48,6 @@ MEAN_DIFFERENCE = layerwise_method("mean_difference", MeanDifferenceConfig, _fit
 """x' = x + s v with v the mean over demonstrations of h+ - h- (Rimsky et al. 2024, arXiv 2312.06681, section 3).
 
 The paper reads the token of the answer's letter; here, by default, h+ and h- are means over the tokens of a
-completion. The paper adds v after the user's prompt only; here, as in the libraries that serve such vectors, it is added at every
-token.
+completion. The paper adds v after the user's prompt only; here, as in the libraries that serve such vectors, it is
+added at every token.
 """

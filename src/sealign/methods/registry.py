@@ -33,9 +33,9 @@ from sealign.progress import Track, no_progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-METHODS: Mapping[str, Method] = {
-    method.name: method for method in (SEA, DIFFERENCE_OPERATOR, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
-}
+_ALL = (SEA, DIFFERENCE_OPERATOR, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
+
+METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """All methods by name; those that edit activations come first."""
 
 

@@ -1,0 +1,168 @@
+"""Candidates: edits among which tuning chooses, each of one method at one site, token choice and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.edits.edit import Edit
+from sealign.errors import DegenerateError
+from sealign.fitting.activations import Activations
+from sealign.fitting.collecting import collect_activations
+from sealign.fitting.edit_config import EditConfig
+from sealign.methods.difference_operator import DifferenceOperatorConfig
+from sealign.methods.iti import ITIConfig
+from sealign.methods.leace import LEACEConfig
+from sealign.methods.mean_difference import MeanDifferenceConfig
+from sealign.methods.registry import fit_edit_from_activations, method_of
+from sealign.methods.sea import SEAConfig
+from sealign.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEARCHED: Mapping[str, Sequence[EditConfig]] = {
+    "difference_operator": [DifferenceOperatorConfig()],
+    "mean_difference": [MeanDifferenceConfig()],
+    "sea": [SEAConfig(explained_variance=value, centered=True) for value in (0.9, 0.998)],
+    "leace": [LEACEConfig()],
+    "iti": [ITIConfig()],
+}
+"""Settings of each method that tuning searches; sites, tokens and layers are searched besides."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate, fitted.
+
+    Attributes:
+        config: Its configuration: method, site, token choice, layers.
+        edit: The edit, at strength 1.
+    """
+
+    config: EditConfig
+    edit: Edit
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.edit.method
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether the edit is exactly a LoRA: linear, without a constant part, on the output of a matrix."""
+        if self.edit.site == "residual" or not self.edit.is_affine or self.edit.normalization != "none":
+            return False
+        edits = self.edit.affine_edits.values()
+        return all(not each.scale and each.constant_part() is None for each in edits)
+
+    def describe(self) -> str:
+        """Return method, site, layers, token choice and the settings that tuning searches, in a line."""
+        layers = ", ".join(map(str, self.edit.layers))
+        value = getattr(self.config, "explained_variance", None)
+        more = "" if value is None else f", K {value:g}"
+        return f"{self.method}, {self.config.site} {layers}, {self.config.token} token{more}"
+
+
+def candidate_configs(
+    methods: Sequence[str],
+    sites: Sequence[str],
+    tokens: Sequence[str],
+    layers: Sequence[int],
+    *,
+    deployable: bool = False,
+) -> Iterator[EditConfig]:
+    """Yield the configuration of every candidate family; each is fitted at all layers and then split by layer.
+
+    Args:
+        methods: Names in ``SEARCHED``.
+        sites: Sites; a method with a site of its own has one family for all of them.
+        tokens: Token choices.
+        layers: Indices of the layers.
+        deployable: Whether SEA is neither rescaled nor centred, so that it is exactly a LoRA.
+    """
+    for method in methods:
+        for base in SEARCHED[method]:
+            own = type(base).model_fields["site"].default
+            for site in [own] if method == "iti" else sites:
+                for token in tokens:
+                    changes: dict[str, Any] = {"site": site, "token": token, "layers": tuple(layers), "strength": 1.0}
+                    if deployable and isinstance(base, SEAConfig):
+                        changes |= {"normalization": "none", "centered": False}
+                    yield base.replace(**changes)
+
+
+def fit_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    configs: Sequence[EditConfig],
+    *,
+    checkpoint_dir: Any = None,
+    track: Track = no_progress,
+) -> list[Candidate]:
+    """Fit every configuration, from one collection for each site and token choice, and split the edits by layer.
+
+    An edit that is fitted over several layers together, such as ITI's, is one candidate. A layer at which a method has
+    nothing to fit is left out.
+
+    Args:
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations to fit on.
+        configs: Configurations of the families, with explicit layers.
+        checkpoint_dir: Folder for finished batches of the collections.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+    """
+    groups: dict[tuple[Any, ...], list[EditConfig]] = {}
+    for config in configs:
+        groups.setdefault((config.read_site, repr(config.collect_config())), []).append(config)
+    found: list[Candidate] = []
+    for (site, _), family in groups.items():
+        layers = sorted({int(layer) for config in family for layer in config.layers})
+        activations = collect_activations(
+            model,
+            tokenizer,
+            demonstrations,
+            site=site,
+            layers=layers,
+            config=family[0].collect_config(),
+            checkpoint_dir=checkpoint_dir,
+            track=track,
+        )
+        for config in track(family, "Fitting candidates", len(family)):
+            found += _fit_family(model, tokenizer, demonstrations, activations, config)
+    return found
+
+
+def _fit_family(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    activations: Activations,
+    config: EditConfig,
+) -> list[Candidate]:
+    """Fit one configuration and split it by layer."""
+
+    def fit(part: EditConfig) -> Edit:
+        edit = fit_edit_from_activations(model, tokenizer, activations, demonstrations, config=part)
+        assert isinstance(edit, Edit), method_of(part).name
+        return edit
+
+    if isinstance(config, ITIConfig):
+        return [Candidate(config, fit(config))]
+    parts = [config.replace(layers=(int(layer),)) for layer in config.layers]
+    if not config.needs_pass_per_layer:
+        try:
+            whole = fit(config)
+            return [Candidate(part, whole.with_layers(part.layers)) for part in parts]  # type: ignore[arg-type]
+        except DegenerateError:
+            pass  # at one of the layers; the others are candidates
+    found = []
+    for part in parts:
+        with suppress(DegenerateError):
+            found.append(Candidate(part, fit(part)))
+    return found

@@ -1,0 +1,106 @@
+"""Preference: how much more probable a model finds positive completions than negative ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.splits import split_demonstrations
+from sealign.edits.intervention import Intervention
+from sealign.errors import DemonstrationError
+from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.item_scores import ItemScores
+from sealign.models.prompt_format import PromptFormat
+
+PREFERENCE = "preference"
+"""Name of the task in results."""
+
+PREFERENCE_VERSION = "1"
+"""Version of the task; it changes with the definition of a metric."""
+
+HEADLINES = ("preference_margin", "preference_accuracy")
+"""Metrics that verdicts depend on."""
+
+
+def preference_scores(
+    lm: SealignLM, demonstrations: Sequence[Demonstration], *, prompt_format: PromptFormat = PromptFormat()
+) -> dict[str, ItemScores]:
+    """Return how a model prefers the positive completion of each demonstration, by metric.
+
+    With l(c) = log p(c | prompt) and |c| the number of tokens of a completion,
+
+    - ``preference_margin`` = l(positive) / |positive| - l(negative) / |negative|, in nats per token;
+    - ``preference_accuracy`` = 1 if that margin is positive, 1/2 if it is zero, else 0;
+    - ``preference_margin_total`` = l(positive) - l(negative), in nats.
+
+    Prompts that several demonstrations share are run once where the model allows it.
+
+    Args:
+        lm: The model, with the edit that is attached to it.
+        demonstrations: Demonstrations that the edit was not fitted on.
+        prompt_format: How prompts are written.
+
+    Raises:
+        DemonstrationError: A demonstration is longer than the model's context.
+    """
+    requests = [
+        request for item in demonstrations for request in _requests(lm, item, prompt_format.resolve(lm.tokenizer))
+    ]
+    lengths = np.array([len(target) for _, _, target in requests], dtype=np.float64)
+    logs = np.array([value for value, _ in lm.score_tokens(requests)])
+    total, mean = ((column[0::2] - column[1::2]) for column in (logs, logs / lengths))
+    items = np.arange(len(demonstrations))
+    correct = np.where(mean == 0, 0.5, mean > 0).astype(np.float64)
+    return {
+        "preference_margin": ItemScores(items, mean),
+        "preference_accuracy": ItemScores(items, correct),
+        "preference_margin_total": ItemScores(items, total),
+    }
+
+
+def split_seen(
+    demonstrations: Sequence[Demonstration],
+    edits: Iterable[Intervention],
+    *,
+    fits: bool = False,
+    holdout: float | None = None,
+    seed: int = 0,
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """Return the demonstrations to fit on, and those to score, which no edit was fitted on.
+
+    A demonstration counts as fitted on if its prompt does, since completions of one prompt are alike.
+
+    Args:
+        demonstrations: All demonstrations.
+        edits: Edits, whose records say what they were fitted on.
+        fits: Whether further methods are fitted on the demonstrations.
+        holdout: Fraction of the prompts that these methods leave out; None for none. Ignored unless ``fits``.
+        seed: Seed of the choice.
+
+    Raises:
+        DemonstrationError: As for ``split_demonstrations``.
+    """
+    fitted, rest = list(demonstrations), [] if fits else list(demonstrations)
+    if fits and holdout is not None:
+        fitted, rest = split_demonstrations(demonstrations, holdout=holdout, seed=seed)
+    seen = {number.partition("-")[0] for edit in edits for part in edit.parts for number in part.record.fitted_on}
+    return fitted, [item for item in rest if item.prompt_hash not in seen]
+
+
+def _requests(lm: SealignLM, item: Demonstration, prompt_format: PromptFormat) -> list[Any]:
+    """Return the requests of the positive and the negative completion, with token ids of context and target."""
+    prompt = lm.prefix + item.prompt
+    context = prompt_format.encode_prompt(lm.tokenizer, prompt)
+    requests = []
+    for completion in (item.positive, item.negative):
+        ids = prompt_format.encode(lm.tokenizer, prompt, completion)
+        if len(ids) > lm.max_length:
+            raise DemonstrationError(
+                f"the demonstration {item} is {len(ids)} tokens long, but the model's context is {lm.max_length}; "
+                "shorten it or leave it out"
+            )
+        requests.append((("", ""), context, ids[len(context) :]))
+    return requests
