@@ -216,7 +216,8 @@ def test_paragraphs_of_help_are_whole(command: str, width: int, monkeypatch: pyt
 
 SEVERAL: dict[str, tuple[str, ...]] = {
     "--edit": ("evaluate", "serve", "export lora", "export merged", "export gguf", "export control-vector"),
-    "--method": ("evaluate", "tune"),
+    "--method": ("evaluate",),
+    "--tasks": ("tune",),
     "--strength": ("evaluate",),
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),

@@ -14,6 +14,7 @@ from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from tests.cli import test_app as shared
 from tests.cli.test_app import passed, refused, table_rows
+from tests.evaluation.planted import planted_demonstrations, planted_model
 from tests.evaluation_data import HARNESS_WARNINGS, planted_results, write_rows, write_truthfulqa
 
 cache = shared.cache
@@ -121,7 +122,7 @@ def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
     ]
     refused(*args, "truthfulqa_mc", words=("unknown task 'truthfulqa_mc'", "did you mean 'truthfulqa_mc"))
     refused(*args, "bbq", words=("task 'bbq' needs the file", "check --data-dir"))
-    refused(*args, ",", words=("tasks is empty",))
+    refused(*args, ",", words=("no tasks and no demonstrations",))
     refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "must be integers"))
     refused(
         *args, "truthfulqa_mc1", "--edit", edit_folder, words=("two values of --edit have the name", "--edit other=")
@@ -131,28 +132,48 @@ def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "results.json").exists()
 
 
-def test_tune(model_folder: Path, tmp_path: Path, demonstrations: list[sealign.Demonstration]) -> None:
-    write_truthfulqa(tmp_path / "data", count=16)
-    rows: list[dict[str, Any]] = [
-        {"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in demonstrations
-    ]
+def test_tune(tokenizer: Any, tmp_path: Path) -> None:
+    planted_model(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    rows = [{"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in planted_demonstrations(30)]
     write_rows(tmp_path, "learn.jsonl", rows)
-    args: list[object] = ["tune", "--model", model_folder, "--demonstrations", tmp_path / "learn.jsonl"]
-    args += ["--tasks", "truthfulqa_mc2", "--data-dir", tmp_path / "data", "--max-damage", 0.1, "--trials", 5]
-    args += ["--seed", 1, "--output", tmp_path / "out"]
-    text = passed(*args)
-    assert "The best of 5 trials" in " ".join(text.split())
+    args: list[object] = ["tune", "--model", tmp_path / "model", "--demonstrations", tmp_path / "learn.jsonl"]
+    args += ["--methods", "mean_difference,sea", "--sites", "residual", "--tokens", "last", "--layers", "2,3"]
+    args += ["--finalists", 2, "--output", tmp_path / "out"]
+    text = " ".join(passed(*args).split())
+    assert "The most efficient of 6 candidates" in text
     data = json.loads(passed(*args, "--json"))
-    assert len(data["trials"]) == 5
-    assert (tmp_path / "out" / "figures" / "frontier.png").is_file()
-    assert (tmp_path / "out" / "trials.csv").is_file()
-    if data["winner"] is None:
-        assert "so none was tested" in " ".join(text.split())
-    else:
-        edit = sealign.load_edit(tmp_path / "out" / "edit")
-        settings = data["trials"][data["winner"]]["settings"]
-        assert edit.record.site == settings["site"]
-        assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
-    refused(*args[:-2], "--output", tmp_path / "other", "--max-damage", 0, words=("max_damage is 0", "above 0"))
-    refused(*args, "--method", "leace", words=("method is 'leace'", "choose one of them"))
-    refused(*args, "--deployable", words=("has the study of a search with other settings", "another --output"))
+    assert len(data["scan"]) == 6
+    assert len(data["finalists"]) == 2
+    assert (tmp_path / "out" / "figures" / "layer_map.png").is_file()
+    assert (tmp_path / "out" / "scan.csv").is_file()
+    assert data["winner"] is not None
+    assert f"Winner: {data['winner']['config']['method']}" in text
+    edit = sealign.load_edit(tmp_path / "out" / "edit")
+    assert edit.record.site == data["winner"]["config"]["site"]
+    assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
+    assert data["evaluation"]["edits"][0]["verdict"]["word"] in text.lower()
+    refused(*args, "--max-damage", 0, words=("max_damage is 0", "above 0"))
+    refused(*args, "--methods", "sea,icl", words=("unknown method 'icl'",))
+
+
+def test_demonstrations_that_were_fitted_on_are_not_scored(
+    model_folder: Path, tmp_path: Path, demonstrations: list[sealign.Demonstration]
+) -> None:
+    rows = [{"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in demonstrations]
+    file = write_rows(tmp_path, "own.jsonl", rows)
+    passed(
+        "fit", "--model", model_folder, "--method", "mean_difference", "--demonstrations", file, "--holdout", 0.4,
+        "--strength", 0.5, "--output", tmp_path / "edit",
+    )  # fmt: skip
+    args: list[object] = ["evaluate", "--edit", tmp_path / "edit", "--demonstrations", file, "--control-seeds", "0"]
+    data = json.loads(passed(*args, "--output", tmp_path / "out", "--json"))
+    results = Results.load(tmp_path / "out")
+    kept = set(sealign.load_edit(tmp_path / "edit").record.fitted_on)
+    expected = [item.prompt for item in demonstrations if item.hash not in kept]
+    assert results.tasks["preference"].questions == expected
+    assert len(expected) == 3
+    assert set(data["edits"][0]["domain_divergence"]) == {"edit", "edit random 0", "edit reversed"}
+    write_rows(tmp_path, "seen.jsonl", [row for row in rows if row["prompt"] not in expected])
+    args[args.index(file)] = tmp_path / "seen.jsonl"
+    refused(*args, "--output", tmp_path / "none", words=("no tasks and no demonstrations", "no edit was fitted on"))

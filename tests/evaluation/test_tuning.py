@@ -1,190 +1,164 @@
-"""Tuning: the space, the split, the budget, resuming; on a tiny model and local data."""
+"""Tuning: a planted behaviour is found and proved, an absent one is not; on tiny models and local data."""
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
 import pytest
-from sealign.evaluation.search_space import SearchSpace
-from sealign.evaluation.trials import TrialRecord, best_trial, trial_config
 
 import sealign
+from sealign.demonstrations.splits import split_demonstrations
 from sealign.errors import SettingError
-from sealign.evaluation.item_scores import ItemScores
-from sealign.evaluation.tuning import mean_gain, tune
+from sealign.evaluation.tuning import TuneResult, tune
 from sealign.evaluation.tuning_config import TuneConfig
 from tests.conftest import our_hooks
+from tests.evaluation.planted import planted_demonstrations, planted_model
 from tests.evaluation_data import HARNESS_WARNINGS, write_truthfulqa
-from tests.tiny_models import build_model
 
 pytestmark = HARNESS_WARNINGS
 
+QUICK = TuneConfig(methods=["mean_difference", "difference_operator"], tokens=["completion"], finalists=2)
+
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_truthfulqa(folder, count=16)
-    return folder
+def planted(tokenizer: Any) -> Any:
+    return planted_model(len(tokenizer))
 
 
-@pytest.fixture
-def config(local: Path) -> TuneConfig:
-    fit = sealign.SEAConfig(batch_size=4)
-    return TuneConfig(tasks=["truthfulqa_mc2"], data_dir=local, max_damage=0.1, trials=6, seed=1, fit=fit)
+@pytest.fixture(scope="module")
+def found(planted: Any, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[TuneResult, Path]:
+    folder = tmp_path_factory.mktemp("tuned")
+    items = planted_demonstrations(80)
+    return tune(planted, tokenizer, items, config=QUICK, output=folder, command="as typed"), folder
 
 
-@pytest.mark.slow
-def test_the_winner_is_tested_on_held_out_items(
-    llama: Any, tokenizer: Any, demonstrations: Any, config: TuneConfig, tmp_path: Path
+def test_a_planted_behaviour_helps(found: tuple[TuneResult, Path], planted: Any) -> None:
+    result, folder = found
+    assert our_hooks(planted) == 0
+    assert result.winner is not None
+    assert result.edit is not None
+    assert result.report is not None
+    assert result.report.verdict.word == "helps", result.report.verdict.sentence
+    margin = next(row for row in result.report.rows if row.metric == "preference_margin")
+    assert margin.difference is not None and margin.difference.low > 0
+    assert margin.reversed is not None and margin.reversed.high < 0
+    for damage in (result.winner.choice.neutral, result.winner.choice.domain):
+        assert damage is not None
+        assert damage.divergence_bound <= QUICK.max_damage
+    assert sealign.Edit.from_pretrained(folder / "edit").hash == result.edit.hash
+
+
+def test_the_winner_is_refitted_on_all_but_the_test(
+    found: tuple[TuneResult, Path], planted: Any, tokenizer: Any
 ) -> None:
-    result = tune(llama, tokenizer, demonstrations, config=config, output=tmp_path, command="as typed")
-    assert len(result.trials) == 6
-    assert our_hooks(llama) == 0
-    measured = [trial for trial in result.trials if trial.damage is not None]
-    assert measured
-    for trial in measured:
-        assert trial.damage_bound is not None
-        assert trial.damage_bound <= config.max_damage  # the strength is found for the budget
-    with (tmp_path / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [int(row["number"]) for row in rows] == [trial.number for trial in result.trials]
-    assert result.winner is not None, "with this seed a setting gains; choose another if the space has changed"
+    result, _ = found
+    assert result.winner is not None
     assert result.edit is not None
     assert result.results is not None
-    assert result.report is not None
-    assert sealign.Edit.from_pretrained(tmp_path / "edit").hash == result.edit.hash
-    # Fitted anew from its settings, the winner is the same edit.
-    again = trial_config(config.fit, result.winner).replace(strength=result.winner.strength)
-    fitted = sealign.fit_edit(llama, tokenizer, demonstrations, config=again)
-    assert fitted.layers == result.edit.layers
-    assert fitted.hash == result.edit.hash
-    tested = result.results.tasks["truthfulqa_mc2"]
-    assert len(tested.questions) == 8
+    searched, tested = split_demonstrations(planted_demonstrations(80), holdout=QUICK.holdout)
+    again = sealign.fit_edit(planted, tokenizer, searched, config=result.winner.scanned.candidate.config)
+    assert again.with_strength(result.edit.strength).hash == result.edit.hash
+    assert result.edit.record.fitted_on == [item.hash for item in searched]
+    assert result.results.tasks["preference"].questions == [item.prompt for item in tested]
     assert list(result.results.arms) == [
         "base", "winner", "winner random 0", "winner random 1", "winner random 2", "winner reversed",
     ]  # fmt: skip
-    assert result.report.verdict.word in ("helps", "no evidence", "harms")
-
-    # The same call goes on: nothing left to try, and the same result.
-    more = tune(llama, tokenizer, demonstrations, config=config, output=tmp_path, command="as typed")
-    assert more.trials == result.trials
-    longer = config.replace(trials=7)
-    with pytest.raises(SettingError, match="study of a search with other settings"):
-        tune(llama, tokenizer, demonstrations[:-1], config=longer, output=tmp_path)
 
 
-@pytest.mark.slow
-def test_the_split_holds_for_every_task(
-    llama: Any, tokenizer: Any, demonstrations: Any, local: Path, tmp_path: Path
-) -> None:
-    from sealign.evaluation.local_tasks import task_manager
-    from sealign.evaluation.tuning import _Search
-    from sealign.progress import no_progress
-
-    config = TuneConfig(tasks=["truthfulqa_mc1", "truthfulqa_mc2"], data_dir=local, limit=13, development_fraction=0.6)
-    with task_manager(config.tasks, config.data_dir) as manager:
-        search = _Search(llama, tokenizer, demonstrations, config, manager, tmp_path, no_progress)
-    for task in config.tasks:
-        development = [number for chunk in search.chunks for number in chunk[task]]
-        assert len(development) == 8
-        assert sorted(development + search.test_items[task]) == list(range(13))
-    assert not set(search.development_texts) & set(search.test_texts)
-    few = config.replace(limit=5)
-    with task_manager(config.tasks, config.data_dir) as manager, pytest.raises(SettingError, match="has 5 items, but"):
-        _Search(llama, tokenizer, demonstrations, few, manager, tmp_path, no_progress)
+def test_every_candidate_is_in_the_scan(found: tuple[TuneResult, Path]) -> None:
+    result, folder = found
+    with (folder / "scan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    expected = {
+        (method, site, str(layer), "completion")
+        for method in QUICK.methods
+        for site in ("residual", "mlp", "attention")
+        for layer in range(4)
+    }
+    assert {(row["method"], row["site"], row["layers"], row["token"]) for row in rows} == expected
+    assert len(rows) == len(expected)
+    bounds = [float(row["efficiency_bound"]) for row in rows]
+    assert bounds == sorted(bounds, reverse=True)
+    assert [each.candidate.edit.method for each in result.scanned] == [row["method"] for row in rows]
 
 
-def test_deployable_edits_are_those_that_weights_carry() -> None:
-    llama, opt = build_model("llama", vocab_size=50), build_model("opt", vocab_size=50)
-    for model, centerable in ((llama, {"mlp", "attention"}), (opt, set())):
-        space = SearchSpace.of(model, sealign.SEAConfig(), deployable=True)
-        assert set(space.centerable) == centerable
-        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-        for _ in range(40):
-            drawn, share = space.draw(study.ask(), sealign.SEAConfig())
-            assert isinstance(drawn, sealign.SEAConfig)
-            assert drawn.site in ("mlp", "attention")
-            assert drawn.normalization == "none"
-            assert drawn.feature_map == "identity"
-            assert not drawn.centered or drawn.site in centerable
-            assert 0.5 <= share <= 1
+def test_an_absent_behaviour_is_no_evidence(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """With the sides exchanged at random, nothing is wanted: at most one of ten searches may say otherwise."""
+    config = QUICK.replace(methods=["mean_difference"], sites=["residual"], finalists=1)
+    words = []
+    for seed in range(10):
+        items = planted_demonstrations(24, seed, shuffled=True)
+        result = tune(planted, tokenizer, items, config=config, output=tmp_path / str(seed))
+        words.append("none" if result.report is None else result.report.verdict.word)
+    assert words.count("helps") <= 1, words
 
 
-def test_the_whole_space_is_drawn() -> None:
-    model = build_model("llama", vocab_size=50)
-    space = SearchSpace.of(model, sealign.SEAConfig())
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn: list[Any] = [space.draw(study.ask(), sealign.SEAConfig(batch_size=3))[0] for _ in range(150)]
-    assert {config.site for config in drawn} == {"mlp", "attention", "residual"}
-    assert {config.feature_map for config in drawn} == {"identity", "squared_exponential", "tanh", "elu"}
-    assert {config.normalization for config in drawn} == {"token", "none"}
-    assert {config.centered for config in drawn} == {True, False}
-    assert {config.batch_size for config in drawn} == {3}
-    windows = [config.layers for config in drawn if not isinstance(config.layers, str)]
-    assert all(list(window) == list(range(window[0], window[-1] + 1)) for window in windows)
-    assert {window[-1] for window in windows} == set(range(space.depth))
-    assert any(isinstance(config.layers, str) for config in drawn)
-
-
-def test_a_method_is_searched_over_the_settings_that_it_has() -> None:
-    base = sealign.MeanDifferenceConfig(token="mean")
-    space = SearchSpace.of(build_model("llama", vocab_size=50), base)
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    drawn = []
-    for number in range(40):
-        trial = study.ask()
-        config, _ = space.draw(trial, base)
-        assert not {"feature_map", "combine", "centered", "left_out_positive"} & set(trial.params)
-        record = dataclasses.replace(_trial(number, "complete", 0.1, 0.01), settings=config.dump())
-        assert trial_config(base, record) == config
-        drawn.append(config)
-    assert {config.site for config in drawn} == {"mlp", "attention", "residual"}
-    assert {config.token for config in drawn} == {"mean"}
-
-
-def _trial(number: int, state: str, gain: float | None, damage: float | None) -> TrialRecord:
-    bound = None if damage is None else 1.2 * damage
-    return TrialRecord(
-        number=number, state=state, gain=gain, damage=damage, damage_bound=bound, strength=0.5, settings={}
+def test_tasks_in_place_of_the_preference(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    write_truthfulqa(tmp_path / "data", count=16)
+    config = QUICK.replace(
+        tasks=["truthfulqa_mc2"], data_dir=tmp_path / "data", sites=["residual"], layers="2,3", finalists=2
     )
+    result = tune(planted, tokenizer, planted_demonstrations(24), config=config, output=tmp_path / "out")
+    assert [len(finalist.gains) for finalist in result.finalists] == [1] * len(result.finalists)
+    if result.results is not None:
+        assert len(result.results.tasks["truthfulqa_mc2"].questions) == 5  # 30 % of 16 items
+        assert "preference" in result.results.tasks
+    with pytest.raises(SettingError, match="has 3 items, but tuning needs at least 4"):
+        tune(planted, tokenizer, planted_demonstrations(24), config=config.replace(limit=3), output=tmp_path / "few")
 
 
-def test_the_winner_is_complete_within_budget_and_gains() -> None:
-    trials = [
-        _trial(0, "complete", 0.01, 0.02),
-        _trial(1, "complete", 0.03, 0.045),  # within the budget, but its bound is not
-        _trial(2, "pruned", 0.05, 0.02),
-        _trial(3, "complete", 0.02, 0.04),
-        _trial(4, "failed", None, None),
-    ]
-    winner = best_trial(trials, 0.05)
-    assert winner is not None
-    assert winner.number == 3
-    assert best_trial([_trial(0, "complete", -0.01, 0.0), _trial(1, "complete", 0.0, 0.0)], 0.05) is None
+def test_deployable_candidates_are_loras(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    config = TuneConfig(tokens=["completion"], layers="1,2", finalists=1, deployable=True)
+    result = tune(planted, tokenizer, planted_demonstrations(20), config=config, output=tmp_path)
+    kinds = {(each.candidate.method, each.candidate.edit.site) for each in result.scanned}
+    assert kinds == {(method, site) for method in ("difference_operator", "sea") for site in ("mlp", "attention")}
+    for each in result.scanned:
+        assert each.candidate.edit.normalization == "none"
+        assert all(own.constant_part() is None for own in each.candidate.edit.affine_edits.values())
+    with pytest.raises(SettingError, match="no candidate is left; search more methods or sites"):
+        tune(
+            planted,
+            tokenizer,
+            planted_demonstrations(20),
+            config=config.replace(methods=["mean_difference"]),
+            output=tmp_path / "none",
+        )
 
 
-def test_gains_are_over_all_parts_and_the_mean_over_tasks() -> None:
-    def part(values: list[float], aim: Any = "higher") -> ItemScores:
-        return ItemScores(np.arange(len(values)), np.array(values), aim=aim)
+def test_every_method_can_be_searched(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    config = TuneConfig(
+        methods=["difference_operator", "mean_difference", "sea", "leace", "iti"],
+        sites=["attention"],
+        tokens=["last"],
+        layers="1,2",
+        finalists=1,
+    )
+    result = tune(planted, tokenizer, planted_demonstrations(20), config=config, output=tmp_path)
+    counts: dict[str, int] = {}
+    for each in result.scanned:
+        counts[each.candidate.method] = counts.get(each.candidate.method, 0) + 1
+    # SEA has two settings; ITI's layers belong together.
+    assert counts == {"difference_operator": 2, "mean_difference": 2, "sea": 4, "leace": 2, "iti": 1}
 
-    base = [{"a": part([0.0, 1.0]), "b": part([0.9], 0.5)}, {"a": part([0.0])}]
-    edited = [{"a": part([1.0, 1.0]), "b": part([0.6], 0.5)}, {"a": part([1.0])}]
-    assert mean_gain(base, edited) == pytest.approx((2 / 3 + 0.3) / 2)
+
+def test_too_few_demonstrations(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="5 demonstrations are split into 2 to fit, 1 to compare and 2 to test"):
+        tune(planted, tokenizer, planted_demonstrations(5), config=QUICK, output=tmp_path)
 
 
-def test_bounds() -> None:
-    for changed, words in (
-        ({"max_damage": 0.0}, "max_damage is 0.0, but it must be above 0"),
-        ({"development_fraction": 1.0}, "development_fraction is 1.0"),
-        ({"trials": 0}, "trials is 0"),
-        ({"tasks": []}, "tasks is empty"),
-    ):
-        with pytest.raises(SettingError, match=words):
-            TuneConfig(**({"tasks": ["bbq"]} | changed))  # type: ignore[arg-type]
-    with pytest.raises(SettingError, match="fit is LEACEConfig.*must be a SEAConfig or a MeanDifferenceConfig"):
-        TuneConfig(tasks=["bbq"], fit=sealign.LEACEConfig())  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"methods": ["leaky"]}, "unknown method 'leaky'"),
+        ({"methods": []}, "at least 1 name"),
+        ({"sites": ["mlp", "mlp"]}, "named 2 times"),
+        ({"layers": "signature:3"}, "choose them by position"),
+        ({"max_damage": 0}, "above 0|greater than 0"),
+        ({"holdout": 1.0}, "holdout"),
+    ],
+)
+def test_settings_are_checked(changes: Any, words: str) -> None:
+    with pytest.raises(SettingError, match=words):
+        TuneConfig(**changes)

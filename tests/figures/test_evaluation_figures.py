@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
-from sealign.evaluation.trials import TrialRecord
 
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure, frontier_figure
+from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure, layer_map_figure
 from sealign.figures.style import figure_style, svg_text
 from tests.evaluation_data import planted_results
 
 
-def _trials() -> list[TrialRecord]:
-    rows = [("complete", 0.01, 0.01), ("pruned", -0.02, 0.03), ("complete", 0.03, 0.04), ("failed", None, None)]
+def _scanned() -> list[Any]:
+    """Two methods and token choices at two sites, and one edit of several layers."""
+    rows = [("residual", "sea", "last", (layer,), 0.1 * layer - 0.2) for layer in (1, 2, 4)] + [
+        ("residual", "mean_difference", "completion", (2,), 0.5),
+        ("residual", "mean_difference", "completion", (2,), 0.3),  # with other settings; the larger one is drawn
+        ("attention", "iti", "last", (1, 3), 0.25),
+    ]
     return [
-        TrialRecord(
-            number=number, state=state, gain=gain, damage=damage, damage_bound=damage, strength=0.5, settings={}
+        SimpleNamespace(
+            candidate=SimpleNamespace(
+                edit=SimpleNamespace(site=site, method=method, layers=list(layers)), config=SimpleNamespace(token=token)
+            ),
+            efficiency=value,
         )
-        for number, (state, gain, damage) in enumerate(rows)
+        for site, method, token, layers, value in rows
     ]
 
 
@@ -36,9 +44,9 @@ FIGURES: dict[str, Callable[[EditReport], Any]] = {
     "differences": differences_figure,
     "damage": lambda report: damage_figure(report, 0.05),
     "categories": lambda report: categories_figure([row for row in report.rows if "/" in row.metric]),
-    "frontier": lambda _: frontier_figure(_trials(), _trials()[2], 0.05),
-    "no winner": lambda _: frontier_figure(_trials(), None, 0.05),
-    "no trials": lambda _: frontier_figure([], None, 0.05),
+    "layer map": lambda _: layer_map_figure(_scanned(), _scanned()[3]),
+    "no winner": lambda _: layer_map_figure(_scanned()),
+    "no candidates": lambda _: layer_map_figure([]),
 }
 
 
