@@ -42,8 +42,10 @@ def test_a_planted_behaviour_helps(found: tuple[TuneResult, Path], planted: Any)
     assert result.report is not None
     assert result.report.verdict.word == "helps", result.report.verdict.sentence
     margin = next(row for row in result.report.rows if row.metric == "preference_margin")
-    assert margin.difference is not None and margin.difference.low > 0
-    assert margin.reversed is not None and margin.reversed.high < 0
+    assert margin.difference is not None
+    assert margin.difference.low > 0
+    assert margin.reversed is not None
+    assert margin.reversed.high < 0
     for damage in (result.winner.choice.neutral, result.winner.choice.domain):
         assert damage is not None
         assert damage.divergence_bound <= QUICK.max_damage

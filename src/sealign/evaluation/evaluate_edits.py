@@ -23,7 +23,7 @@ from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
-from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, preference_scores
+from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_scores
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
@@ -237,6 +237,7 @@ def _add_preference(tasks: dict[str, Task], arm: str, lm: SealignLM, config: Eva
             version=PREFERENCE_VERSION,
             questions=[item.prompt for item in items],
             groups=groups if len(set(groups)) < len(groups) else None,
+            notes=[note] if (note := length_note(lm.tokenizer, items)) else [],
         )
     scores = preference_scores(lm, items, prompt_format=config.prompt_format)
     margins = scores["preference_margin"].numerators

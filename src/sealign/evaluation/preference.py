@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.splits import split_demonstrations
@@ -20,6 +21,8 @@ PREFERENCE = "preference"
 
 PREFERENCE_VERSION = "1"
 """Version of the task; it changes with the definition of a metric."""
+
+LENGTH_SHARE, LENGTH_LEVEL = 0.6, 0.01
 
 HEADLINES = ("preference_margin", "preference_accuracy")
 """Metrics that verdicts depend on."""
@@ -59,6 +62,35 @@ def preference_scores(
         "preference_accuracy": ItemScores(items, correct),
         "preference_margin_total": ItemScores(items, total),
     }
+
+
+def length_note(tokenizer: Any, demonstrations: Sequence[Demonstration]) -> str | None:
+    """Return a warning if the lengths of the two completions alone predict which one is positive, else None.
+
+    It is given if one side has fewer tokens in more than 60 % of the pairs of unequal lengths, and more often than
+    chance would have it (two-sided binomial test at the level 0.01): an edit towards short or long texts would then
+    have a gain, too.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations that are scored.
+    """
+    lengths = [
+        [len(tokenizer.encode(text, add_special_tokens=False)) for text in (item.positive, item.negative)]
+        for item in demonstrations
+    ]
+    shorter = sum(positive < negative for positive, negative in lengths)
+    longer = sum(positive > negative for positive, negative in lengths)
+    unequal = shorter + longer
+    if not unequal or stats.binomtest(shorter, unequal).pvalue > LENGTH_LEVEL:
+        return None
+    share, word = max((shorter / unequal, "shorter"), (longer / unequal, "longer"))
+    if share <= LENGTH_SHARE:
+        return None
+    return (
+        f"the positive completion is {word} in {share:.0%} of the pairs of unequal lengths, so a preference for {word} "
+        "completions alone would be counted as a gain; balance the lengths if length is not the behaviour"
+    )
 
 
 def split_seen(
