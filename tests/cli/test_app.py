@@ -218,6 +218,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "--edit": ("evaluate", "serve", "export lora", "export merged", "export gguf", "export control-vector"),
     "--method": ("evaluate",),
     "--tasks": ("tune",),
+    "--max-damage": ("fit", "tune"),
     "--strength": ("evaluate",),
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),

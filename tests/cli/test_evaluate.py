@@ -161,7 +161,8 @@ def test_demonstrations_that_were_fitted_on_are_not_scored(
     model_folder: Path, tmp_path: Path, demonstrations: list[sealign.Demonstration]
 ) -> None:
     rows = [{"prompt": d.prompt, "positive": d.positive, "negative": d.negative} for d in demonstrations]
-    file = write_rows(tmp_path, "own.jsonl", rows)
+    write_rows(tmp_path, "own.jsonl", rows)
+    file = tmp_path / "own.jsonl"
     passed(
         "fit", "--model", model_folder, "--method", "mean_difference", "--demonstrations", file, "--holdout", 0.4,
         "--strength", 0.5, "--output", tmp_path / "edit",

@@ -20,7 +20,7 @@ def planted_model(vocab_size: int) -> Any:
 
 
 def planted_demonstrations(count: int, seed: int = 0, *, shuffled: bool = False) -> list[Demonstration]:
-    """Return demonstrations of unequal lengths; if shuffled, with the sides exchanged at random, so nothing is wanted."""
+    """Return demonstrations of unequal lengths; if shuffled, the sides are exchanged at random: nothing is wanted."""
     draw = random.Random(seed)
     items = []
     for number in range(count):

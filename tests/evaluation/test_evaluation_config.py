@@ -24,7 +24,7 @@ class Agreeing:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tasks": []}, "tasks is empty, but an evaluation needs at least 1 task, such as truthfulqa_mc2"),
+        ({"tasks": []}, "no tasks and no demonstrations to score; name a task, such as truthfulqa_mc2"),
         ({"tasks": ["bbq", "bbq"]}, "task 'bbq' is named 2 times; name it once"),
         ({"tasks": ["bbq"], "control_seeds": [3, 1, 3]}, "control seed '3' is named 2 times; name it once"),
         ({"tasks": ["bbq"], "limit": 0}, "limit is 0, but it must be at least 1"),

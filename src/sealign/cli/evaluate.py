@@ -86,7 +86,9 @@ def evaluate(
     no_reversed: Annotated[
         bool, typer.Option("--no-reversed", help="Leave out the controls in the opposite direction.")
     ] = False,
-    max_damage: options.MaxDamage = 0.05,
+    max_damage: Annotated[
+        float, options.with_note(options.MAX_DAMAGE, "Damage is the increase of the loss on neutral text.")
+    ] = 0.05,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
     batch_size: options.BatchSize = 8,

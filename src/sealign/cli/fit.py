@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sealign.demonstrations.demonstration import Demonstration
     from sealign.demonstrations.splits import Holdout
     from sealign.edits.intervention import Intervention
+    from sealign.evaluation.strength_choice import StrengthChoice
 
 DEFAULT_METHOD = "sea"
 
@@ -97,6 +98,15 @@ def fit(
     demonstrations_limit: options.DemonstrationsLimit = None,
     holdout: options.Holdout = None,
     settings: options.Settings = None,
+    max_damage: Annotated[
+        float | None,
+        options.with_note(
+            options.MAX_DAMAGE,
+            "Chooses the largest strength for which the KL divergence from the base model is within it, on neutral "
+            r"text and on the model's own answers. Not with --strength or --preset. \[default: 0.05, unless one of "
+            "them is given]",
+        ),
+    ] = None,
     seed: options.Seed = 0,
     plan: Annotated[
         bool,
@@ -115,6 +125,8 @@ def fit(
 ) -> None:
     """Fit a method from demonstrations and save the edit to a folder.
 
+    Without --strength, the strength is chosen by --max-damage, so that the edit does not break the model.
+
     Finished batches are kept in the user's cache, so after an interruption the same command continues the fit. To fit
     with several processes, start them with torchrun: torchrun --nproc-per-node 2 -m sealign fit ...
     """
@@ -126,10 +138,9 @@ def fit(
     from sealign.files import check_folder
     from sealign.methods.registry import check_fit, load_edit
 
-    preset = own.pop("preset", None)
-    config = method_config(
-        method, given_settings(own), settings=options.named_values(settings), preset=preset, seed=seed
-    )
+    preset, given, named = own.pop("preset", None), given_settings(own), options.named_values(settings)
+    config = method_config(method, given, settings=named, preset=preset, seed=seed)
+    budget = _damage_budget(config, max_damage, fixed=preset is not None or "strength" in given or "strength" in named)
     if tflops is not None and not plan:
         raise SettingError("--tflops is used by --plan only; leave it out or add --plan")
     if output_folder is None and not plan:
@@ -143,7 +154,7 @@ def fit(
     if plan or output_folder is None:
         _print_plan(model, fitted, config, tflops, json)
         return
-    edit = _fit(model, used, config, held_out)
+    edit, choice = _fit(model, used, config, held_out, budget)
     if edit is None:
         return
     edit.save_pretrained(output_folder)
@@ -152,15 +163,49 @@ def fit(
         print_json(edit.record)
         return
     print_record(edit)
+    if choice is not None:
+        output.print(_describe(choice, budget))
     print_saved(edit.record, output_folder)
 
 
+def _damage_budget(config: Config, max_damage: float | None, *, fixed: bool) -> float | None:
+    """Return the damage by which the strength is chosen, or None if the strength is given or the method has none."""
+    from sealign.errors import SettingError
+    from sealign.evaluation.verdict import MAX_DAMAGE
+    from sealign.fitting.edit_config import EditConfig
+
+    if max_damage is not None and (fixed or not isinstance(config, EditConfig)):
+        raise SettingError(
+            f"--max-damage is {max_damage:g}, but it chooses the strength, which is given by --strength, --set or "
+            "--preset or which the method does not have; leave --max-damage out"
+        )
+    if fixed or not isinstance(config, EditConfig):
+        return None
+    return MAX_DAMAGE if max_damage is None else max_damage
+
+
+def _describe(choice: StrengthChoice, budget: float | None) -> str:
+    if not choice.strength:
+        return f"[bold red]No strength is within the budget of {budget:g} nats per token, so the edit does nothing.[/]"
+    answers = "" if choice.domain is None else f", {choice.domain.mean_divergence:.4f} on own answers"
+    return (
+        f"Strength {choice.strength:.4g} was chosen: KL from the base model {choice.neutral.mean_divergence:.4f} on "
+        f"neutral text{answers}; budget {budget:g} nats per token."
+    )
+
+
 def _fit(
-    model: ModelOptions, demonstrations: list[Demonstration], config: Config, holdout: Holdout | None
-) -> Intervention | None:
-    """Fit a method, and return the result in the first worker and None in the others."""
+    model: ModelOptions,
+    demonstrations: list[Demonstration],
+    config: Config,
+    holdout: Holdout | None,
+    budget: float | None,
+) -> tuple[Intervention | None, StrengthChoice | None]:
+    """Fit a method, and return the edit and the choice of its strength in the first worker, None in the others."""
     from sealign.cli.display import track
     from sealign.cli.plan_display import plan_line
+    from sealign.edits.edit import Edit
+    from sealign.evaluation.strength_choice import DamageTexts, choose_strength
     from sealign.files import cache_dir
     from sealign.fitting.edit_config import EditConfig
     from sealign.fitting.plan import plan_fit
@@ -182,7 +227,13 @@ def _fit(
             checkpoint_dir=cache_dir() / "fits",
             track=track if first else no_progress,
         )
-    return edit if first else None
+    if not first:
+        return None, None
+    if budget is None or not isinstance(edit, Edit) or not isinstance(config, EditConfig):
+        return edit, None
+    texts = DamageTexts.of(loaded, tokenizer, demonstrations, prompt_format=config.prompt_format, track=track)
+    choice = choose_strength(loaded, tokenizer, edit, texts, max_damage=budget, limit=config.max_strength, track=track)
+    return edit.with_strength(choice.strength), choice
 
 
 def _print_plan(

@@ -142,15 +142,7 @@ Tasks = Annotated[str, TASKS]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each task.")
 ]
-MaxDamage = Annotated[
-    float,
-    typer.Option(
-        "--max-damage",
-        min=0,
-        metavar="X",
-        help="Maximum accepted increase of the loss on neutral text, in nats per token.",
-    ),
-]
+MAX_DAMAGE = typer.Option("--max-damage", min=0, metavar="X", help="Damage budget, in nats per token.")
 EditStrength = Annotated[float | None, typer.Option("--strength", metavar="X", help=STRENGTH_HELP)]
 Strength = Annotated[
     float | None,

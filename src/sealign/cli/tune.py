@@ -64,7 +64,9 @@ def tune(
     data_dir: options.DataDir = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     limit: options.Limit = None,
-    max_damage: options.MaxDamage = 0.05,
+    max_damage: Annotated[
+        float, options.with_note(options.MAX_DAMAGE, "Damage is the KL divergence from the base model on neutral text.")
+    ] = 0.05,
     max_domain_damage: Annotated[
         float | None,
         typer.Option(

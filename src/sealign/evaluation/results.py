@@ -16,7 +16,7 @@ from sealign.files import write_bytes
 from sealign.record_files import RECORD_CONFIG, read_record, write_record
 
 FORMAT = "sealign.results"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 2
 
 RESULTS_NAME = "results.json"
 """File name of the results."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -37,6 +38,9 @@ class EditConfig(CollectConfig):
 
     decomposes: ClassVar[bool] = False
     """Whether the fit decomposes cross-covariances, which takes most of its time apart from running the model."""
+
+    max_strength: ClassVar[float] = math.inf
+    """Largest strength that is worth choosing: 1 for a projection, which is complete then."""
 
     site: Site = "mlp"
     layers: str | Sequence[int] = "last:21/32"

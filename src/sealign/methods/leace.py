@@ -49,6 +49,7 @@ class LEACEConfig(EditConfig):
 
     needs_rows: ClassVar[bool] = True
     needs_pass_per_layer: ClassVar[bool] = True
+    max_strength: ClassVar[float] = 1.0
 
     site: Site = "residual"
 

@@ -55,6 +55,7 @@ class SEAConfig(EditConfig):
     """
 
     decomposes: ClassVar[bool] = True
+    max_strength: ClassVar[float] = 1.0
 
     explained_variance: Annotated[Fraction | tuple[Fraction, Fraction] | None, Field(examples=[0.9, 0.998])] = None
     rank: Rank | tuple[Rank, Rank] | None = None
