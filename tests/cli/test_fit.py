@@ -26,6 +26,8 @@ from sealign import SEAConfig
 from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
 from sealign.demonstrations.splits import split_demonstrations
+from sealign.evaluation.damage import measure_passages
+from sealign.evaluation.strength_choice import DamageTexts
 from sealign.fitting import checkpoints, collecting
 from sealign.methods.registry import METHODS
 from sealign.models import loading as models
@@ -44,7 +46,9 @@ def fit(model_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., str]:
     """Fit the tiny model to seven demonstrations; returns what is printed."""
 
     def fit(*args: object, output: str = "edit") -> str:
-        return passed("fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / output, *args)
+        decided = {"--strength", "--max-damage", "--preset", "--plan"} & {str(arg) for arg in args}
+        given = args if decided or "strength=" in " ".join(map(str, args)) else (*args, "--strength", 1)
+        return passed("fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / output, *given)
 
     return fit
 
@@ -682,7 +686,7 @@ BATCHES = 2 * DEMONSTRATIONS
 def long_fit(model_folder: Path) -> list[object]:
     """The arguments of a fit in many batches; the output is to follow."""
     source = ["--demonstrations", "bundled:truthfulness", "--demonstrations-limit", DEMONSTRATIONS]
-    return ["fit", "--model", model_folder, *source, "--batch-size", 1, "--layers", "1,3", "--output"]
+    return ["fit", "--model", model_folder, *source, "--batch-size", 1, "--layers", "1,3", "--strength", 1, "--output"]
 
 
 @pytest.fixture(scope="module")
@@ -860,3 +864,37 @@ def test_finished_batches_of_other_settings_are_not_taken(
     passed(*long_fit, tmp_path / "edit")
     assert batches_run == [BATCHES]
     assert _same(tmp_path / "edit", uninterrupted)
+
+
+@pytest.mark.parametrize("args", [(), ("--max-damage", 0.01)])
+def test_the_strength_is_chosen_by_the_damage(
+    args: tuple[object, ...], model_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    common = ["fit", "--model", model_folder, "--method", "mean_difference", "--demonstrations", rows]
+    text = " ".join(passed(*common, *args, "--output", tmp_path / "edit").split())
+    record = read(tmp_path / "edit")
+    budget = args[1] if args else 0.05
+    assert f"Strength {record['strength']:.4g} was chosen: KL from the base model" in text
+    assert f"budget {budget:g} nats per token" in text
+    edit: Any = sealign.load_edit(tmp_path / "edit")
+    model, tokenizer = sealign.load_model(str(model_folder))
+    items = sealign.load_demonstrations(rows)
+    texts = DamageTexts.of(model, tokenizer, items, prompt_format=PromptFormat())
+    damages = [measure_passages(model, tokenizer, [edit], part)[0] for part in (texts.neutral, texts.answers)]
+    assert 0.5 * budget < max(damage.divergence_bound for damage in damages) <= budget
+
+
+def test_a_strength_that_is_given_is_not_chosen_again(model_folder: Path, rows: Path, tmp_path: Path) -> None:
+    args = [
+        "fit",
+        "--model",
+        model_folder,
+        "--demonstrations",
+        rows,
+        "--output",
+        tmp_path / "edit",
+        "--max-damage",
+        0.1,
+    ]
+    for given in (["--strength", 0.5], ["--set", "strength=0.5"], ["--preset", "paper"], ["--method", "icl"]):
+        refused(*args, *given, words=("--max-damage is 0.1", "leave --max-damage out"))

@@ -26,8 +26,11 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"token": "lst"}, "unknown token choice 'lst' (did you mean 'last'?); choose one of: last, mean, random"),
-        ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, random"),
+        (
+            {"token": "lst"},
+            "unknown token choice 'lst' (did you mean 'last'?); choose one of: last, mean, completion, random",
+        ),
+        ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, completion, random"),
         ({"token": "men"}, "unknown token choice 'men' (did you mean 'mean'?)"),
         ({"neutral": "none"}, "unknown neutral choice 'none'"),
         ({"neutral": "promt"}, "unknown neutral choice 'promt' (did you mean 'prompt'?); choose one of"),

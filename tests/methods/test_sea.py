@@ -87,7 +87,7 @@ def test_reference_is_the_released_code() -> None:
         ({"strength": float("inf")}, "strength is inf, but it must be finite"),
         ({"site": "mpl"}, "unknown site 'mpl' (did you mean 'mlp'?); choose one of: mlp, attention, resid"),
         ({"fit_site": "residul"}, "unknown fit site 'residul' (did you mean 'residual'?)"),
-        ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, random"),
+        ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, completion, random"),
         ({"batch_size": "auto"}, "batch_size is 'auto', but it must be an integer"),
         ({"layers": "most"}, "layers is 'most', but it must be one of: all; last:L, first:L or signature:L"),
         ({"centred": True}, "unknown SEAConfig setting 'centred' (did you mean 'centered'?); choose one of: "),

@@ -211,11 +211,12 @@ class Collector:
         pad = pad_token(self.tokenizer)
         ids, mask = pad_right([sequence.ids[start:] for sequence in batch], pad, input_device(self.model))
         reads = [(row, read) for row, sequence in enumerate(batch) for read in sequence.reads]
+        ranges = _Ranges.of(reads, start)
 
         def reduce(output: Tensor, layer: int) -> Tensor:
             hidden = output.reshape(*ids.shape, -1)  # some blocks flatten batch and tokens
-            past = before[layer].to(hidden.device) if start else hidden.new_zeros(0, hidden.shape[-1])
-            return torch.stack([_read(hidden[row], past, read) for row, read in reads])
+            past = before[layer].to(hidden.device) if start else hidden.new_zeros(0, hidden.shape[-1]).float()
+            return ranges.means(hidden, past)
 
         recorder = Recorder(self.sites, reduce)
         with recorder:
@@ -251,12 +252,53 @@ def _empty_result(widths: Mapping[str, int], count: int, file: BinaryIO | None) 
     return {int(layer): [mapped[f"{role}.{layer}"] for role in ROLES] for layer in widths}
 
 
-def _read(hidden: Float[Tensor, "t d"], before: Float[Tensor, "p d"], read: Read) -> Float[Tensor, " d"]:
-    """Return one activation, given the outputs for one row of a batch and for the shared prefix."""
-    shared = before.shape[0]
-    own = hidden[max(read.start - shared, 0) : max(read.stop - shared, 0)].float()
-    # The range can begin, or end, inside the shared prefix.
-    return (before[read.start : read.stop].sum(0) + own.sum(0)) / (read.stop - read.start)
+@dataclass(frozen=True)
+class _Ranges:
+    """Ranges of tokens to average, by tensor operations for all reads of a batch: on a GPU, one kernel each is slow.
+
+    Attributes:
+        rows: Row of each read in the batch, (n,).
+        starts, stops: Ends of its range, counted from the beginning of the sequence, (n,).
+        shared: Number of tokens of the shared prefix, which the rows leave out.
+        slots: Partition of the reads, with each row at most once in a part.
+    """
+
+    rows: Tensor
+    starts: Tensor
+    stops: Tensor
+    shared: int
+    slots: list[list[int]]
+
+    @classmethod
+    def of(cls, reads: Sequence[tuple[int, Read]], shared: int) -> _Ranges:
+        slots: list[list[int]] = []
+        seen: dict[int, int] = {}
+        for index, (row, _) in enumerate(reads):
+            number = seen[row] = seen.get(row, -1) + 1
+            if number == len(slots):
+                slots.append([])
+            slots[number].append(index)
+        rows, starts, stops = zip(*((row, read.start, read.stop) for row, read in reads), strict=True)
+        return cls(torch.tensor(rows), torch.tensor(starts), torch.tensor(stops), shared, slots)
+
+    def means(self, hidden: Float[Tensor, "b t d"], before: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
+        """Return the mean activation of each read in float32, given the rows of the batch and the shared prefix."""
+        rows, starts, stops = (each.to(hidden.device) for each in (self.rows, self.starts, self.stops))
+        if bool((self.stops - self.starts == 1).all()):
+            own = hidden[rows, (starts - self.shared).clamp(min=0)].float()
+            inside = (starts < self.shared)[:, None]
+            return torch.where(inside, before[starts.clamp(max=self.shared - 1)], own) if self.shared else own
+        sums = hidden.new_zeros(len(rows), hidden.shape[-1], dtype=torch.float32)
+        positions = torch.arange(hidden.shape[1], device=hidden.device) + self.shared
+        for slot in self.slots:
+            chosen = torch.tensor(slot, device=hidden.device)
+            inside = (positions >= starts[chosen, None]) & (positions < stops[chosen, None])
+            sums[chosen] = (hidden[rows[chosen]].float() * inside[..., None]).sum(1)
+        if self.shared and bool((self.starts < self.shared).any()):
+            # The range can begin, or end, inside the shared prefix.
+            totals = torch.cat([before.new_zeros(1, before.shape[1]), before]).double().cumsum(0)
+            sums += (totals[stops.clamp(max=self.shared)] - totals[starts.clamp(max=self.shared)]).float()
+        return sums / (stops - starts)[:, None]
 
 
 def _check_finite(rows: Mapping[str, Tensor], reads: Sequence[Read], demonstrations: Sequence[Demonstration]) -> None:
