@@ -47,6 +47,8 @@ def fit(model_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., str]:
 
     def fit(*args: object, output: str = "edit") -> str:
         decided = {"--strength", "--max-damage", "--preset", "--plan"} & {str(arg) for arg in args}
+        method = str(args[args.index("--method") + 1]) if "--method" in args else "sea"
+        decided |= {"strength"} - set(METHODS[method].config.model_fields if method in METHODS else ())
         given = args if decided or "strength=" in " ".join(map(str, args)) else (*args, "--strength", 1)
         return passed("fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / output, *given)
 

@@ -56,11 +56,11 @@ def test_against_the_models_log_probabilities(
 
 
 def test_a_demonstration_longer_than_the_context(tokenizer: Any, demonstrations: list[Demonstration]) -> None:
-    model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=24)
+    model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=48)
     long = Demonstration("What is bread?", "Food.", "A very " + "very " * 20 + "old clock.")
     lm = SealignLM(model, tokenizer=tokenizer)
     with pytest.raises(
-        DemonstrationError, match=r"'What is bread\?' is \d+ tokens long, but .* context is 24; shorten"
+        DemonstrationError, match=r"'What is bread\?' is \d+ tokens long, but .* context is 48; shorten"
     ):
         preference_scores(lm, [*demonstrations[:1], long], prompt_format=PromptFormat("plain"))
 

@@ -116,9 +116,6 @@ def evaluate(
     edits = load_named(sources, strength)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
-    if len(held_out) < len(used):
-        left_out = len(used) - len(held_out)
-        messages.print(f"{left_out} of {len(used)} demonstrations are fitted on, so they are not scored.")
     _check_methods(methods, sources, fitted)
     loaded, tokenizer = model.load(next((found.base_model.id for found in edits.values()), None))
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
@@ -151,6 +148,9 @@ def evaluate(
         print_json(reports_as_data(results, reports))
     else:
         print_evaluation(results, reports)
+        if len(held_out) < len(used):
+            left_out = len(used) - len(held_out)
+            output.print(f"{left_out} of {len(used)} demonstrations are fitted on, so they were not scored.")
         output.print(f"Wrote {output_folder}/report.html, results.json, table.csv and figures.", markup=False)
 
 

@@ -33,23 +33,28 @@ def tune(
     output_folder: options.Output,
     demonstrations: options.Demonstrations,
     methods: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--methods",
             metavar="NAME,NAME,...",
-            help="Methods to search: difference_operator, mean_difference, sea, leace, iti.",
+            help="Methods to search: difference_operator, mean_difference, sea, leace, iti. "
+            r"\[default: the first three]",
         ),
-    ] = "difference_operator,mean_difference,sea",
+    ] = None,
     sites: Annotated[
-        str,
-        typer.Option("--sites", metavar="NAME,NAME,...", help="Sites to search: residual, mlp, attention."),
-    ] = "residual,mlp,attention",
-    tokens: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--tokens", metavar="NAME,NAME,...", help="Token choices to search: completion, last, mean, random."
+            "--sites", metavar="NAME,NAME,...", help=r"Sites to search: residual, mlp, attention. \[default: all]"
         ),
-    ] = "completion,last",
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens",
+            metavar="NAME,NAME,...",
+            help=r"Token choices to search: completion, last, mean, random. \[default: the first two]",
+        ),
+    ] = None,
     layers: options.Layers = None,
     finalists: Annotated[
         int,
@@ -106,13 +111,13 @@ def tune(
     from sealign.figures.style import save_figure
     from sealign.models.prompt_format import prompt_format_of
 
+    searched = {"methods": methods, "sites": sites, "tokens": tokens}
+    chosen: dict[str, Any] = {name: options.names(text) for name, text in searched.items() if text is not None}
     config = TuneConfig(
+        **chosen,
         tasks=options.names(tasks),
         data_dir=data_dir,
         limit=limit,
-        methods=options.names(methods),
-        sites=options.names(sites),  # type: ignore[arg-type]  # checked by the configuration
-        tokens=options.names(tokens),  # type: ignore[arg-type]
         layers=layers or "all",
         finalists=finalists,
         max_damage=max_damage,
