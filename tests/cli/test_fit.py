@@ -868,14 +868,15 @@ def test_finished_batches_of_other_settings_are_not_taken(
     assert _same(tmp_path / "edit", uninterrupted)
 
 
-@pytest.mark.parametrize("args", [(), ("--max-damage", 0.01)])
+@pytest.mark.parametrize("given", [None, 0.01])
 def test_the_strength_is_chosen_by_the_damage(
-    args: tuple[object, ...], model_folder: Path, rows: Path, tmp_path: Path
+    given: float | None, model_folder: Path, rows: Path, tmp_path: Path
 ) -> None:
+    args = [] if given is None else ["--max-damage", given]
     common = ["fit", "--model", model_folder, "--method", "mean_difference", "--demonstrations", rows]
     text = " ".join(passed(*common, *args, "--output", tmp_path / "edit").split())
     record = read(tmp_path / "edit")
-    budget = args[1] if args else 0.05
+    budget = 0.05 if given is None else given
     assert f"Strength {record['strength']:.4g} was chosen: KL from the base model" in text
     assert f"budget {budget:g} nats per token" in text
     edit: Any = sealign.load_edit(tmp_path / "edit")

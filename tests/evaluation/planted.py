@@ -27,5 +27,6 @@ def planted_demonstrations(count: int, seed: int = 0, *, shuffled: bool = False)
         sides = [" ".join(draw.choices(words, k=draw.randint(3, 7))) for words in (WANTED, UNWANTED)]
         if shuffled and draw.random() < 0.5:
             sides.reverse()
-        items.append(Demonstration(f"What is near the {PLACES[number % 10]} number {number}?", *sides))
+        positive, negative = sides
+        items.append(Demonstration(f"What is near the {PLACES[number % 10]} number {number}?", positive, negative))
     return items
