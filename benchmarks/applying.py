@@ -43,8 +43,8 @@ def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
         directions = edit.affine_edits[layer].right  # those that are kept, then those that are dropped
         rank = int(edit.record.layers[str(layer)].statistics["rank_positive"])
         positive, negative = directions[:rank].T, directions[rank:].T
-        keep = (positive @ positive.T).to(model.dtype)
-        drop = (torch.eye(edit.width) - negative @ negative.T).to(model.dtype)
+        keep = (positive @ positive.T).to(model.device, model.dtype)
+        drop = (torch.eye(edit.width) - negative @ negative.T).to(model.device, model.dtype)
 
         def hook(_module: Any, _inputs: Any, output: Any, keep: Any = keep, drop: Any = drop) -> Any:
             return dense_edit(output, keep, drop)
@@ -58,16 +58,17 @@ def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
 
 
 @torch.no_grad()
-def steps(model: Any, batch: int, options: argparse.Namespace) -> dict[str, Callable[[], object]]:
+def steps(model: Any, batch: int, options: Any) -> dict[str, Callable[[], Any]]:
     """Return functions that run one prefill and one decoding step."""
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
-    tokens = torch.randint(0, vocabulary, (batch, options.prefill), generator=generator)
+    tokens = torch.randint(0, vocabulary, (batch, options.prefill), generator=generator).to(model.device)
     one = tokens[:, :1]
-    cache = model(tokens[:, : options.context], use_cache=True, logits_to_keep=1).past_key_values
+    plain = getattr(model, "_orig_mod", model)  # so that no graph is compiled for the context
+    cache = plain(tokens[:, : options.context], use_cache=True, logits_to_keep=1).past_key_values
 
     @torch.no_grad()
-    def prefill() -> object:
+    def prefill() -> Any:
         return model(tokens, use_cache=False, logits_to_keep=1)
 
     @torch.no_grad()

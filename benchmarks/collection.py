@@ -28,7 +28,7 @@ from sealign.fitting.sequences import plan_sequences
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import resolve_sites
-from sealign.models.structure import decoder_of
+from sealign.models.structure import decoder_of, input_device
 
 CONFIG = CollectConfig()
 
@@ -38,7 +38,7 @@ def bare(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration]) ->
     """Run the batches of a collection without reading activations."""
     sequences = plan_sequences(tokenizer, demonstrations, CONFIG, None)
     order = sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True)
-    runner, device = decoder_of(model), torch.device("cpu")
+    runner, device = decoder_of(model), input_device(model)
     prefix = Prefix.run(runner, common_prefix([sequence.ids for sequence in sequences]), device)
     for start in range(0, len(order), CONFIG.batch_size):
         batch = [sequence.ids[len(prefix.ids) :] for sequence in order[start : start + CONFIG.batch_size]]

@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 
 def interleave(arms: Mapping[str, Callable[[], object]], rounds: int, *, calls: int = 1) -> dict[str, list[float]]:
@@ -89,6 +87,9 @@ def report(
     title: str, rows: Sequence[Mapping[str, str]], record: Mapping[str, Any], file: Path | None, *packages: str
 ) -> None:
     """Print a table, and write the record with the machine to a JSON file if one is given."""
+    from rich.console import Console
+    from rich.table import Table
+
     found = machine(*packages)
     table = Table(title=title, caption=", ".join(f"{name} {value}" for name, value in found.items()))
     for number, column in enumerate(rows[0]):

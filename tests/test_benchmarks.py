@@ -93,3 +93,53 @@ def test_benchmarks_of_speed_run_and_write_what_they_print(name, tmp_path, reque
         for found in record["beside"].values():
             assert found["largest_angle"] < 1e-4
             assert found["ranks"][0] == found["ranks"][1]
+
+
+@pytest.mark.slow
+def test_the_script_for_gpus_measures_everything_in_small(tmp_path):
+    file = tmp_path / "gpu.json"
+    # In a process of its own: annotations that are checked at run time cannot be traced.
+    script = str(INTERVAL_COVERAGE.with_name("gpu.py"))
+    command = [sys.executable, script, "--small", "--rounds", "1", "--output", str(file)]
+
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["failed"] == record["skipped"] == {}
+    measured = record["measurements"]
+    assert list(measured) == [
+        *("model", "collection", "decomposition of a layer", "fit of all layers", "correctness"),
+        *("eager, batch 2", "operator, 3 tokens", "generate with a static cache, batch 2", "compiled, batch 2"),
+    ]
+    assert measured["fit of all layers"]["ranks"] == {"SEA": 6, "SEA, unscaled": 6, "shift": 0}
+    eager = measured["eager, batch 2"]
+    assert list(eager["prefill"]["ratios"]) == ["SEA", "SEA, unscaled", "shift", "merged", "dense"]
+    differences = eager["largest_differences"]
+    # In bfloat16, the forms of one edit agree better than the edited model with the bare one.
+    assert 3 * differences["unscaled to merged"] < differences["SEA to bare"]
+    assert 3 * differences["SEA to dense"] < differences["SEA to bare"]
+    static = measured["generate with a static cache, batch 2"]["largest_differences"]
+    assert 3 * static["SEA, static to eager"] < static["SEA to bare"]
+    checked = measured["correctness"]["largest_differences"]
+    assert checked["torch.float32"]["edited"] <= 1e-4 < checked["effect"]
+    assert all(name in printed for name in measured)
+
+
+def test_the_script_for_gpus_keeps_its_time_limit_and_its_failures(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(INTERVAL_COVERAGE.parent)
+    file = tmp_path / "gpu.json"
+    results = importlib.import_module("gpu").Measurements(file, 50, rounds=3)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    results.take("broken", fail)
+    results.take("long", lambda: {}, expected=60)
+    results.take("short", lambda: {"seconds": 2}, expected=40)
+
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["failed"] == {"broken": "RuntimeError: out of memory"}
+    assert record["skipped"] == {"long": "60 s expected, 50 s left"}
+    assert record["measurements"]["short"]["seconds"] == 2
+    assert record["rounds"] == 3
+    assert not results.complete
