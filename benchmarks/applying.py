@@ -67,6 +67,10 @@ def steps(model: Any, batch: int, options: Any) -> dict[str, Callable[[], Any]]:
     plain = getattr(model, "_orig_mod", model)  # so that no graph is compiled for the context
     cache = plain(tokens[:, : options.context], use_cache=True, logits_to_keep=1).past_key_values
 
+    # The strides of the cache change with the first step that is taken back, and would cost a graph of their own.
+    plain(one, past_key_values=cache, use_cache=True)
+    cache.crop(-1)
+
     @torch.no_grad()
     def prefill() -> Any:
         return model(tokens, use_cache=False, logits_to_keep=1)
