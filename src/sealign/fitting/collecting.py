@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.demonstrations.demonstration import Demonstration
@@ -18,6 +17,7 @@ from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.mapped_tensors import map_tensors
 from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
+from sealign.fitting.token_ranges import TokenRanges
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.fingerprint import template_hash, tokenizer_hash
@@ -211,7 +211,7 @@ class Collector:
         pad = pad_token(self.tokenizer)
         ids, mask = pad_right([sequence.ids[start:] for sequence in batch], pad, input_device(self.model))
         reads = [(row, read) for row, sequence in enumerate(batch) for read in sequence.reads]
-        ranges = _Ranges.of(reads, start)
+        ranges = TokenRanges.of(reads, start)
 
         def reduce(output: Tensor, layer: int) -> Tensor:
             hidden = output.reshape(*ids.shape, -1)  # some blocks flatten batch and tokens
@@ -250,55 +250,6 @@ def _empty_result(widths: Mapping[str, int], count: int, file: BinaryIO | None) 
     shapes = {f"{role}.{layer}": (count, width) for layer, width in widths.items() for role in ROLES}
     mapped = map_tensors(file, shapes, torch.float32)
     return {int(layer): [mapped[f"{role}.{layer}"] for role in ROLES] for layer in widths}
-
-
-@dataclass(frozen=True)
-class _Ranges:
-    """Ranges of tokens to average, by tensor operations for all reads of a batch: on a GPU, one kernel each is slow.
-
-    Attributes:
-        rows: Row of each read in the batch, (n,).
-        starts, stops: Ends of its range, counted from the beginning of the sequence, (n,).
-        shared: Number of tokens of the shared prefix, which the rows leave out.
-        slots: Partition of the reads, with each row at most once in a part.
-    """
-
-    rows: Tensor
-    starts: Tensor
-    stops: Tensor
-    shared: int
-    slots: list[list[int]]
-
-    @classmethod
-    def of(cls, reads: Sequence[tuple[int, Read]], shared: int) -> _Ranges:
-        slots: list[list[int]] = []
-        seen: dict[int, int] = {}
-        for index, (row, _) in enumerate(reads):
-            number = seen[row] = seen.get(row, -1) + 1
-            if number == len(slots):
-                slots.append([])
-            slots[number].append(index)
-        rows, starts, stops = zip(*((row, read.start, read.stop) for row, read in reads), strict=True)
-        return cls(torch.tensor(rows), torch.tensor(starts), torch.tensor(stops), shared, slots)
-
-    def means(self, hidden: Float[Tensor, "b t d"], before: Float[Tensor, "p d"]) -> Float[Tensor, "n d"]:
-        """Return the mean activation of each read in float32, given the rows of the batch and the shared prefix."""
-        rows, starts, stops = (each.to(hidden.device) for each in (self.rows, self.starts, self.stops))
-        if bool((self.stops - self.starts == 1).all()):
-            own = hidden[rows, (starts - self.shared).clamp(min=0)].float()
-            inside = (starts < self.shared)[:, None]
-            return torch.where(inside, before[starts.clamp(max=self.shared - 1)], own) if self.shared else own
-        sums = hidden.new_zeros(len(rows), hidden.shape[-1], dtype=torch.float32)
-        positions = torch.arange(hidden.shape[1], device=hidden.device) + self.shared
-        for slot in self.slots:
-            chosen = torch.tensor(slot, device=hidden.device)
-            inside = (positions >= starts[chosen, None]) & (positions < stops[chosen, None])
-            sums[chosen] = (hidden[rows[chosen]].float() * inside[..., None]).sum(1)
-        if self.shared and bool((self.starts < self.shared).any()):
-            # The range can begin, or end, inside the shared prefix.
-            totals = torch.cat([before.new_zeros(1, before.shape[1]), before]).double().cumsum(0)
-            sums += (totals[stops.clamp(max=self.shared)] - totals[starts.clamp(max=self.shared)]).float()
-        return sums / (stops - starts)[:, None]
 
 
 def _check_finite(rows: Mapping[str, Tensor], reads: Sequence[Read], demonstrations: Sequence[Demonstration]) -> None:
