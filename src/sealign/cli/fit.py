@@ -205,7 +205,7 @@ def _fit(
     from sealign.cli.display import track
     from sealign.cli.plan_display import plan_line
     from sealign.edits.edit import Edit
-    from sealign.evaluation.strength_choice import DamageTexts, choose_strength
+    from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
     from sealign.files import cache_dir
     from sealign.fitting.edit_config import EditConfig
     from sealign.fitting.plan import plan_fit
@@ -232,7 +232,9 @@ def _fit(
     if budget is None or not isinstance(edit, Edit) or not isinstance(config, EditConfig):
         return edit, None
     texts = DamageTexts.of(loaded, tokenizer, demonstrations, prompt_format=config.prompt_format, track=track)
-    choice = choose_strength(loaded, tokenizer, edit, texts, max_damage=budget, limit=config.max_strength, track=track)
+    choice = choose_strength(
+        loaded, tokenizer, edit, texts, budget=DamageBudget(budget), limit=config.max_strength, track=track
+    )
     return edit.with_strength(choice.strength), choice
 
 

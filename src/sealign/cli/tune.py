@@ -165,13 +165,14 @@ def _candidate_data(scanned: ScannedCandidate) -> dict[str, Any]:
 
 
 def _finalist_data(finalist: Finalist) -> dict[str, Any]:
-    domain = finalist.choice.domain
+    domain = finalist.domain
     return {
         **_candidate_data(finalist.scanned),
-        "strength": finalist.choice.strength,
+        "strength": finalist.strength,
+        "gain_at_budget": finalist.gain_at_budget,
         "development_gain": finalist.gain,
         "development_gain_error": finalist.gain_error if len(finalist.gains) > 1 else None,
-        "divergence_neutral": finalist.choice.neutral.mean_divergence,
+        "divergence_neutral": finalist.neutral.mean_divergence,
         "divergence_domain": None if domain is None else domain.mean_divergence,
     }
 
@@ -207,16 +208,17 @@ def _finalists_table(finalists: list[Finalist]) -> Table:
     from sealign.cli.evaluation_display import plain_table
 
     table = plain_table("Finalists on the development part", "candidate")
-    for name in ("strength", "gain", "error", "KL neutral", "KL answers"):
+    for name in ("strength", "gain", "error", "KL neutral", "KL answers", "at budget"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in finalists:
-        domain = each.choice.domain
+        domain = each.domain
         table.add_row(
             escape(each.scanned.candidate.describe()),
-            f"{each.choice.strength:.3g}",
+            f"{each.strength:.3g}",
             f"{each.gain:+.3f}",
             "" if len(each.gains) < 2 else f"{each.gain_error:.3f}",
-            f"{each.choice.neutral.mean_divergence:.4f}",
+            f"{each.neutral.mean_divergence:.4f}",
             "" if domain is None else f"{domain.mean_divergence:.4f}",
+            f"{each.gain_at_budget:+.3f}",
         )
     return table

@@ -32,6 +32,7 @@ from .statistics import Difference as Difference
 from .statistics import holm as holm
 from .statistics import paired_difference as paired_difference
 from .statistics import ratio_difference as ratio_difference
+from .strength_choice import DamageBudget as DamageBudget
 from .strength_choice import DamageTexts as DamageTexts
 from .strength_choice import StrengthChoice as StrengthChoice
 from .strength_choice import choose_strength as choose_strength
@@ -51,6 +52,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "Damage",
+    "DamageBudget",
     "DamageTexts",
     "Difference",
     "EditReport",

@@ -27,6 +27,7 @@ PASSAGE_LENGTH = 48
 NEUTRAL_PASSAGES = 40
 ANSWERED_PROMPTS = 32
 STEPS = 8
+BATCH = 8
 FIRST_CHANGE = 0.03
 """Mean relative change of the activations at the first strength that is tried."""
 
@@ -73,6 +74,66 @@ class DamageTexts:
         )
         return cls(whole[::step][:NEUTRAL_PASSAGES], answers)
 
+    @torch.no_grad()
+    def measure(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        edits: Sequence[Edit],
+        *,
+        track: Track = no_progress,
+    ) -> list[tuple[Damage, Damage | None]]:
+        """Return the damage of each edit on neutral text and on own answers, None where all answers are empty.
+
+        Args:
+            model: The base model, without an edit.
+            tokenizer: Tokenizer of the model.
+            edits: Edits, each measured alone and at its own strength.
+            track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+        """
+        neutral = measure_passages(model, tokenizer, edits, self.neutral, batch_size=BATCH, track=track)
+        if len(self.answers) < 2:
+            return [(damage, None) for damage in neutral]
+        domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, track=track)
+        return list(zip(neutral, domain, strict=True))
+
+
+@dataclass(frozen=True)
+class DamageBudget:
+    """The KL divergence from the base model, in nats per token, that an edit may cause.
+
+    Attributes:
+        neutral: Budget on neutral text. Must be above 0.
+        domain: Budget on own answers; that on neutral text if None. Must be above 0.
+
+    Raises:
+        SettingError: A budget is not above 0.
+
+    Example:
+        >>> DamageBudget(0.05).used(0.01, 0.04)
+        0.8
+    """
+
+    neutral: float = MAX_DAMAGE
+    domain: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("max_damage", self.neutral), ("max_domain_damage", self.domain)):
+            if value is not None and not value > 0:
+                raise SettingError(f"{name} is {value}, but it must be above 0")
+
+    def used(self, neutral: float, domain: float | None) -> float:
+        """Return the fraction of the budget that is used, on the text where it is larger; infinity if not finite.
+
+        Args:
+            neutral: Divergence on neutral text.
+            domain: Divergence on own answers; None if there are none.
+        """
+        shares = [neutral / self.neutral]
+        if domain is not None:
+            shares.append(domain / (self.domain or self.neutral))
+        return max(shares) if all(map(math.isfinite, shares)) else math.inf
+
 
 @dataclass(frozen=True)
 class StrengthChoice:
@@ -88,11 +149,6 @@ class StrengthChoice:
     neutral: Damage
     domain: Damage | None
 
-    @property
-    def bound(self) -> float:
-        """Upper end of the one-sided 95 % interval of the KL divergence, on the text where it is larger."""
-        return max(damage.divergence_bound for damage in (self.neutral, self.domain) if damage is not None)
-
 
 def choose_strength(
     model: PreTrainedModel,
@@ -100,8 +156,7 @@ def choose_strength(
     edit: Edit,
     texts: DamageTexts,
     *,
-    max_damage: float = MAX_DAMAGE,
-    max_domain_damage: float | None = None,
+    budget: DamageBudget = DamageBudget(),
     start: float | None = None,
     limit: float = math.inf,
     track: Track = no_progress,
@@ -117,36 +172,32 @@ def choose_strength(
         tokenizer: Tokenizer of the model.
         edit: Edit; its own strength is not used.
         texts: Neutral text and own answers.
-        max_damage: Budget on neutral text, in nats per token. Must be above 0.
-        max_domain_damage: Budget on own answers; ``max_damage`` if None. Must be above 0.
+        budget: Damage that the edit may do.
         start: Strength to try first. Default: the one that changes activations by 3 %.
         limit: Largest strength to choose. Must be above 0.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
-        SettingError: A budget or the limit is not above 0.
+        SettingError: The limit is not above 0.
     """
-    budgets = (max_damage, max_damage if max_domain_damage is None else max_domain_damage)
-    for name, value in (("max_damage", budgets[0]), ("max_domain_damage", budgets[1]), ("limit", limit)):
-        if not value > 0:
-            raise SettingError(f"{name} is {value}, but it must be above 0")
+    if not limit > 0:
+        raise SettingError(f"limit is {limit}, but it must be above 0")
     strength = min(limit, _first_strength(edit) if start is None else start)
     best: StrengthChoice | None = None
     for _ in track(range(STEPS), "Choosing the strength", STEPS):
-        found = _measure(model, tokenizer, edit.with_strength(strength), texts)
-        shares = [
-            damage.divergence_bound / budget
-            for damage, budget in zip((found.neutral, found.domain), budgets, strict=True)
-            if damage is not None
-        ]
-        used = max(shares) if all(map(math.isfinite, shares)) else math.inf
+        ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(strength)])
+        found = StrengthChoice(strength, neutral, domain)
+        used = budget.used(neutral.divergence_bound, None if domain is None else domain.divergence_bound)
         if used <= 1 and (best is None or strength > best.strength):
             best = found
         if (0.8 <= used <= 1) or (used <= 1 and strength >= limit):
             break
         # Aims at nine tenths of the budget; a step that grows too fast can leave the region where KL is quadratic.
         strength = min(limit, strength * min(4.0, max(0.05, math.sqrt(0.9 / max(used, 1e-9)))))
-    return best or _measure(model, tokenizer, edit.with_strength(0.0), texts)
+    if best is None:
+        ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)])
+        best = StrengthChoice(0.0, neutral, domain)
+    return best
 
 
 def _first_strength(edit: Edit) -> float:
@@ -154,15 +205,3 @@ def _first_strength(edit: Edit) -> float:
     changes = [layer.relative_change for layer in edit.record.layers.values()]
     total = sum(changes) / abs(edit.strength) if edit.strength else 0.0
     return FIRST_CHANGE / total if total > 0 and math.isfinite(total) else 1.0
-
-
-@torch.no_grad()
-def _measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edit: Edit, texts: DamageTexts
-) -> StrengthChoice:
-    """Measure the damage of an edit on both kinds of text."""
-    (neutral,) = measure_passages(model, tokenizer, [edit], texts.neutral, batch_size=8)
-    domain = None
-    if len(texts.answers) > 1:
-        (domain,) = measure_passages(model, tokenizer, [edit], texts.answers, batch_size=8)
-    return StrengthChoice(edit.strength, neutral, domain)

@@ -16,7 +16,7 @@ from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, fit_candidates
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.evaluation.damage import bundled_texts
+from sealign.evaluation.damage import Damage, bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate, run_task
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
@@ -26,7 +26,7 @@ from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import Results
 from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
 from sealign.evaluation.statistics import gain
-from sealign.evaluation.strength_choice import DamageTexts, StrengthChoice, choose_strength
+from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
 from sealign.evaluation.tuning_config import TuneConfig
 from sealign.files import write_bytes
 from sealign.methods.registry import fit_edit
@@ -46,23 +46,37 @@ SCAN_NAME = "scan.csv"
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate that was measured on the development part at the strength that uses the damage budget.
+    """A candidate that was measured on the development part at about the strength that uses the damage budget.
 
     Attributes:
         scanned: The candidate, with what the scan found.
-        choice: Strength, and damage at it.
+        strength: Strength at which it was measured: that for which the scan predicts 80 % of the budget.
+        neutral: Damage on neutral text at this strength.
+        domain: Damage on own answers; None if all of them are empty.
+        used: Fraction of the budget that was used, on the text where it is larger.
         gains: Gain of each development demonstration in the preference margin, in nats per token; or, if tasks were
             given, of each task in its first headline metric.
     """
 
     scanned: ScannedCandidate
-    choice: StrengthChoice
+    strength: float
+    neutral: Damage
+    domain: Damage | None
+    used: float
     gains: Sequence[float]
 
     @property
     def gain(self) -> float:
         """Mean gain."""
         return float(np.mean(self.gains))
+
+    @property
+    def gain_at_budget(self) -> float:
+        """Mean gain at the strength that uses the whole budget: the gain grows with the strength, damage as its square.
+
+        Minus infinity for a model that is broken.
+        """
+        return self.gain / math.sqrt(self.used) if math.isfinite(self.used) and self.used > 0 else -math.inf
 
     @property
     def gain_error(self) -> float:
@@ -76,8 +90,8 @@ class TuneResult:
 
     Attributes:
         scanned: All candidates, the most efficient first.
-        finalists: Those that were measured at full strength, the best first.
-        winner: The finalist with the largest gain on the development part; None if none has a gain.
+        finalists: Those that were measured at about full strength, the best first.
+        winner: The finalist with the largest gain for its damage on the development part; None if none has a gain.
         edit: Edit of the winner, fitted on all demonstrations but those of the test.
         results: Results of this edit on the test part, with all controls.
         report: Statistics and verdict of these results.
@@ -105,7 +119,7 @@ def tune(
 
     The demonstrations are split by prompt into three parts. Every method is fitted on the first, at every site, layer
     and token choice. A scan ranks all these candidates by their efficiency on the second, the development part. The
-    most efficient ones are given the strength that uses the damage budget, and measured on the development part. The
+    most efficient ones are measured on the development part at about the strength that uses the damage budget. The
     winner is fitted again on both parts, and tested on the third part and on other neutral texts, with random and
     reversed controls.
 
@@ -170,6 +184,7 @@ class _Search:
             prompt_format=config.prompt_format,
             track=track,
         )
+        self.budget = DamageBudget(config.max_damage, config.max_domain_damage)
         folder.mkdir(parents=True, exist_ok=True)
 
     def scan(self) -> list[ScannedCandidate]:
@@ -206,27 +221,20 @@ class _Search:
         )
 
     def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
-        """Return the most efficient candidates at the strength that uses the budget, the largest gain first."""
+        """Return the most efficient candidates with their gain and damage, the largest gain for its damage first."""
         chosen = _diverse(scanned, self.config.finalists)
+        strengths = [each.strength_at(0.8 * self.config.max_damage) for each in chosen]
+        edits = [each.candidate.edit.with_strength(s) for each, s in zip(chosen, strengths, strict=True)]
+        damages = self.texts.measure(self.model, self.tokenizer, edits, track=self.track)
         base = self._scores(None)
         finalists = []
-        for each in self.track(chosen, "Measuring finalists", len(chosen)):
-            choice = self._choose(each.candidate.edit, each.strength_at(0.8 * self.config.max_damage))
-            after = self._scores(each.candidate.edit.with_strength(choice.strength))
+        for number in self.track(range(len(chosen)), "Measuring finalists", len(chosen)):
+            neutral, domain = damages[number]
+            after = self._scores(edits[number])
             gains = [gain(first, second, aim) for (first, aim), (second, _) in zip(base, after, strict=True)]
-            finalists.append(Finalist(each, choice, gains))
-        return sorted(finalists, key=lambda each: each.gain, reverse=True)
-
-    def _choose(self, edit: Edit, start: float | None = None) -> StrengthChoice:
-        return choose_strength(
-            self.model,
-            self.tokenizer,
-            edit,
-            self.texts,
-            max_damage=self.config.max_damage,
-            max_domain_damage=self.config.max_domain_damage,
-            start=start,
-        )
+            used = self.budget.used(neutral.mean_divergence, None if domain is None else domain.mean_divergence)
+            finalists.append(Finalist(chosen[number], strengths[number], neutral, domain, used, gains))
+        return sorted(finalists, key=lambda each: each.gain_at_budget, reverse=True)
 
     def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
@@ -262,7 +270,11 @@ class _Search:
             self.model, self.tokenizer, self.searched, config=winner.scanned.candidate.config, track=self.track
         )
         assert isinstance(edit, Edit)
-        return edit.with_strength(self._choose(edit, winner.choice.strength or None).strength)
+        start = winner.strength * math.sqrt(0.8 / winner.used)
+        choice = choose_strength(
+            self.model, self.tokenizer, edit, self.texts, budget=self.budget, start=start, track=self.track
+        )
+        return edit.with_strength(choice.strength)
 
     def test(self, edit: Edit, command: str) -> Results:
         """Evaluate an edit, with all controls, on what the search did not use."""
