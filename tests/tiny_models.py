@@ -60,12 +60,41 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Configuration class and settings by architecture; layers, widths and ranks differ from one another."""
 
+OTHER_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {
+            "hidden_size": 48,
+            "num_layers": 4,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 16,
+            "max_position_embeddings": 256,
+            "bos_token_id": 1,
+            "eos_token_id": 1,
+        },
+    ),
+    "bloom": ("BloomConfig", {"hidden_size": 48, "n_layer": 4, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}),
+    "lfm2": (
+        "Lfm2Config",
+        _GATED
+        | {
+            "block_ff_dim": 80,
+            "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+            "block_multiple_of": 16,
+            "conv_L_cache": 3,
+        },
+    ),
+    "mamba": ("MambaConfig", {"hidden_size": 48, "num_hidden_layers": 4, "state_size": 8, "use_mambapy": False}),
+}
+"""Decoders with distances in the row, recurrent state or short convolutions, which packing and caches may break."""
+
 
 def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     """Return a random model of an architecture, in evaluation mode, float32, without dropout."""
     import transformers
 
-    class_name, settings = CONFIGS[name]
+    class_name, settings = (CONFIGS | OTHER_CONFIGS)[name]
     config = getattr(transformers, class_name)(vocab_size=vocab_size, **(settings | changes))
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()

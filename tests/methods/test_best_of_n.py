@@ -13,7 +13,8 @@ import torch
 import sealign
 from sealign.edits.attach import apply_edit
 from sealign.errors import SettingError
-from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.evaluation.choices import ChoiceRequest
+from sealign.evaluation.scoring import score_choices
 from sealign.methods.best_of_n import _after_end, _special_tokens
 from sealign.models.batching import pad_right
 from sealign.models.generation import generate_ids

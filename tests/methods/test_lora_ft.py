@@ -12,7 +12,8 @@ import sealign
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.attach import apply_edit
 from sealign.errors import SettingError
-from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.evaluation.choices import ChoiceRequest
+from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import fit_edit
 from tests.tiny_models import build_model, logits
 

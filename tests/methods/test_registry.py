@@ -19,7 +19,8 @@ from sealign.edits.edit import Edit
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import RECORD_NAME, TENSORS_NAME
 from sealign.errors import DemonstrationError, EditFileError, FingerprintError, SealignError, SettingError
-from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.evaluation.choices import ChoiceRequest
+from sealign.evaluation.scoring import score_choices
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.registry import METHODS, check_fit, fit_edit, get_method, load_edit, method_of
 from sealign.models.generation import generate_ids

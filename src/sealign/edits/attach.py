@@ -13,6 +13,7 @@ from sealign.edits.intervention import Intervention
 from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ModelError, NormalizationError
 from sealign.models.fingerprint import check_fingerprint
+from sealign.models.structure import unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,8 +137,8 @@ class _EditHook:
         return self._layer_edit(output, strength)
 
 
-def reject_feature_call(handle: EditHandle) -> Any:
-    """Return a forward pre-hook of the model that refuses batches and cached decoding while a handle is active.
+class RejectFeatureCall:
+    """Forward pre-hook of a model that refuses batches and cached decoding while a handle is active.
 
     Per-feature rescaling is not defined for them.
 
@@ -145,8 +146,12 @@ def reject_feature_call(handle: EditHandle) -> Any:
         handle: Handle of the edit.
     """
 
-    def check(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not handle.active:
+    def __init__(self, handle: EditHandle) -> None:
+        self.handle = handle
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Raise an error for arguments of the model that per-feature rescaling is not defined for."""
+        if not self.handle.active:
             return
         tokens = kwargs.get("input_ids", args[0] if args else None)
         tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
@@ -162,4 +167,8 @@ def reject_feature_call(handle: EditHandle) -> Any:
                 "run one sequence at a time, or use normalization='token'"
             )
 
-    return check
+
+def allows_batches(model: nn.Module) -> bool:
+    """Return whether no edit on a model depends on later tokens, so that sequences can be run together."""
+    hooks = unwrap_model(model)._forward_pre_hooks.values()
+    return not any(isinstance(hook, RejectFeatureCall) and hook.handle.active for hook in hooks)

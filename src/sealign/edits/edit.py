@@ -11,7 +11,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.edits.attach import edit_output, reject_feature_call
+from sealign.edits.attach import RejectFeatureCall, edit_output
 from sealign.edits.edit_files import build_layer_edits, read_edit_files
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
@@ -233,7 +233,7 @@ class Edit(Intervention):
         if not self.is_causal:
             # Both are entry points: some models call their inner decoder past the outer one.
             for entry in (base, decoder_of(model)):
-                hook = entry.register_forward_pre_hook(reject_feature_call(handle), with_kwargs=True)
+                hook = entry.register_forward_pre_hook(RejectFeatureCall(handle), with_kwargs=True)
                 handle.stack.callback(hook.remove)
         for layer in self.layers:
             path = self.record.layers[str(layer)].module

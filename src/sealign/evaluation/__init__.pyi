@@ -1,5 +1,7 @@
 from .answers import Answers as Answers
 from .answers import compare_answers as compare_answers
+from .choices import ChoiceRequest as ChoiceRequest
+from .choices import ChoiceScore as ChoiceScore
 from .comparison import Comparison as Comparison
 from .comparison import EditReport as EditReport
 from .comparison import compare_results as compare_results
@@ -25,9 +27,9 @@ from .preference import preference_scores as preference_scores
 from .results import Results as Results
 from .scan import ScannedCandidate as ScannedCandidate
 from .scan import scan as scan
-from .scoring import ChoiceRequest as ChoiceRequest
-from .scoring import ChoiceScore as ChoiceScore
+from .scoring import ContinuationScores as ContinuationScores
 from .scoring import score_choices as score_choices
+from .scoring import score_continuations as score_continuations
 from .statistics import Difference as Difference
 from .statistics import holm as holm
 from .statistics import paired_difference as paired_difference
@@ -50,6 +52,7 @@ __all__ = [
     "ChoiceRequest",
     "ChoiceScore",
     "Comparison",
+    "ContinuationScores",
     "Cost",
     "Damage",
     "DamageBudget",
@@ -87,6 +90,7 @@ __all__ = [
     "report_edits",
     "scan",
     "score_choices",
+    "score_continuations",
     "score_questions",
     "task_manager",
     "tune",

@@ -65,8 +65,7 @@ class EvaluationConfig(TaskConfig):
         preamble: Text put before every prompt, in every arm.
         max_new_tokens: Mapping from task to the maximum number of tokens of an answer, which replaces the limit of the
             task.
-        batch_size: Number of sequences to run together in generation, and in scoring that is not packed. Must be at
-            least 1.
+        batch_size: Number of sequences to run together in generation. Must be at least 1.
         judge: Judge that scores truthfulness and informativeness for ``truthfulqa_gen``; None leaves both out.
 
     Raises:

@@ -23,8 +23,11 @@ from sealign.edits.attach import attach
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
 from sealign.edits.strength import check_strength
+from sealign.errors import SettingError
+from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
 from sealign.evaluation.journal import Journal
-from sealign.evaluation.scoring import ChoiceRequest, ChoiceScore, layer_kinds, score_choices, supports_packing
+from sealign.evaluation.packed_scoring import can_be_packed, layer_kinds
+from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import load_edit
 from sealign.models.loading import load_model
 from sealign.models.shared_prefix import share_prefix
@@ -38,8 +41,7 @@ Tokens = tuple[tuple[str, str], list[int], list[int]]
 class SealignLM(HFLM):  # type: ignore[misc]
     """Hugging Face model of the harness with an edit or other intervention attached to it.
 
-    Log-likelihoods are scored packed (see ``score_choices``) if the edit is causal and the model supports it; otherwise
-    by the code of the harness.
+    Log-likelihoods are scored by ``score_choices``, packed where that is right.
 
     Args:
         pretrained: A loaded model, or a name that ``load_model`` accepts.
@@ -51,7 +53,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         dtype, device: As for ``load_model``; used only if ``pretrained`` is a name.
-        batch_size: Number of sequences to run together in generation, and in scoring that is not packed.
+        batch_size: Number of sequences to run together in generation.
         **kwargs: Further arguments of the harness's model.
 
     Raises:
@@ -138,26 +140,21 @@ class SealignLM(HFLM):  # type: ignore[misc]
         self,
         requests: list[Tokens],
         disable_tqdm: bool = False,  # noqa: ARG002
-        override_bs: int | None = None,
+        override_bs: int | None = None,  # noqa: ARG002  sequences are batched by their number of tokens
     ) -> list[tuple[float, bool]]:
         keys = [Journal.key("loglikelihood", context, target) for _, context, target in requests]
-        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
-        if not self._causal or not supports_packing(self.model):
-            self._score_unpacked(missing, override_bs)
-        else:
-            self._score_packed(missing)
+        self._score({key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal})
         return [(float(value), bool(greedy)) for value, greedy in map(self._journal.get, keys)]
 
-    def _score_unpacked(self, missing: dict[str, Tokens], override_bs: int | None) -> None:
-        items, size = list(missing.items()), int(self.batch_size)
-        batches = [items[i : i + size] for i in range(0, len(items), size)]
-        for batch in self._track(batches, "Scoring", len(batches)):
-            scored = super()._loglikelihood_tokens([request for _, request in batch], True, override_bs)
-            self._journal.put(dict(zip([key for key, _ in batch], scored, strict=True)))
-
-    def _score_packed(self, missing: dict[str, Tokens]) -> None:
+    def _score(self, missing: dict[str, Tokens]) -> None:
+        """Score requests by journal key, and save the scores as they are computed."""
         by_context: dict[tuple[int, ...], list[tuple[str, tuple[int, ...]]]] = {}
-        for key, (_, context, target) in missing.items():
+        for key, (texts, context, target) in missing.items():
+            if len(target) > self.max_length:
+                raise SettingError(
+                    f"the answer {texts[-1]!r:.60} is {len(target)} tokens long, but the context of the model is "
+                    f"{self.max_length} tokens; leave it out or use a model with a longer context"
+                )
             # As in the harness, a text that is too long for the context loses its beginning.
             kept = (context + target)[-(self.max_length + 1) :][: -len(target)]
             by_context.setdefault(tuple(kept), []).append((key, tuple(target)))
@@ -172,8 +169,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
             ]
             self._journal.put({key: list(score) for key, score in pairs})
 
-        if requests:
-            score_choices(self.model, requests, track=self._track, on_scored=keep)
+        score_choices(self.model, requests, track=self._track, on_scored=keep)
 
     @torch.no_grad()
     def generate_until(
@@ -215,7 +211,7 @@ def _can_share_prefix(model: Any, edit: Intervention | None) -> bool:
     """
     if edit is not None and edit.has_own_cache:
         return False
-    return supports_packing(model) and layer_kinds(model) == {"full_attention"}
+    return can_be_packed(model) and layer_kinds(model) == {"full_attention"}
 
 
 if __name__ == "__main__":

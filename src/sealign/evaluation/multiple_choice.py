@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sealign.evaluation.scoring import ChoiceRequest, score_choices
+from sealign.evaluation.scoring import score_continuations
 from sealign.models.prompt_format import PromptFormat
 from sealign.progress import Track, no_progress
 
@@ -82,16 +82,19 @@ def score_questions(
         prompt_format: How questions are written.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    resolved = prompt_format.resolve(tokenizer)
-    requests = []
-    for item in questions:
-        context = resolved.encode_prompt(tokenizer, item.question)
-        answers = [*item.correct, *item.incorrect]
-        encoded = [resolved.encode(tokenizer, item.question, answer)[len(context) :] for answer in answers]
-        requests.append(ChoiceRequest(tuple(context), tuple(map(tuple, encoded))))
+    counts = [len(item.correct) + len(item.incorrect) for item in questions]
+    scores = score_continuations(
+        model,
+        tokenizer,
+        [item.question for item, count in zip(questions, counts, strict=True) for _ in range(count)],
+        [answer for item in questions for answer in (*item.correct, *item.incorrect)],
+        prompt_format=prompt_format,
+        track=track,
+    )
     mc1, mc2 = [], []
-    for item, values in zip(questions, score_choices(model, requests, track=track), strict=True):
-        logs, true = np.array([value.log_probability for value in values]), len(item.correct)
+    by_question = np.split(scores.log_probabilities, np.cumsum(counts)[:-1])
+    for item, logs in zip(questions, by_question, strict=True):
+        true = len(item.correct)
         mc1.append(float(logs[0] > logs[true:].max()))
         weights = np.exp(logs - logs.max())
         mc2.append(float(weights[:true].sum() / weights.sum()))

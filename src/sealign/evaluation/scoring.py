@@ -1,85 +1,112 @@
-"""Log-likelihoods of continuations; a prefix common to several of them is computed once."""
+"""Log-likelihoods of continuations, for everything that scores: packed where that is right, else one by one."""
 
 from __future__ import annotations
 
-import copy
-import inspect
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
+from sealign.errors import SettingError
+from sealign.evaluation.choices import ChoiceRequest, ChoiceScore, OnScored
+from sealign.evaluation.packed_scoring import score_packed
+from sealign.evaluation.packing import packs
+from sealign.evaluation.plain_scoring import score_plain
 from sealign.models.eval_mode import eval_mode
-from sealign.models.shared_prefix import Prefix, common_prefix
-from sealign.models.structure import input_device, text_config, unwrap_model
+from sealign.models.prompt_format import PromptFormat
+from sealign.models.structure import context_length
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PACK_TOKENS = 512
 """Number of tokens in a packed row: longer rows waste attention on masked tokens, shorter ones leave cores idle."""
 
 
-@dataclass(frozen=True)
-class ChoiceRequest:
-    """A context and its continuations to be scored.
+class ContinuationScores(NamedTuple):
+    """Scores of n continuations.
 
     Attributes:
-        context: Token ids of the context, at least 1.
-        continuations: Token ids of each continuation, at least 1 each.
+        log_probabilities: log p(continuation | prompt) in nats, summed over tokens, (n,). NaN if the model gives NaN.
+        tokens: Number of tokens of each continuation, (n,).
+    """
+
+    log_probabilities: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+
+def score_continuations(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str | Sequence[int]],
+    continuations: Sequence[str | Sequence[int]],
+    *,
+    prompt_format: PromptFormat = PromptFormat(),
+    pack_tokens: int = PACK_TOKENS,
+    track: Track = no_progress,
+) -> ContinuationScores:
+    """Return log p(continuation | prompt) of n pairs, with the edits that are attached to the model.
+
+    Pairs with the same prompt share its computation, so repeat a prompt for each of its continuations. Scores are equal
+    to those of one text at a time: pairs are packed into common rows only where that is right; see ``score_choices``.
+
+    Args:
+        model: The model.
+        tokenizer: Tokenizer of the model.
+        prompts: n prompts, each a text or the token ids that the model reads.
+        continuations: n continuations, each of the same kind as its prompt.
+        prompt_format: How prompts that are texts are written.
+        pack_tokens: Maximum number of tokens in a row or batch; a longer sequence has one of its own.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+    Raises:
+        SettingError: The numbers or kinds of prompts and continuations differ, one of them has no tokens, or a pair is
+            longer than the context of the model.
 
     Example:
-        >>> ChoiceRequest((1, 2), ((3,), (4, 5))).length
-        3
+        >>> import sealign
+        >>> model, tokenizer = sealign.load_model("smollm2")
+        >>> prompts = ["What is the capital of France?"] * 2
+        >>> scores = score_continuations(model, tokenizer, prompts, ["Paris.", "Tokyo."])
+        >>> scores.tokens.tolist()
+        [2, 3]
+        >>> bool(scores.log_probabilities[0] > scores.log_probabilities[1])
+        True
     """
-
-    context: tuple[int, ...]
-    continuations: tuple[tuple[int, ...], ...]
-
-    @property
-    def length(self) -> int:
-        """Number of tokens to run; the last one of each continuation is only predicted."""
-        return len(self.context) + sum(len(tokens) - 1 for tokens in self.continuations)
-
-
-class ChoiceScore(NamedTuple):
-    """Score of one continuation.
-
-    Attributes:
-        log_probability: log p(continuation | context) in nats, summed over tokens.
-        greedy: Whether greedy decoding would give the continuation.
-    """
-
-    log_probability: float
-    greedy: bool
+    if len(prompts) != len(continuations):
+        raise SettingError(f"{len(prompts)} prompts and {len(continuations)} continuations; give one of each per pair")
+    resolved = prompt_format.resolve(tokenizer)
+    pairs = [_encode(tokenizer, resolved, *pair) for pair in zip(prompts, continuations, strict=True)]
+    by_context: dict[tuple[int, ...], list[int]] = {}
+    for index, (context, _) in enumerate(pairs):
+        by_context.setdefault(context, []).append(index)
+    requests = [ChoiceRequest(context, tuple(pairs[i][1] for i in of_it)) for context, of_it in by_context.items()]
+    values = np.empty(len(pairs))
+    scored = score_choices(model, requests, pack_tokens=pack_tokens, track=track)
+    for indices, scores in zip(by_context.values(), scored, strict=True):
+        values[indices] = [score.log_probability for score in scores]
+    return ContinuationScores(values, np.array([len(tokens) for _, tokens in pairs], dtype=np.int64))
 
 
-def layer_kinds(model: Any) -> set[str]:
-    """Return the kinds of attention in a model, such as ``full_attention``.
-
-    A configuration that does not name them has one kind, which depends on whether there is a sliding window.
-    """
-    config = text_config(unwrap_model(model))
-    window = getattr(config, "sliding_window", None)
-    return set(getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"])
-
-
-def supports_packing(model: Any) -> bool:
-    """Return whether several sequences can be packed into one row of a model.
-
-    That needs attention layers only: linear attention and recurrent state ignore the mask, and ALiBi takes distances
-    from the row, not from position ids.
-    """
-    base = unwrap_model(model)
-    parameters = inspect.signature(base.forward).parameters
-    return (
-        layer_kinds(base) <= {"full_attention", "sliding_attention"}
-        and {"position_ids", "past_key_values", "logits_to_keep"} <= set(parameters)
-        and not getattr(text_config(base), "alibi", False)
-    )
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat,
+    prompt: str | Sequence[int],
+    continuation: str | Sequence[int],
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the token ids of a prompt and of its continuation."""
+    if isinstance(prompt, str) and isinstance(continuation, str):
+        context = prompt_format.encode_prompt(tokenizer, prompt)
+        return tuple(context), tuple(prompt_format.encode(tokenizer, prompt, continuation)[len(context) :])
+    if isinstance(prompt, str) or isinstance(continuation, str):
+        raise SettingError(
+            f"prompt {prompt!r:.60} and continuation {continuation!r:.60} are a text and token ids; give two texts or "
+            "two lists of token ids"
+        )
+    return tuple(map(int, prompt)), tuple(map(int, continuation))
 
 
 @torch.no_grad()
@@ -89,133 +116,54 @@ def score_choices(
     *,
     pack_tokens: int = PACK_TOKENS,
     track: Track = no_progress,
-    on_scored: Callable[[Sequence[tuple[int, list[ChoiceScore]]]], None] | None = None,
+    on_scored: OnScored | None = None,
 ) -> list[list[ChoiceScore]]:
-    """Return log p(continuation | context) of every continuation.
+    """Return log p(continuation | context) of every continuation, equal to that of one text at a time.
 
-    The common prefix of all contexts runs once, and each context runs once for all its continuations. Several requests
-    are packed into one row, in which a token attends to the common prefix, its own context and its own continuation,
-    at the positions that it has in a sequence of its own. Logits are computed only where a continuation is predicted.
+    Where the model allows it, several requests are packed into one row; the common prefix of all contexts then runs
+    once, and each context once for all its continuations. The first long row of a model is compared with plain scores;
+    if they differ, a warning says so, and the model is scored without packing from then on. With an edit that depends
+    on later tokens, each text runs alone.
 
     Args:
-        model: A decoder for which ``supports_packing`` is true; edits that are attached to it must be causal.
+        model: A decoder, with the edits that are attached to it.
         requests: Contexts and continuations.
-        pack_tokens: Maximum number of tokens in a packed row; a longer request has a row of its own.
+        pack_tokens: Maximum number of tokens in a row or batch; a longer sequence has one of its own.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
-        on_scored: Called after each row with (index of the request, its scores) of the requests in the row.
+        on_scored: Called after each row with (index of the request, its scores) of the requests that are finished.
 
     Returns:
         For each request, the score of each continuation.
-    """
-    from transformers import DynamicCache
 
-    device = input_device(model)
-    prefix_ids = common_prefix([request.context for request in requests])
-    order = sorted(range(len(requests)), key=lambda index: requests[index].length, reverse=True)
+    Raises:
+        SettingError: A context or continuation has no tokens, or both are longer than the context of the model.
+    """
+    _check_lengths(model, requests)
     scores: list[list[ChoiceScore]] = [[] for _ in requests]
+
+    def keep(scored: Sequence[tuple[int, list[ChoiceScore]]]) -> None:
+        for index, values in scored:
+            scores[index] = values
+        if on_scored is not None:
+            on_scored(scored)
+
     with eval_mode(model):
-        # A cache without the configuration of the model keeps the whole prefix also in layers with a sliding window.
-        prefix = Prefix.run(model, prefix_ids, device, logits_to_keep=1, past_key_values=DynamicCache())
-        start = len(prefix.ids)
-        rows = list(_pack([(index, requests[index]) for index in order], start, pack_tokens))
-        for row in track(rows, "Scoring", len(rows)):
-            scored = _score_row(model, row, prefix, device)
-            for index, values in scored:
-                scores[index] = values
-            if on_scored is not None:
-                on_scored(scored)
+        if packs(model, requests, pack_tokens):
+            score_packed(model, requests, pack_tokens=pack_tokens, track=track, on_scored=keep)
+        else:
+            score_plain(model, requests, batch_tokens=pack_tokens, track=track, on_scored=keep)
     return scores
 
 
-def _pack(
-    requests: Sequence[tuple[int, ChoiceRequest]], start: int, capacity: int
-) -> Iterator[list[tuple[int, ChoiceRequest]]]:
-    """Yield groups of requests to pack into one row: the longest first, with the longest ones that still fit."""
-    waiting = list(requests)
-    while waiting:
-        row: list[tuple[int, ChoiceRequest]] = []
-        rest: list[tuple[int, ChoiceRequest]] = []
-        room = capacity
-        for item in waiting:
-            length = item[1].length - start
-            if not row or length <= room:
-                row.append(item)
-                room -= length
-            else:
-                rest.append(item)
-        waiting = rest
-        yield row
-
-
-@dataclass
-class _Row:
-    """A packed row under construction; ``request`` and ``branch`` decide which tokens attend to each other."""
-
-    tokens: list[int]
-    positions: list[int]
-    request: list[int]
-    branch: list[int]
-
-    def add(self, tokens: Sequence[int], first_position: int, request: int, branch: int) -> int:
-        """Append tokens and return the index of the last one."""
-        self.tokens += tokens
-        self.positions += range(first_position, first_position + len(tokens))
-        self.request += [request] * len(tokens)
-        self.branch += [branch] * len(tokens)
-        return len(self.tokens) - 1
-
-    def mask(self, start: int, dtype: torch.dtype, window: int | None) -> Tensor:
-        """Return the attention mask, (1, 1, t, start + t): 0 for attended tokens, the lowest number for others."""
-        request, branch = torch.tensor(self.request), torch.tensor(self.branch)
-        length = len(self.tokens)
-        sees = torch.ones(length, length, dtype=torch.bool).tril()
-        sees &= request[:, None] == request[None, :]
-        sees &= (branch[None, :] < 0) | (branch[:, None] == branch[None, :])
-        sees = torch.cat([torch.ones(length, start, dtype=torch.bool), sees], dim=1)
-        if window is not None:
-            positions = torch.tensor(self.positions)
-            sees &= positions[:, None] - torch.cat([torch.arange(start), positions])[None, :] < window
-        return torch.zeros(sees.shape, dtype=dtype).masked_fill_(~sees, torch.finfo(dtype).min)[None, None]
-
-    def masks(self, start: int, model: Any, device: torch.device) -> Tensor | dict[str, Tensor]:
-        """Return the attention mask of the layers of a model, by their kind if there are several."""
-        window = getattr(text_config(model), "sliding_window", None)
-        found = {
-            kind: self.mask(start, model.dtype, window if kind == "sliding_attention" else None).to(device)
-            for kind in layer_kinds(model)
-        }
-        return found if len(found) > 1 else next(iter(found.values()))
-
-
-def _score_row(
-    model: Any, requests: Sequence[tuple[int, ChoiceRequest]], prefix: Prefix, device: torch.device
-) -> list[tuple[int, list[ChoiceScore]]]:
-    start = len(prefix.ids)
-    row = _Row([], [], [], [])
-    predicted: list[int] = []  # indices of the tokens whose logits are needed
-    targets: list[int] = []
-    for number, (_, request) in enumerate(requests):
-        context = request.context[start:]
-        last = row.add(context, start, number, -1)
-        for branch, tokens in enumerate(request.continuations):
-            first = row.add(tokens[:-1], len(request.context), number, branch) - len(tokens) + 2
-            predicted += [last, *range(first, first + len(tokens) - 1)]
-            targets += tokens
-    where = sorted(set(predicted))
-    logits = model(
-        input_ids=torch.tensor([row.tokens], device=device),
-        position_ids=torch.tensor([row.positions], device=device),
-        attention_mask=row.masks(start, model, device),
-        past_key_values=copy.deepcopy(prefix.cache),
-        use_cache=prefix.cache is not None,
-        logits_to_keep=torch.tensor(where, device=device),
-    ).logits[0]
-    logs = torch.log_softmax(logits.float(), dim=-1)
-    place = {index: position for position, index in enumerate(where)}
-    rows = [place[index] for index in predicted]
-    chosen = logs[rows, targets].double().cpu()
-    greedy = (logs.argmax(-1)[rows].cpu() == torch.tensor(targets)).cpu()
-    lengths = [len(tokens) for _, request in requests for tokens in request.continuations]
-    parts = zip(torch.split(chosen, lengths), torch.split(greedy, lengths), strict=True)
-    scores = iter([ChoiceScore(float(logs.sum()), bool(hits.all())) for logs, hits in parts])
-    return [(index, [next(scores) for _ in request.continuations]) for index, request in requests]
+def _check_lengths(model: PreTrainedModel, requests: Sequence[ChoiceRequest]) -> None:
+    """Raise an error for requests without tokens, or with more than fit into the context."""
+    limit = context_length(model)
+    for number, request in enumerate(requests, start=1):
+        if not request.context or not request.continuations or not all(request.continuations):
+            raise SettingError(f"request {number} of {len(requests)} has a context or continuation without tokens")
+        # The last token is only predicted.
+        if limit is not None and request.longest - 1 > limit:
+            raise SettingError(
+                f"request {number} of {len(requests)} is {request.longest} tokens long with its longest continuation, "
+                f"but the context of the model is {limit} tokens; shorten it"
+            )

@@ -41,7 +41,7 @@ The TruthfulQA value is from the paper's code. The others limit generation for m
 """
 
 BATCH_SIZE = 32
-"""Number of sequences to run together in generation, and in scoring that is not packed."""
+"""Number of sequences to run together in generation."""
 
 
 class Workbench:
