@@ -41,7 +41,7 @@ def dense(model: Any, edit: sealign.Edit) -> Iterator[None]:
     handles = []
     for layer, path in zip(edit.layers, edit.modules, strict=True):
         directions = edit.affine_edits[layer].right  # those that are kept, then those that are dropped
-        rank = int(edit.record.layers[str(layer)].statistics["rank_positive"])
+        rank = edit.affine_edits[layer].groups[0]
         positive, negative = directions[:rank].T, directions[rank:].T
         keep = (positive @ positive.T).to(model.device, model.dtype)
         drop = (torch.eye(edit.width) - negative @ negative.T).to(model.device, model.dtype)

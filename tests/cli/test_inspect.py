@@ -46,8 +46,8 @@ def test_tables_show_the_record(edit_folder: Path) -> None:
     printed = {row[0]: row[1:] for row in table_rows(passed("inspect", "--edit", edit_folder))}
     assert list(printed)[-2:] == ["1", "3"]
     for layer, entry in record.layers.items():
-        assert printed[layer][:2] == ["5", f"{entry.relative_change:.4f}"]
-        names = ("rank_positive", "rank_negative", "explained_variance_positive", "explained_variance_negative")
+        assert printed[layer][:2] == ["3 + 2", f"{entry.relative_change:.4f}"]
+        names = ("explained_variance_positive", "explained_variance_negative", "overlap", "net_share")
         figures = [entry.statistics[name] for name in (*names, "signature")]
         assert printed[layer][2:] == list(map(figure, figures))
     assert (printed["method"], printed["site"], printed["strength"]) == (["sea"], ["mlp"], ["0.7"])
@@ -105,7 +105,7 @@ def test_tables_are_whole(edit_folder: Path, monkeypatch: pytest.MonkeyPatch, wi
     assert max(map(len, text.splitlines())) <= width
     assert "Edited layers: model.layers.{layer}.mlp" in text
     header = next(line for line in text.splitlines() if "signature" in line)
-    columns = ["layer", "rank", "change", "rank +", "rank -", "variance +", "variance -", "signature"]
+    columns = ["layer", "rank", "change", "var. +", "var. -", "overlap", "net share", "signature"]
     assert [cell.strip() for cell in header.strip("┃").split("┃")] == columns
 
 
@@ -144,8 +144,8 @@ SPOILT: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("do not match their hash", "copy or download the edit again"),
     ),
     "a newer format": (
-        lambda folder: change(folder, lambda record: record.update(format_version=3)),
-        ("has format version 3", "upgrade sealign"),
+        lambda folder: change(folder, lambda record: record.update(format_version=4)),
+        ("has format version 4", "upgrade sealign"),
     ),
     "another format": (
         lambda folder: change(folder, lambda record: record.update(format="gguf")),

@@ -40,7 +40,8 @@ def make_record(**changes: Any) -> EditRecord:
                 rank=5,
                 scale=0.0,
                 relative_change=0.0625,
-                statistics={"rank_positive": 3.0, "signature": 12.25},
+                groups=(3, 2),
+                statistics={"overlap": 0.25, "signature": 12.25},
             ),
             "3": LayerRecord(
                 module="model.layers.3.mlp", rank=3, scale=-0.5, relative_change=0.5, statistics={"signature": 1e6}
@@ -78,6 +79,7 @@ def make_affine(
     scale: float = 0.0,
     shift: bool = False,
     center: bool = False,
+    groups: tuple[int, ...] = (),
     normalization: Any = "none",
     dtype: torch.dtype = torch.float64,
     seed: int = 5,
@@ -90,6 +92,7 @@ def make_affine(
         scale,
         columns[:, -1].contiguous() if shift else None,
         columns[:, -2].contiguous() if center else None,
+        groups=groups,
         normalization=normalization,
     )
 
@@ -129,6 +132,7 @@ def make_edit(
                 scale=0.0 if layer == 1 else -0.5,
                 shift=shift,
                 center=center,
+                groups=(3, 2) if layer == 1 else (),
                 normalization=normalization,
                 dtype=dtype,
                 seed=layer,
@@ -161,6 +165,7 @@ def assert_same(first: Edit, second: Edit) -> None:
         one, other = first.layer_edits[layer], second.layer_edits[layer]
         assert one.normalization == other.normalization
         assert getattr(one, "scale", None) == getattr(other, "scale", None)
+        assert one.groups == other.groups
         assert getattr(one, "combine", None) == getattr(other, "combine", None)
     left, right = first.tensors(), second.tensors()
     assert {name: bits(tensor) for name, tensor in left.items()} == {name: bits(x) for name, x in right.items()}

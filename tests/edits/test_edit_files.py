@@ -227,11 +227,11 @@ def test_tensors_that_do_not_fit_the_record(folder: Path, change: Change, messag
         (poison("layers.3.mean", float("inf")), "layer 3: tensor mean holds NaN or infinity"),
         (
             put("layers.1.positive", torch.zeros(WIDTH)),
-            r"layer 1: tensor positive has shape \(11,\), but must have \(11, 0\)",
+            r"layer 1: tensor positive has shape \(11,\), but must have \(11, 3\)",
         ),
         (
             put("layers.1.positive", torch.zeros(WIDTH, 2)),
-            r"layer 1: tensor negative has shape \(11, 2\), but must have \(11, 3\)",
+            r"layer 1: tensor positive has shape \(11, 2\), but must have \(11, 3\)",
         ),
         (
             put("layers.3.negative", torch.zeros(WIDTH - 1, 2)),
@@ -267,12 +267,23 @@ CHANGED = "it was changed by hand or by another program, copy or download it aga
         ("layers.1.scale", float("nan"), "edit.json' has .* at key 'layers.1.scale'.*finite"),
         ("layers.1.rank", 4, r"layer 1: tensor left has shape \(11, 5\), but must have \(11, 4\)"),
         ("layers.3.rank", -3, r"layer 3: tensor left has shape \(11, 3\), but must have \(11, -3\)"),
+        (
+            "layers.1.groups",
+            [4, 2],
+            r"layer 1: groups is \(4, 2\), but it must be positive numbers.* the rank, 5; copy",
+        ),
+        (
+            "layers.1.groups",
+            [5, 0],
+            r"layer 1: groups is \(5, 0\), but it must be positive numbers.* the rank, 5; copy",
+        ),
+        ("layers.1.groups", [3, 2.5], f"has 2.5 at key 'layers.1.groups.1', which must be a valid integer; {CHANGED}"),
         ("layers.3.rank", 3.5, f"has 3.5 at key 'layers.3.rank', which must be a valid integer; {CHANGED}"),
         ("layers.3.module", None, f"has None at key 'layers.3.module', which must be a valid string; {CHANGED}"),
         ("layers", {}, "edit': 'sea' edits activations, but has no layers; fit the edit again"),
         ("tensors_hash", "", "do not match their hash in edit.json; copy or download the edit again"),
-        ("format_version", 99, "has format version 99, but this version of Sealign reads version 2; upgrade sealign"),
-        ("format_version", 1, "has format version 1, but .* reads version 2; fit it again"),
+        ("format_version", 99, "has format version 99, but this version of Sealign reads version 3; upgrade sealign"),
+        ("format_version", 1, "has format version 1, but .* reads version 3; fit it again"),
         ("surprise", 1, f"has an unknown key 'surprise'; {CHANGED}"),
         ("layers.1.surprise", 1, f"has an unknown key 'layers.1.surprise'; {CHANGED}"),
         ("model.surprise", 1, f"has an unknown key 'model.surprise'; {CHANGED}"),
@@ -288,6 +299,20 @@ def test_a_record_that_does_not_fit(folder: Path, path: str, value: Any, message
     rewrite(folder, record=change)
     with pytest.raises(EditFileError, match=message):
         Edit.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("groups", [[], [5], [3, 1], [2, 3], [3, 1, 1]])
+def test_groups_that_do_not_fit_a_feature_map(mapped: Path, groups: list[int]) -> None:
+    rewrite(mapped, record=lambda data: data["layers"]["1"].update(groups=groups))
+    with pytest.raises(EditFileError, match=r"mapped': layer 1: (groups is .* the rank, 5|tensor positive has shape)"):
+        Edit.from_pretrained(mapped)
+
+
+@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
+def test_a_loaded_edit_has_the_same_random_control(tmp_path: Path, feature_map: str) -> None:
+    edit = make_edit(feature_map=feature_map)
+    edit.save_pretrained(tmp_path / "edit")
+    assert_same(Edit.from_pretrained(tmp_path / "edit").randomized(3), edit.randomized(3))
 
 
 def test_an_unknown_combination(mapped: Path) -> None:

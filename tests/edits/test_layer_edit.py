@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -223,6 +224,13 @@ def test_factors_that_do_not_fit_are_refused() -> None:
                 AffineEdit(*arguments)
 
 
+@pytest.mark.parametrize("groups", [(3,), (3, 2), (5, -1), (4, 0), (4, 4)])
+def test_groups_that_do_not_fit_are_refused(groups: tuple[int, ...]) -> None:
+    message = rf"groups is {re.escape(str(groups))}, but it must be positive numbers whose sum is the rank, 4"
+    with pytest.raises(SettingError, match=message):
+        make_affine(rank=4, groups=groups)
+
+
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(SettingError, match=r"unknown normalization 'tokne' \(did you mean 'token'\?\)"):
         make_affine(normalization="tokne")
@@ -271,7 +279,8 @@ def test_the_random_control(width: int, rank: int, shift: bool) -> None:
 def test_the_random_control_of_sea(feature_map: str) -> None:
     projection = make_projection(40, (3, 4), centered=True, feature_map=feature_map)
     edit: Any = projection_edit(projection)
-    control = edit.randomized(2, groups=(3, 4))
+    assert edit.groups == (3, 4)
+    control = edit.randomized(2)
     before, after = columns_of(edit), columns_of(control)
     for group in (slice(0, 3), slice(3, 7)):
         torch.testing.assert_close(after[:, group].T @ after[:, group], before[:, group].T @ before[:, group])

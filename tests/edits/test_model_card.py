@@ -93,10 +93,10 @@ def test_settings_and_layers_are_those_of_the_record() -> None:
         "seed": "0",
     }
     assert table(card, "Layers") == [
-        ["1", "`model.layers.1.mlp`", "5", "0.0625", "3", "12.25"],
+        ["1", "`model.layers.1.mlp`", "3 + 2", "0.0625", "0.25", "12.25"],
         ["3", "`model.layers.3.mlp`", "3", "0.5000", "", "1e+06"],
     ]
-    assert "| layer | module | rank | relative change | rank positive | signature |" in card
+    assert "| layer | module | rank | relative change | overlap | signature |" in card
     assert "A tanh edit of the attention outputs of 2 layers, fitted with the method sea from 7 demonstrations." in card
     assert "A low-rank affine edit of the mlp outputs of 2 layers" in model_card(make_record())
 
@@ -165,7 +165,7 @@ def test_the_card_of_a_fit_is_saved_beside_it(small_edit: sealign.Edit, tmp_path
     loaded = sealign.Edit.from_pretrained(tmp_path / "edit")
     assert saved == model_card(loaded.record)
     assert [row[:3] for row in table(saved, "Layers")] == [
-        ["1", "`model.layers.1.mlp`", "5"],
-        ["3", "`model.layers.3.mlp`", "5"],
+        ["1", "`model.layers.1.mlp`", "3 + 2"],
+        ["3", "`model.layers.3.mlp`", "3 + 2"],
     ]
     assert loaded.record.tensors_hash in saved

@@ -35,7 +35,7 @@ from tests.tiny_models import build_model
 KEYS = {
     "": "format format_version method strength site normalization feature_map combine layers config learned model "
     "demonstrations_hash fitted_on holdout fit_seconds versions tensors_hash",
-    "layers.1": "module rank scale relative_change statistics",
+    "layers.1": "module rank groups scale relative_change statistics",
     "model": "id revision fingerprint tokenizer_hash template_hash",
 }
 """The keys of ``edit.json`` by section: files that were written must stay readable."""
@@ -83,7 +83,7 @@ def test_keys_of_the_file() -> None:
         for part in filter(None, section.split(".")):
             inner = inner[part]
         assert list(inner) == keys.split()
-    assert (data["format"], data["format_version"]) == ("sealign.edit", 2)
+    assert (data["format"], data["format_version"]) == ("sealign.edit", 3)
 
 
 def test_round_trip_is_exact(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_unknown_keys_are_refused_by_name(section: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", TYPED, ids=".".join)
 def test_wrong_types_are_refused_by_name(path: tuple[str, ...], tmp_path: Path) -> None:
     old = TYPED[path]
-    wrong: list[Any] = [{}] if isinstance(old, list) else [[], {}]
+    wrong: list[Any] = [{}] if path[-1] in ("groups", "fitted_on") else [[], {}]
     if path[1:2] != ("fingerprint",):  # of any plain type
         text = isinstance(old, str) or path[-1] in ("revision", "combine")
         wrong += [3] if text else ["3"]
@@ -195,11 +195,11 @@ def test_numbers_in_the_settings_must_be_finite_too(tmp_path: Path) -> None:
         ("{}", "is not a sealign.edit file: its 'format' is None; check the path"),
         ('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}', "is not a sealign.edit file"),
         (changed(("format",), "sealign.model"), "is not a sealign.edit file: its 'format' is 'sealign.model'"),
-        (changed(("format_version",), 3), "has format version 3, but .* reads version 2; upgrade sealign"),
-        (changed(("format_version",), 99), "has format version 99, but .* reads version 2; upgrade sealign"),
-        (changed(("format_version",), 1), "has format version 1, but .* reads version 2; fit it again"),
-        (changed(("format_version",), 0), "has format version 0, but .* reads version 2"),
-        (changed(("format_version",), -1), "has format version -1, but .* reads version 2"),
+        (changed(("format_version",), 4), "has format version 4, but .* reads version 3; upgrade sealign"),
+        (changed(("format_version",), 99), "has format version 99, but .* reads version 3; upgrade sealign"),
+        (changed(("format_version",), 1), "has format version 1, but .* reads version 3; fit it again"),
+        (changed(("format_version",), 0), "has format version 0, but .* reads version 3"),
+        (changed(("format_version",), -1), "has format version -1, but .* reads version 3"),
         (changed(("layers",), []), "at key 'layers'"),
         (changed(("layers", "1"), "all"), r"at key 'layers\.1'"),
     ],
@@ -210,7 +210,7 @@ def test_what_is_not_a_record_is_refused(text: str, message: str, tmp_path: Path
 
 
 def test_a_newer_format_is_reported_before_its_unknown_keys(tmp_path: Path) -> None:
-    data = json.loads(changed(("format_version",), 3)) | {"novelty": 1}
+    data = json.loads(changed(("format_version",), 4)) | {"novelty": 1}
     with pytest.raises(EditFileError, match="upgrade sealign"):
         parse(json.dumps(data), tmp_path)
 
@@ -246,8 +246,8 @@ def model(tokenizer: Any) -> Any:
 
 
 FITS = {
-    3: LayerFit(make_affine(rank=6, scale=-0.5, normalization="none"), 0.0625, {"signature": 6.5}),
-    1: LayerFit(make_affine(rank=2, normalization="none", shift=True), 0.75, {"signature": 1.5, "rank_positive": 2.0}),
+    3: LayerFit(make_affine(rank=6, groups=(4, 2), scale=-0.5, normalization="none"), 0.0625, {"signature": 6.5}),
+    1: LayerFit(make_affine(rank=2, normalization="none", shift=True), 0.75, {"signature": 1.5, "overlap": 0.5}),
 }
 """Fits of two layers that have nothing in common."""
 
@@ -267,6 +267,7 @@ def test_layers_of_a_fit(model: Any, tokenizer: Any, demonstrations: Any) -> Non
         assert edit.layer_edits[layer] is fit.layer_edit
         entry = edit.record.layers[str(layer)]
         assert (entry.rank, entry.scale) == ({1: 2, 3: 6}[layer], {1: 0.0, 3: -0.5}[layer])
+        assert (entry.groups, entry.rank_text) == {1: ((), "2"), 3: ((4, 2), "4 + 2")}[layer]
         assert (entry.relative_change, entry.statistics) == (fit.relative_change, fit.statistics)
     assert edit.record.tensors_hash == tensors_hash(edit.tensors())
 

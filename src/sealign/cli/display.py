@@ -21,10 +21,8 @@ LONGEST_SETTING = 60
 """Largest number of characters of a setting that a table shows."""
 
 _HEADINGS = {
-    "rank_positive": "rank +",
-    "rank_negative": "rank -",
-    "explained_variance_positive": "variance +",
-    "explained_variance_negative": "variance -",
+    "explained_variance_positive": "var. +",
+    "explained_variance_negative": "var. -",
 }
 """Headings of statistics; the others are headed by their name."""
 
@@ -46,11 +44,15 @@ def print_json(data: Any) -> None:
 
 
 def print_record(edit: Intervention) -> None:
-    """Print where an edit comes from, its settings and what was fitted at each layer."""
+    """Print where an edit comes from, its settings, what was fitted at each layer, and a warning if it cancels."""
+    from sealign.methods.sea import cancellation_warning
+
     record = edit.record
     output.print(record_table(record, edit.hash), settings_table(record))
     if record.layers:
         output.print(layer_table(record))
+    if warning := cancellation_warning(record):
+        output.print(escape(warning))
 
 
 def print_saved(record: EditRecord, folder: Path) -> None:
@@ -134,7 +136,7 @@ def layer_table(record: EditRecord) -> Table:
         table.add_column(name, justify="right")
     for layer, entry in record.layers.items():
         figures = [_figure(entry.statistics.get(name)) for name in names]
-        table.add_row(layer, str(entry.rank), f"{entry.relative_change:.4f}", *figures)
+        table.add_row(layer, entry.rank_text, f"{entry.relative_change:.4f}", *figures)
     return table
 
 

@@ -195,30 +195,21 @@ class Edit(Intervention):
         """Return the edit with the directions of each layer rotated at random, as a control.
 
         Ranks, lengths and the angles between directions stay; see ``LayerEdit.randomized``. The directions that SEA
-        keeps and those that it drops are rotated independently: rotated together, the two would cancel as much as the
-        fitted ones do, but away from the directions in which activations vary, and the control would hardly change
-        the model.
+        keeps and those that it drops are two groups, which are rotated independently: rotated together, the two would
+        cancel as much as the fitted ones do, but away from the directions in which activations vary, and the control
+        would hardly change the model.
 
         Args:
             seed: Seed of the rotations; each layer derives its own from it.
         """
-        rotated = {
-            layer: found.randomized(seed * 100_003 + layer, groups=self._groups(layer))
-            for layer, found in self.layer_edits.items()
-        }
+        rotated = {layer: found.randomized(seed * 100_003 + layer) for layer, found in self.layer_edits.items()}
         return Edit(rotated, self.record)
-
-    def _groups(self, layer: int) -> tuple[int, ...]:
-        """Return the numbers of directions kept and dropped at a layer; empty if the edit has no two such groups."""
-        statistics = self.record.layers[str(layer)].statistics
-        sizes = tuple(int(statistics.get(f"rank_{side}", 0)) for side in ("positive", "negative"))
-        return sizes if all(sizes) and sum(sizes) == self.layer_edits[layer].rank else ()
 
     def reversed(self) -> Edit:
         """Return the edit in the opposite direction, as a control; see ``LayerEdit.reversed``."""
         opposite = {layer: found.reversed() for layer, found in self.layer_edits.items()}
         layers = {
-            name: dataclasses.replace(entry, scale=_scale_of(opposite[int(name)]))
+            name: layer_record(entry.module, opposite[int(name)], entry.relative_change, entry.statistics)
             for name, entry in self.record.layers.items()
         }
         return Edit(opposite, dataclasses.replace(self.record, layers=layers))
@@ -304,6 +295,7 @@ def layer_record(
     return LayerRecord(
         module=module,
         rank=layer_edit.rank,
+        groups=layer_edit.groups,
         scale=_scale_of(layer_edit),
         relative_change=relative_change,
         statistics=dict(statistics),

@@ -114,6 +114,7 @@ def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: Edit
         entry.scale,
         tensors.get("shift"),
         tensors.get("center"),
+        groups=entry.groups,
         normalization=record.normalization,  # type: ignore[arg-type]
     )
 
@@ -122,8 +123,10 @@ def _feature_map_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record:
     _check_tensors(tensors, required=("positive", "negative"), optional=("mean",))
     positive, negative = tensors["positive"], tensors["negative"]
     width = positive.shape[0] if positive.dim() else 0
-    kept = positive.shape[1] if positive.dim() == 2 else 0
-    _check_shapes(tensors, {"positive": (width, kept), "negative": (width, entry.rank - kept), "mean": (width,)})
+    if len(entry.groups) != 2 or sum(entry.groups) != entry.rank:
+        raise ValueError(f"groups is {entry.groups}, but it must be two numbers whose sum is the rank, {entry.rank}")
+    kept, dropped = entry.groups
+    _check_shapes(tensors, {"positive": (width, kept), "negative": (width, dropped), "mean": (width,)})
     projection = Projection(positive, negative, tensors.get("mean"), record.feature_map)
     return FeatureMapEdit(projection, record.combine, normalization=record.normalization)  # type: ignore[arg-type]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,7 +41,12 @@ class FeatureMapEdit(LayerEdit):
     @property
     def rank(self) -> int:
         """Number of directions kept and dropped, k+ + k-."""
-        return self.projection.rank_positive + self.projection.rank_negative
+        return sum(self.groups)
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Numbers of directions kept and dropped, (k+, k-)."""
+        return self.projection.rank_positive, self.projection.rank_negative
 
     @property
     def feature_map(self) -> str:
@@ -55,12 +59,11 @@ class FeatureMapEdit(LayerEdit):
         named = {"positive": found.positive, "negative": found.negative, "mean": found.mean}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> FeatureMapEdit:  # noqa: ARG002
+    def randomized(self, seed: int) -> FeatureMapEdit:
         """Return the edit with U+ and U- rotated at random, independently of each other; the mean stays.
 
         Args:
             seed: Seed of the rotations.
-            groups: Not used: U+ and U- are the groups.
         """
         found = self.projection
         rotated = dataclasses.replace(

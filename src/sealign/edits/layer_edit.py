@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,6 +48,11 @@ class LayerEdit(ABC):
 
     @property
     @abstractmethod
+    def groups(self) -> tuple[int, ...]:
+        """Numbers of directions that a random control rotates together; empty if all are one group."""
+
+    @property
+    @abstractmethod
     def feature_map(self) -> str:
         """Name of the feature map; ``identity`` for an affine edit."""
 
@@ -61,15 +66,13 @@ class LayerEdit(ABC):
         """Return the tensors that are saved, by name."""
 
     @abstractmethod
-    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> LayerEdit:
-        """Return the edit with a random rotation applied to its directions, as a control.
+    def randomized(self, seed: int) -> LayerEdit:
+        """Return the edit with a random rotation applied to each group of its directions, as a control.
 
         Ranks, norms, and the angles between the directions of a group are preserved. The center does not change.
 
         Args:
-            seed: Seed of the rotation; see ``random_rotation``.
-            groups: Numbers of consecutive directions that share a rotation, such as those that SEA keeps and those that
-                it drops; all directions share one by default.
+            seed: Seed of the rotations; see ``random_rotation``.
         """
 
     @abstractmethod
@@ -147,6 +150,11 @@ class AffineEdit(LayerEdit):
         scale: Coefficient of z. If nonzero, the linear part has full rank.
         shift: Constant vector that is added, shape (d,), or None.
         center: Point that is subtracted before the linear part is applied, shape (d,), or None for the origin.
+        groups: Numbers of consecutive columns of ``left`` that a random control rotates together, such as those that
+            SEA keeps and those that it drops; their sum is r. Empty if all columns are one group.
+
+    Raises:
+        SettingError: The shapes of the factors, or the groups, do not fit each other.
 
     Example:
         >>> import torch
@@ -161,6 +169,7 @@ class AffineEdit(LayerEdit):
     scale: float = 0.0
     shift: Float[Tensor, " d"] | None = None
     center: Float[Tensor, " d"] | None = None
+    groups: tuple[int, ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -173,6 +182,8 @@ class AffineEdit(LayerEdit):
                 f"the factors have shapes {shapes}, but they must be left (d, r), right (r, d), shift (d,) and center "
                 f"(d,); check {wrong[0]}"
             )
+        if self.groups and (min(self.groups) < 1 or sum(self.groups) != r):
+            raise SettingError(f"groups is {self.groups}, but it must be positive numbers whose sum is the rank, {r}")
 
     @classmethod
     def constant(cls, shift: Float[Tensor, " d"], *, normalization: Normalization = "none") -> AffineEdit:
@@ -224,15 +235,15 @@ class AffineEdit(LayerEdit):
             constant = constant - self.linear_part(self.center.double().cpu()[:, None])[:, 0]
         return constant if bool(constant.any()) else None
 
-    def randomized(self, seed: int, *, groups: Sequence[int] = ()) -> AffineEdit:
+    def randomized(self, seed: int) -> AffineEdit:
         """Return the edit with left -> Q left, right -> right Q^T, shift -> Q shift, for a random rotation Q.
 
+        Each group has a rotation of its own; the shift is rotated with the first group.
+
         Args:
-            seed: Seed of the rotation.
-            groups: Numbers of consecutive columns of ``left`` that share a rotation; the shift is rotated with the
-                first group.
+            seed: Seed of the rotations.
         """
-        sizes = list(groups) or [self.rank]
+        sizes = self.groups or (self.rank,)
         sides = list(zip(torch.split(self.left, sizes, dim=1), torch.split(self.right, sizes), strict=True))
         rotated = []
         shift = self.shift

@@ -112,7 +112,7 @@ def _layers(record: EditRecord) -> str:
     rows = []
     for layer, entry in record.layers.items():
         figures = [f"{entry.statistics[name]:.4g}" if name in entry.statistics else "" for name in names]
-        rows.append((layer, f"`{entry.module}`", entry.rank, f"{entry.relative_change:.4f}", *figures))
+        rows.append((layer, f"`{entry.module}`", entry.rank_text, f"{entry.relative_change:.4f}", *figures))
     return f"\n## Layers\n\n{_table(('layer', 'module', 'rank', 'relative change', *names), rows)}\n"
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT = "sealign.edit"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RECORD_NAME = "edit.json"
 """File name of the record."""
@@ -36,6 +36,8 @@ class LayerRecord:
     Attributes:
         module: Dotted path of the module whose output is edited.
         rank: Number of directions of the edit; 0 for a pure shift.
+        groups: Numbers of directions that are rotated together in a random control, such as those that SEA keeps and
+            those that it drops; empty if all are one group.
         scale: Multiple of the activation that an affine edit adds; 0 for a change of low rank.
         relative_change: Mean of |x' - x| / |x| over the neutral activations, at the strength of the fit.
         statistics: Further figures that the method reports for the layer, by name.
@@ -44,9 +46,15 @@ class LayerRecord:
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     module: str
     rank: int
+    groups: tuple[int, ...] = ()
     scale: float
     relative_change: float
     statistics: dict[str, float]
+
+    @property
+    def rank_text(self) -> str:
+        """The rank as text; the sizes of the groups if there are several, as in ``3 + 2``."""
+        return " + ".join(map(str, self.groups or (self.rank,)))
 
 
 @dataclass(frozen=True)
