@@ -136,6 +136,7 @@ def test_provenance() -> None:
         "base model": "owner/tiny-llama",
         "revision": "0f3c",
         "demonstrations": "7, SHA-256 " + "cc" * 32,
+        "held out": "none",
         "tensors": "SHA-256 " + "dd" * 32,
         "versions": "sealign 0.1.0, torch 2.13.0",
     }

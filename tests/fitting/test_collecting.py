@@ -15,10 +15,12 @@ import sealign
 from sealign.errors import ActivationError, DemonstrationError
 from sealign.files import read_tensors
 from sealign.fitting.activations import Activations
+from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
 from sealign.fitting.sequences import ROLES
 from sealign.models.shared_prefix import common_prefix
+from sealign.models.sites import resolve_sites
 from tests.tiny_models import build_model
 
 
@@ -297,7 +299,8 @@ def test_real_model_against_its_hidden_states(neutral: Any, smollm2: Any) -> Non
 def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
     expected = collect_activations(llama, tokenizer, demonstrations)
     with (tmp_path / "kept.safetensors").open("w+b") as file:
-        found = collect_activations(llama, tokenizer, demonstrations, file=file)
+        collector = Collector(llama, tokenizer, "mlp", resolve_sites(llama, "mlp"), CollectConfig())
+        found = collector.run(demonstrations, BatchStore(None), file)
     _all_close(found, expected, atol=0)
     stored = read_tensors(tmp_path / "kept.safetensors")
     assert torch.equal(stored["negative.2"], expected.negative[2])

@@ -12,8 +12,8 @@ import sealign
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.attach import apply_edit
 from sealign.errors import DemonstrationError, SettingError
+from sealign.methods.icl import few_shot_text
 from sealign.methods.registry import fit_edit
-from sealign.models.prompt_format import few_shot_text
 from tests.tiny_models import logits
 
 

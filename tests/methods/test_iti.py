@@ -15,6 +15,7 @@ from sealign.edits.attach import apply_edit
 from sealign.errors import DemonstrationError, SiteError
 from sealign.methods.iti import head_shift, probe_accuracy
 from sealign.methods.registry import fit_edit
+from tests.methods.hook_oracle import check_against_hooks
 from tests.tiny_models import build_model, logits
 
 HEADS = 4
@@ -99,19 +100,11 @@ def test_it_is_a_shift_of_the_heads(
     config = sealign.ITIConfig(heads=5, alpha=3.0, strength=strength)
     edit: Any = fit_edit(model, tokenizer, demonstrations, config=config)
     shifts = shifts_of(edit, *heads_of(model, tokenizer, demonstrations), 3.0)
-    before = logits(model, tokenizer)
     hooks = [
         matrices[layer].register_forward_pre_hook(lambda _, inputs, shift=shift: (inputs[0] + strength * shift,))
         for layer, shift in shifts.items()
     ]
-    expected = logits(model, tokenizer)
-    for hook in hooks:
-        hook.remove()
-    with apply_edit(model, edit):
-        found = logits(model, tokenizer)
-    assert found.dtype == torch.float64
-    assert (expected - before).abs().max() > 0.05
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    check_against_hooks(model, tokenizer, edit, hooks, least=0.05, tolerance=1e-6)
 
 
 def test_a_large_bias_does_not_round_the_shift_away(tokenizer: Any, demonstrations: list[Demonstration]) -> None:

@@ -16,6 +16,7 @@ from sealign.edits.attach import apply_edit
 from sealign.errors import ModelError, SettingError
 from sealign.methods.registry import fit_edit
 from tests.conftest import our_hooks
+from tests.methods.hook_oracle import check_against_hooks, remove
 from tests.methods.residuals import residuals
 from tests.tiny_models import build_model, logits
 
@@ -60,19 +61,10 @@ def test_it_is_the_eraser_of_concept_erasure(
         z = torch.tensor([1.0] * 7 + [0.0] * 7, dtype=torch.float64)
         erasers[layer] = LeaceFitter.fit(x, z).eraser
         hooks.append(stack[layer].register_forward_hook(erase(layer, 1.0)))
-    for hook in hooks:
-        hook.remove()
+    remove(hooks)
     model.double()
-    before = logits(model, tokenizer)
     hooks = [stack[layer].register_forward_hook(erase(layer, strength)) for layer in (0, 2)]
-    expected = logits(model, tokenizer)
-    for hook in hooks:
-        hook.remove()
-    with apply_edit(model, edit):
-        found = logits(model, tokenizer)
-    assert found.dtype == torch.float64
-    assert (expected - before).abs().max() > 0.1
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    check_against_hooks(model, tokenizer, edit, hooks, least=0.1, tolerance=1e-5)
     assert edit.rank == 1
 
 

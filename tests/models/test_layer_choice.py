@@ -75,7 +75,7 @@ def test_signature_takes_the_highest(signatures: list[float], data: st.DataObjec
     [
         *("", "last", "last:", "last:0", "first:-1", "last:1.5", "last:0/4", "first:1/0", "last:1/2/3", "middle:3"),
         *("signature:0", "signature:x", "4,", ",4", "4 5", "1.0", "all:3", "ALL", "last: 3", "--1", "last:3\n"),
-        *("at:3", "at:", "at:5/4", "at:1/0", "at:0.5", "at:-1/4"),
+        *("at:3", "at:", "at:4/3", "at:5/4", "at:1/0", "at:0.5", "at:-1/4"),
     ],
 )
 def test_forms_that_are_refused(layers: str) -> None:

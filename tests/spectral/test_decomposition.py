@@ -123,6 +123,14 @@ def test_all_of_the_variance_is_the_numerical_rank() -> None:
     assert leading_spectrum(_omega(x, y), explained_variance=1.0).rank == 4
 
 
+@pytest.mark.parametrize("extra", [0, 3], ids=["dense", "factors"])
+def test_a_share_that_is_reached_exactly_needs_no_further_direction(extra: int) -> None:
+    """Four equal singular values, 1 / 4 each: three of them are exactly three quarters."""
+    rows = torch.eye(4, 4 + extra, dtype=torch.float64)
+    for share, rank in ((0.25, 1), (0.5, 2), (0.75, 3), (0.75 + 1e-12, 4)):
+        assert leading_spectrum(_omega(rows, rows), explained_variance=share).rank == rank
+
+
 def test_duplicate_rows_and_two_rows() -> None:
     row = torch.randn(1, 6)
     spectrum = leading_spectrum(_omega(row.expand(5, 6), row.expand(5, 6)), explained_variance=0.999)

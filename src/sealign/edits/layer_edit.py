@@ -243,7 +243,7 @@ class AffineEdit(LayerEdit):
         Args:
             seed: Seed of the rotations.
         """
-        sizes = self.groups or (self.rank,)
+        sizes = list(self.groups) or [self.rank]
         sides = list(zip(torch.split(self.left, sizes, dim=1), torch.split(self.right, sizes), strict=True))
         rotated = []
         shift = self.shift

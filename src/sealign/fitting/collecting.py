@@ -43,7 +43,6 @@ def collect_activations(
     config: CollectConfig = CollectConfig(),
     module_pattern: str | None = None,
     checkpoint_dir: str | Path | None = None,
-    file: BinaryIO | None = None,
     track: Track = no_progress,
 ) -> Activations:
     """Run a model over demonstrations and return one vector per demonstration, role and layer.
@@ -63,8 +62,6 @@ def collect_activations(
             ``resolve_sites``. For ``heads``, the path of the attention modules. Default: found by structure.
         checkpoint_dir: Folder for finished batches, from which an interrupted run continues. Batches computed with
             other settings, weights or demonstrations are not used.
-        file: Empty file opened in binary read-write mode. If given, the result is memory-mapped to it; use it if the
-            result does not fit in memory.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
@@ -75,7 +72,7 @@ def collect_activations(
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
     collector = Collector(model, tokenizer, site, sites, config, track)
     store = collector.open_store(checkpoint_dir, demonstrations)
-    found = collector.run(demonstrations, store, file)
+    found = collector.run(demonstrations, store)
     store.clear()
     return found
 
@@ -155,7 +152,8 @@ class Collector:
         Args:
             demonstrations: Demonstrations to run; must not be empty.
             store: Store of finished batches. The caller clears it when the result has been saved or used.
-            file: As for ``collect_activations``.
+            file: Empty file opened in binary read-write mode. If given, the result is memory-mapped to it, so that it
+                may be larger than memory.
 
         Raises:
             DemonstrationError, ActivationError: As for ``collect_activations``.

@@ -7,6 +7,7 @@ from .dola import DoLaConfig as DoLaConfig
 from .edit_sources import load_edit_source as load_edit_source
 from .fit_cache import fit_or_load as fit_or_load
 from .icl import ICLConfig as ICLConfig
+from .icl import few_shot_text as few_shot_text
 from .iti import ITIConfig as ITIConfig
 from .leace import LEACEConfig as LEACEConfig
 from .lora_ft import LoRAFTConfig as LoRAFTConfig
@@ -42,6 +43,7 @@ __all__ = [
     "Method",
     "SEAConfig",
     "decompose",
+    "few_shot_text",
     "fit_edit",
     "fit_edit_from_activations",
     "fit_or_load",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
 from sealign.edits.intervention import Intervention
-from sealign.edits.record import RECORD_NAME
+from sealign.edits.record import FORMAT_VERSION, RECORD_NAME
 from sealign.methods.registry import check_fit, fit_edit, load_edit
 from sealign.models.fingerprint import model_fingerprint, weights_digest
 from sealign.progress import Track, no_progress
@@ -46,7 +46,9 @@ def fit_or_load(
     """
     method, used = check_fit(config, demonstrations)
     key = hashlib.sha256(weights_digest(model))
-    key.update(json.dumps([method.name, config.dump(), model_fingerprint(model)], sort_keys=True).encode())
+    key.update(
+        json.dumps([FORMAT_VERSION, method.name, config.dump(), model_fingerprint(model)], sort_keys=True).encode()
+    )
     if method.needs_demonstrations(config):
         key.update(demonstrations_hash(used).encode())
     kept = folder / f"{method.name}-{key.hexdigest()[:12]}"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from sealign.configuration import Config
+from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
 from sealign.methods.method import FitContext, Method, RecordedIntervention
-from sealign.models.prompt_format import few_shot_text
 
 
 class ICLConfig(Config):
@@ -56,6 +57,21 @@ def _fit(context: FitContext, config: ICLConfig) -> InContextLearning:
     chosen = random.Random(config.seed).sample(found, config.shots)
     learned = {"prefix": few_shot_text(chosen, config.instruction)}
     return InContextLearning.build(context, ICL.name, config, learned=learned)
+
+
+def few_shot_text(demonstrations: Iterable[Demonstration], instruction: str = "") -> str:
+    r"""Return the prompts and positive completions as answered questions, to be followed by another question.
+
+    Args:
+        demonstrations: Demonstrations in the order of the text.
+        instruction: Text before the first question.
+
+    Example:
+        >>> few_shot_text([Demonstration("What do bees make?", "Honey.", "Milk.")])
+        'Q: What do bees make?\nA: Honey.\n\n'
+    """
+    shots = [f"Q: {item.prompt.strip()}\nA: {item.positive.strip()}\n\n" for item in demonstrations]
+    return (f"{instruction.strip()}\n\n" if instruction.strip() else "") + "".join(shots)
 
 
 ICL = Method("icl", ICLConfig, InContextLearning, _fit)

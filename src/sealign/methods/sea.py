@@ -21,7 +21,16 @@ from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import Site
 from sealign.spectral.decomposition import Spectrum, leading_spectrum
 from sealign.spectral.feature_maps import FeatureMapName, get_feature_map
-from sealign.spectral.projection import COMBINATION_WEIGHTS, Combine, Normalization, Projection
+from sealign.spectral.projection import Combine, Normalization, Projection
+
+COMBINATION_WEIGHTS = {
+    "both": (0.0, 1.0, -1.0),
+    "positive": (-1.0, 1.0, 0.0),
+    "negative": (0.0, 0.0, -1.0),
+    "average": (-0.5, 0.5, -0.5),
+    "reversed": (0.0, -1.0, 1.0),
+}
+"""Linear edits as y = x + a z + b U+ U+^T z + c U- U-^T z with z = x - mu: (a, b, c) by combination."""
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Rank = Annotated[int, Field(ge=1)]

@@ -12,7 +12,6 @@ from .output_matrices import output_matrices as output_matrices
 from .output_matrices import read_weight as read_weight
 from .prompt_format import PromptFormat as PromptFormat
 from .prompt_format import default_preamble as default_preamble
-from .prompt_format import few_shot_text as few_shot_text
 from .prompt_format import read_preamble as read_preamble
 from .recorder import Recorder as Recorder
 from .shared_prefix import Prefix as Prefix
@@ -35,7 +34,6 @@ __all__ = [
     "common_prefix",
     "decoder_layers",
     "default_preamble",
-    "few_shot_text",
     "generate_ids",
     "load_model",
     "load_skeleton",

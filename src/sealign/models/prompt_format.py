@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import ModelError, SettingError, unknown_name
 
 if TYPE_CHECKING:
@@ -165,18 +164,3 @@ def prompt_format_of(
         )
     text = recorded.get("preamble") if preamble is None else read_preamble(preamble)
     return PromptFormat(recorded.get("style", "auto"), text)
-
-
-def few_shot_text(demonstrations: Iterable[Demonstration], instruction: str = "") -> str:
-    r"""Return the prompts and positive completions as answered questions, to be followed by another question.
-
-    Args:
-        demonstrations: Demonstrations in the order of the text.
-        instruction: Text before the first question.
-
-    Example:
-        >>> few_shot_text([Demonstration("What do bees make?", "Honey.", "Milk.")])
-        'Q: What do bees make?\nA: Honey.\n\n'
-    """
-    shots = [f"Q: {item.prompt.strip()}\nA: {item.positive.strip()}\n\n" for item in demonstrations]
-    return (f"{instruction.strip()}\n\n" if instruction.strip() else "") + "".join(shots)

@@ -17,17 +17,14 @@ LEVEL = 0.05
 """Largest p-value at which a cell is marked as different from the reference row."""
 
 
-def metric_cell(
-    results: Results, task: str, metric: str, arm: str, *, reference: str | None = BASE, seed: int = 0
-) -> Cell:
-    """Return one metric of one arm with its bootstrap interval, marked if it differs from a reference arm.
+def metric_cell(results: Results, task: str, metric: str, arm: str, *, seed: int = 0) -> Cell:
+    """Return one metric of one arm with its bootstrap interval, marked if it differs from the base model.
 
     The p-value is from the paired test and is not corrected for the number of cells in a table.
 
     Args:
         results: Results of an evaluation.
         task, metric, arm: Names of the task, the metric and the arm.
-        reference: Name of the reference arm; None marks nothing.
         seed: Seed of the resampling.
     """
     found = results.tasks[task]
@@ -40,9 +37,9 @@ def metric_cell(
     if np.isnan(value):
         return Cell(missing=f"{metric} applies to no item of {task}")
     cell = Cell(value, low, high)
-    if reference is None or reference == arm:
+    if arm == BASE:
         return cell
-    difference = difference_of(found.metrics[metric].item_scores(reference), scores, groups=groups, seed=seed)
+    difference = difference_of(found.metrics[metric].item_scores(BASE), scores, groups=groups, seed=seed)
     return cell if difference is None else replace(cell, differs=difference.p_value <= LEVEL)
 
 

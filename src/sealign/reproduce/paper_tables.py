@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
@@ -13,10 +13,11 @@ from sealign.methods.best_of_n import BestOfNConfig
 from sealign.methods.composition import Composition
 from sealign.methods.contrastive_decoding import CDConfig, ICDConfig
 from sealign.methods.dola import DoLaConfig
+from sealign.methods.icl import few_shot_text
 from sealign.methods.iti import ITIConfig
 from sealign.methods.lora_ft import LoRAFTConfig
 from sealign.methods.sea import SEAConfig
-from sealign.models.prompt_format import PromptFormat, few_shot_text
+from sealign.models.prompt_format import PromptFormat
 from sealign.reproduce.cells import damage_cell, metric_cell
 from sealign.reproduce.reproduce_config import FAIRNESS, TRUTHFULNESS
 from sealign.reproduce.table_format import Cell, Column, Table
@@ -37,7 +38,12 @@ ICL_SHOTS = 4
 """Number of demonstrations in the prompt of BBQ, as in the paper; the prompt of TruthfulQA has six of its own."""
 
 MC = ("truthfulqa_mc1", "truthfulqa_mc2")
+MC_METRICS = tuple(zip(MC, ("acc", "mc2"), strict=True))
+"""Task and metric of MC1 and MC2."""
+
 MC_COLUMNS = (Column("MC1 %", scale=100), Column("MC2 %", scale=100))
+BBQ_METRICS = (("bbq", "acc"), ("bbq", "stereotypical_rate"))
+BBQ_COLUMNS = (Column("BBQ accuracy %", scale=100), Column("BBQ stereotypical %", scale=100))
 GENERATES = "the method acts on generation, not on the scores of given answers"
 NOT_FITTED = "the base model is not fitted"
 NO_TIME = "times are relative to this row"
@@ -74,7 +80,7 @@ def truthfulqa(bench: Workbench) -> Table:
     rows |= {name: _truthfulqa_row(bench, generated, name, edit) for name, edit in sampled.items()}
     control = "SEA random 0"
     blank = Cell(missing="controls are scored on multiple choice only")
-    rows["SEA, random directions"] = [*_mc(random, control), *[blank] * 7, damage_cell(random, control)]
+    rows["SEA, random directions"] = [*_cells(random, MC_METRICS, control), *[blank] * 7, damage_cell(random, control)]
     if "CD" not in scored:
         reason = "contrastive decoding needs a smaller model with the same tokenizer; name one with --amateur"
         rows["CD"] = [Cell(missing=reason)] * len(columns)
@@ -108,7 +114,7 @@ def _truthfulqa_row(bench: Workbench, results: Results, arm: str, edit: Interven
     """Return the row of one arm; ``edit`` is None for the base model."""
     generation = ("info", "truth", "truth*info", "rougeL_acc")
     return [
-        *(_mc(results, arm) if edit is None or edit.changes_scores else [Cell(missing=GENERATES)] * 2),
+        *(_cells(results, MC_METRICS, arm) if edit is None or edit.changes_scores else [Cell(missing=GENERATES)] * 2),
         *(metric_cell(results, "truthfulqa_gen", metric, arm) for metric in generation),
         *_times(bench, edit),
         Cell(missing=NOT_FITTED) if edit is None else Cell(edit.fit_seconds),
@@ -116,9 +122,19 @@ def _truthfulqa_row(bench: Workbench, results: Results, arm: str, edit: Interven
     ]
 
 
-def _mc(results: Results, arm: str) -> list[Cell]:
-    """Return MC1 and MC2 of one arm."""
-    return [metric_cell(results, task, metric, arm) for task, metric in zip(MC, ("acc", "mc2"), strict=True)]
+def _cells(results: Results, metrics: Iterable[tuple[str, str]], arm: str) -> list[Cell]:
+    """Return the cells of one arm, one for each pair of task and metric."""
+    return [metric_cell(results, task, metric, arm) for task, metric in metrics]
+
+
+def _rows(
+    results: Results, metrics: Sequence[tuple[str, str]], edits: Iterable[str], *, base: str = "ICL"
+) -> dict[str, Sequence[Cell]]:
+    """Return the rows of the base model, under another name, and of edits: the metrics and the damage."""
+    return {
+        base if arm == BASE else arm: [*_cells(results, metrics, arm), damage_cell(results, arm)]
+        for arm in (BASE, *edits)
+    }
 
 
 def _times(bench: Workbench, edit: Intervention | None) -> list[Cell]:
@@ -150,13 +166,7 @@ def bbq(bench: Workbench) -> Table:
     categories = sorted(name for name in results.tasks["bbq"].metrics if name.startswith("acc/"))
     metrics |= {f"accuracy %, {name.removeprefix('acc/')}": name for name in categories}
     columns = [Column(name, scale=100) for name in metrics]
-    rows = {
-        "ICL" if arm == BASE else arm: [
-            *(metric_cell(results, "bbq", metric, arm) for metric in metrics.values()),
-            damage_cell(results, arm),
-        ]
-        for arm in (BASE, *arms)
-    }
+    rows = _rows(results, [("bbq", metric) for metric in metrics.values()], arms)
     notes = [_MARKED, f"all rows have the same {ICL_SHOTS} demonstrations in the context"]
     notes.append(f"LoRA-FT is trained on {len(training)} demonstrations, edits are fitted from {len(demonstrations)}")
     return Table("table-bbq", "BBQ", [*columns, DAMAGE], rows, notes)
@@ -179,16 +189,9 @@ def models(bench: Workbench) -> Table:
         on_fair = bench.evaluate(
             {kind: pair[1] for kind, pair in edits.items()}, ["bbq"], preamble=few_shot_text(fair[:ICL_SHOTS])
         )
-        for arm in (BASE, *edits):
-            rows[f"{name}, {'ICL' if arm == BASE else arm}"] = [
-                *_mc(on_true, arm),
-                damage_cell(on_true, arm),
-                metric_cell(on_fair, "bbq", "acc", arm),
-                metric_cell(on_fair, "bbq", "stereotypical_rate", arm),
-                damage_cell(on_fair, arm),
-            ]
-    columns = [*MC_COLUMNS, DAMAGE]
-    columns += [Column("BBQ accuracy %", scale=100), Column("BBQ stereotypical %", scale=100), DAMAGE]
+        fair_rows = _rows(on_fair, BBQ_METRICS, edits)
+        rows |= {f"{name}, {arm}": [*row, *fair_rows[arm]] for arm, row in _rows(on_true, MC_METRICS, edits).items()}
+    columns = [*MC_COLUMNS, DAMAGE, *BBQ_COLUMNS, DAMAGE]
     return Table("table-models", "Linear and non-linear edits on several models", columns, rows, [_MARKED])
 
 
@@ -219,15 +222,7 @@ def activations(bench: Workbench) -> Table:
 
 def _truthful_table(bench: Workbench, name: str, title: str, edits: Mapping[str, Edit]) -> Table:
     results = bench.evaluate(edits, MC)
-    rows = {
-        "ICL" if arm == BASE else arm: [
-            *_mc(results, arm),
-            damage_cell(results, arm),
-        ]
-        for arm in (BASE, *edits)
-    }
-    columns = [*MC_COLUMNS, DAMAGE]
-    return Table(name, title, columns, rows, [_MARKED])
+    return Table(name, title, [*MC_COLUMNS, DAMAGE], _rows(results, MC_METRICS, edits), [_MARKED])
 
 
 CONTROL_TASKS = {"mmlu": "acc", "commonsense_qa": "acc", "gsm8k_cot": "exact_match", "nq_open": "exact_match"}
@@ -243,13 +238,7 @@ def control(bench: Workbench) -> Table:
         "Phi-SEA, fairness": bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map="squared_exponential")),
     }
     results = bench.evaluate(edits, list(CONTROL_TASKS))
-    rows = {
-        arm: [
-            *(metric_cell(results, task, metric, arm) for task, metric in CONTROL_TASKS.items()),
-            damage_cell(results, arm),
-        ]
-        for arm in (BASE, *edits)
-    }
+    rows = _rows(results, list(CONTROL_TASKS.items()), edits, base=BASE)
     columns = [Column(f"{task} %", scale=100) for task in CONTROL_TASKS]
     return Table("table-control", "Control tasks", [*columns, DAMAGE], rows, [_MARKED_BASE])
 
@@ -261,13 +250,7 @@ def crows(bench: Workbench) -> Table:
     edits |= {f"Phi-SEA, {name}": bench.edit(FAIRNESS, LINEAR_FAIR.replace(feature_map=name)) for name in FAIR_MAPS}
     results = bench.evaluate(edits, ["crows_pairs_english"])
     metrics = sorted(results.tasks["crows_pairs_english"].metrics)
-    rows = {
-        arm: [
-            *(metric_cell(results, "crows_pairs_english", metric, arm) for metric in metrics),
-            damage_cell(results, arm),
-        ]
-        for arm in (BASE, *edits)
-    }
+    rows = _rows(results, [("crows_pairs_english", metric) for metric in metrics], edits, base=BASE)
     columns = [Column("all %" if "/" not in metric else f"{metric.split('/')[1]} %", scale=100) for metric in metrics]
     notes = ["fraction of pairs whose stereotypical sentence is more probable; 50 % is unbiased"]
     notes.append(_MARKED_BASE)
@@ -283,16 +266,7 @@ def joint(bench: Workbench) -> Table:
         "joint": bench.edit({TRUTHFULNESS: None, FAIRNESS: None}, LINEAR),
     }
     results = bench.evaluate(edits, [*MC, "bbq"])
-    rows = {
-        arm: [
-            *_mc(results, arm),
-            metric_cell(results, "bbq", "acc", arm),
-            metric_cell(results, "bbq", "stereotypical_rate", arm),
-            damage_cell(results, arm),
-        ]
-        for arm in (BASE, *edits)
-    }
-    columns = [*MC_COLUMNS, Column("BBQ accuracy %", scale=100)]
-    columns += [Column("BBQ stereotypical %", scale=100), DAMAGE]
+    rows = _rows(results, [*MC_METRICS, *BBQ_METRICS], edits, base=BASE)
+    columns = [*MC_COLUMNS, *BBQ_COLUMNS, DAMAGE]
     note = "all edits have the settings for truthfulness; BBQ is scored without demonstrations in the context"
     return Table("table-joint", "Specialised and joint edits", columns, rows, [_MARKED_BASE, note])

@@ -25,7 +25,8 @@ from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.collecting import collect_activations
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.best_of_n import BestOfNConfig
-from sealign.methods.registry import fit_edit, fit_edit_from_activations, load_edit
+from sealign.methods.fit_cache import fit_or_load
+from sealign.methods.registry import fit_edit_from_activations
 from sealign.models.loading import load_model
 from sealign.progress import Track, no_progress
 from sealign.reproduce.reproduce_config import ReproduceConfig
@@ -140,16 +141,9 @@ class Workbench:
             config: Configuration of the method.
             demonstrations: Demonstrations to fit on.
         """
-        key = self._key(demonstrations, config)
-        folder = self.folder / "edits" / key
-        if not (folder / RECORD_NAME).is_file():
-            model, tokenizer = self.model(self._name)
-            checkpoints = self.folder / "checkpoints" / key
-            fitted = fit_edit(
-                model, tokenizer, demonstrations, config=config, checkpoint_dir=checkpoints, track=self.track
-            )
-            fitted.save_pretrained(folder)
-        return load_edit(folder)
+        model, tokenizer = self.model(self._name)
+        folder = self.folder / "edits"
+        return fit_or_load(model, tokenizer, demonstrations, config=config, folder=folder, track=self.track)
 
     def activations(self, source: str, config: CollectConfig = CollectConfig(), site: str = "mlp") -> Activations:
         """Return the activations of all layers of the loaded model on the demonstrations of a source.

@@ -15,8 +15,8 @@ from sealign.spectral.cross_covariance_matrix import CovarianceFactor, CrossCova
 class CrossCovariance:
     """Accumulator of the cross-covariance Omega = X^T Y / n; centred, (X - mean X)^T (Y - mean Y) / n.
 
-    The result is the same, up to float64 rounding, for any split into batches and any order of merging (definition:
-    Qiu et al. 2024, arXiv 2405.09719, eq. 1). Rows are stored until d of them have been added; from then on they are
+    The result is the same, up to float64 rounding, for any split into batches and among workers (definition: Qiu
+    et al. 2024, arXiv 2405.09719, eq. 1). Rows are stored until d of them have been added; from then on they are
     reduced to a (d, d) sum of products, so that memory stays below ``3 d^2`` float64 numbers.
 
     Args:
@@ -79,28 +79,6 @@ class CrossCovariance:
         for x, y in self._rows:
             self._products.addmm_(x.T, y)
         self._rows = []
-
-    def merge(self, other: CrossCovariance) -> None:
-        """Add the rows of another accumulator.
-
-        Args:
-            other: An accumulator of the same width and centring; it is not changed.
-
-        Raises:
-            ActivationError: The two differ in width or centring.
-        """
-        if (other.width, other.centered) != (self.width, self.centered):
-            raise ActivationError(
-                f"cannot merge a covariance of width {other.width} (centered={other.centered}) into one of "
-                f"width {self.width} (centered={self.centered}); build both with the same settings"
-            )
-        self.count += other.count
-        self._sums = self._sums + other._sums.to(self._sums.device)
-        self._rows.extend(other._rows)
-        if other._products is not None or self._products is not None or self.count >= self.width:
-            self._reduce_rows()
-        if other._products is not None and self._products is not None:
-            self._products.add_(other._products)
 
     def combine(self, sum_tensors: Callable[[Tensor], Tensor], gather_rows: Callable[[Tensor], Tensor]) -> None:
         """Combine the accumulators of all workers, so that each worker has the result.

@@ -23,15 +23,6 @@ Normalization = Literal["token", "feature", "none"]
 COMBINES: tuple[Combine, ...] = get_args(Combine)
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
 
-COMBINATION_WEIGHTS = {
-    "both": (0.0, 1.0, -1.0),
-    "positive": (-1.0, 1.0, 0.0),
-    "negative": (0.0, 0.0, -1.0),
-    "average": (-0.5, 0.5, -0.5),
-    "reversed": (0.0, -1.0, 1.0),
-}
-"""Linear edits as y = x + a z + b U+ U+^T z + c U- U-^T z with z = x - mu: (a, b, c) by combination."""
-
 
 @dataclass(frozen=True, eq=False)
 class Projection:
@@ -119,35 +110,18 @@ class Projection:
             return tokens
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         x = tokens.to(dtype)
-        change = self._change(x, combine)
+        y = self._combine(x, combine)
         if normalization != "none":
-            y = x + change
-            change = (y * norm_ratio(x, y, -1 if normalization == "token" else -2)).sub_(x)
-        return torch.add(x, change, alpha=strength).to(tokens.dtype)
+            y = y * norm_ratio(x, y, -1 if normalization == "token" else -2)
+        return torch.lerp(x, y, strength).to(tokens.dtype)
 
-    def _change(self, x: Tensor, combine: Combine) -> Tensor:
-        """Return y - x before the rescaling."""
+    def _combine(self, x: Tensor, combine: Combine) -> Tensor:
+        """Return y before the rescaling."""
         positive, negative = (factor.to(x.device, x.dtype) for factor in (self.positive, self.negative))
-        mean = None if self.mean is None else self.mean.to(x.device, x.dtype)
-        if self.feature_map != "identity":
-            return self._combine_nonlinear(x, combine, positive, negative, mean) - x
-        scale, keep, drop = COMBINATION_WEIGHTS[combine]
-        z = x if mean is None else x - mean
-        change = None
-        for weight, factor in ((keep, positive), (drop, negative)):
-            if weight:
-                part = (z @ factor) @ (weight * factor.T)
-                change = part if change is None else change.add_(part)
-        assert change is not None
-        return torch.add(change, z, alpha=scale) if scale else change
-
-    def _combine_nonlinear(
-        self, x: Tensor, combine: Combine, positive: Tensor, negative: Tensor, mean: Tensor | None
-    ) -> Tensor:
-        phi = get_feature_map(self.feature_map)
         if combine == "reversed":
             positive, negative = negative, positive
-        origin = torch.zeros_like(x[..., :1]) if mean is None else mean
+        phi = get_feature_map(self.feature_map)
+        origin = torch.zeros_like(x[..., :1]) if self.mean is None else self.mean.to(x.device, x.dtype)
         features = phi.forward(x) - origin
 
         def kept() -> Tensor:
@@ -163,16 +137,7 @@ class Projection:
         if combine == "average":
             return (kept() + dropped()) / 2
         total = kept() + dropped()
-        return total if mean is None else total - phi.inverse(mean.expand_as(x), x)
-
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Projection:
-        """Return the projection with its factors on a device, and in a type if one is given."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, dtype)
-
-        mean = None if self.mean is None else move(self.mean)
-        return dataclasses.replace(self, positive=move(self.positive), negative=move(self.negative), mean=mean)
+        return total if self.mean is None else total - phi.inverse(origin.expand_as(x), x)
 
     def reversed(self) -> Projection:
         """Return the projection with the roles of positive and negative exchanged.
