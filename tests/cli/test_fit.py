@@ -383,15 +383,12 @@ def test_tables_and_json_hold_the_same_figures(fit: Callable[..., str], tmp_path
     assert again.pop("fit_seconds") > 0
     assert again == {name: value for name, value in record.items() if name != "fit_seconds"}
     printed = {row[0]: row[1:] for row in shared.table_rows(text)}
+    statistics = (*("explained_variance_positive", "explained_variance_negative"), "overlap", "net_share", "signature")
     for layer, entry in record["layers"].items():
         assert printed[layer] == [
-            "5",
+            "3 + 2",
             f"{entry['relative_change']:.4f}",
-            "3",
-            "2",
-            f"{entry['statistics']['explained_variance_positive']:.4g}",
-            f"{entry['statistics']['explained_variance_negative']:.4g}",
-            f"{entry['statistics']['signature']:.4g}",
+            *(f"{entry['statistics'][name]:.4g}" for name in statistics),
         ]
     assert printed["strength"] == ["0.5"]
     assert printed["demonstrations"] == [f"7 (SHA-256 {record['demonstrations_hash'][:16]})"]

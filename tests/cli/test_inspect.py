@@ -109,6 +109,19 @@ def test_tables_are_whole(edit_folder: Path, monkeypatch: pytest.MonkeyPatch, wi
     assert [cell.strip() for cell in header.strip("┃").split("┃")] == columns
 
 
+@pytest.mark.parametrize(("share", "warned"), [(0.0499, True), (0.5, False)])
+def test_an_edit_that_nearly_cancels_is_warned_of(copy: Path, share: float, warned: bool) -> None:
+    def spread(record: dict[str, Any]) -> None:
+        for entry, value in zip(record["layers"].values(), (share, 0.6), strict=True):
+            entry["statistics"]["net_share"] = value
+
+    change(copy, spread)
+    text = " ".join(passed("inspect", "--edit", copy).split())
+    sentence = "What the edit keeps and what it drops nearly cancel at 1 of 2 layers: the net share is 0.050 at layer 1"
+    assert (sentence in text) == warned
+    assert ("nearly cancel" in text) == warned
+
+
 def test_modules_of_several_patterns_are_all_named(copy: Path) -> None:
     change(copy, lambda record: record["layers"]["3"].update(module="model.layers.3.block_sparse_moe"))
     text = " ".join(passed("inspect", "--edit", copy).split())

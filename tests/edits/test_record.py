@@ -230,7 +230,7 @@ def test_what_cannot_be_read_back_is_not_written() -> None:
 def test_fields_are_named() -> None:
     """Records have too many fields of one type to give them by position."""
     with pytest.raises(TypeError, match="positional"):
-        LayerRecord("model.layers.1.mlp", 3, 0.0, 0.5, {})  # type: ignore[misc]
+        LayerRecord("model.layers.1.mlp", 3, (3,), 0.0, 0.5, {})  # type: ignore[misc]
     with pytest.raises(TypeError, match="positional"):
         EditRecord("sea")  # type: ignore[misc, call-arg]
 

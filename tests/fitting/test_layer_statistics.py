@@ -68,6 +68,9 @@ def test_sums_decompose_as_rows_do(dtype: torch.dtype) -> None:
 def test_few_neutral_rows_are_kept() -> None:
     matrices = [torch.randn(SAMPLE + 7, D) for _ in range(3)]
     assert torch.equal(added([matrices]).neutral_sample, matrices[0][:SAMPLE])
+    for first in (SAMPLE, SAMPLE - 1):
+        batches = [[matrix[:first] for matrix in matrices], [matrix[first:] for matrix in matrices]]
+        assert torch.equal(added(batches).neutral_sample, matrices[0][:SAMPLE])
 
 
 def test_rows_that_cannot_be_added() -> None:

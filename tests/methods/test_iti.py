@@ -170,9 +170,13 @@ def test_the_number_of_heads(llama: Any, tokenizer: Any, demonstrations: list[De
         fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=17))
     with pytest.raises(SiteError, match="heads is 5, but layers '3' have 4 heads"):
         fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=5, layers="3"))
-    # 48 of the 1024 heads of Llama 7B are 1 of 16.
-    default = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig())
-    assert len(default.settings["selected"]) == 1
+    whole = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=16))
+    assert len(whole.settings["selected"]) == 16
+    # 48 of the 1024 heads of Llama 7B are 0.75 of 16, and 1.5 of 32, which rounds to the even 2.
+    deep = build_model("llama", vocab_size=len(tokenizer), num_hidden_layers=8)
+    for model, count in ((llama, 1), (deep, 2)):
+        default = fit_edit(model, tokenizer, demonstrations, config=sealign.ITIConfig())
+        assert len(default.settings["selected"]) == count
 
 
 def test_too_few_to_hold_some_out(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
