@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import ctypes
+import dataclasses
 import json
 import os
 import re
@@ -133,7 +135,7 @@ def test_a_preamble_of_ones_own(fit: Callable[..., str], tmp_path: Path) -> None
     preamble = tmp_path / "preamble.txt"
     preamble.write_text("Répondez brièvement.\n", encoding="utf-8")
     fit("--preamble", preamble)
-    own = {"style": "few_shot", "preamble": "Répondez brièvement."}
+    own = dataclasses.asdict(PromptFormat("few_shot", "Répondez brièvement."))
     assert read(tmp_path / "edit")["config"]["prompt_format"] == own
     fit("--preamble", preamble, "--prompt-format", "few_shot_chat")
     assert read(tmp_path / "edit")["config"]["prompt_format"]["style"] == "few_shot_chat"
@@ -330,6 +332,37 @@ def test_limits_hold_for_each_source(fit: Callable[..., str], tmp_path: Path) ->
         assert len(read(tmp_path / "edit")["fitted_on"]) == 6
         hashes.add(read(tmp_path / "edit")["demonstrations_hash"])
     assert len(hashes) == 2  # the seed draws
+
+
+def test_columns_of_other_names(model_folder: Path, tmp_path: Path) -> None:
+    lines = [{"question": f"What is {n}?", "good": f"{n}.", "bad": ["Blue.", "Red."]} for n in range(5)]
+    (tmp_path / "x.JSON").write_text(json.dumps(lines))
+    args = ("fit", "--model", model_folder, "--demonstrations", tmp_path / "x.JSON", "--output", tmp_path / "edit")
+    passed(*args, "--columns", "prompt=question, positive=good, negative=bad", "--rank", "2")
+    assert len(read(tmp_path / "edit")["fitted_on"]) == 5
+    refused(*args, "--columns", "prompt=question,positive", words=("--columns is 'positive'", "prompt=question"))
+    refused(*args, "--columns", "prompt=question", words=("no key 'positive' or 'chosen', found question, good, bad",))
+
+
+def test_arguments_of_the_chat_template(
+    fit: Callable[..., str], model_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    thinking = copy.deepcopy(tokenizer)
+    thinking.chat_template += "{% if mood is defined %}{{ mood }} {% endif %}"
+    shutil.copytree(model_folder, tmp_path / "model")
+    thinking.save_pretrained(tmp_path / "model")
+    text = fit("--model", tmp_path / "model", "--chat-template-arg", "mood=calm", "--rank", "2")
+    record = read(tmp_path / "edit")
+    assert record["config"]["prompt_format"]["chat_template_kwargs"] == {"mood": "calm"}
+    assert record["example"].startswith("<user>")
+    assert "<model>calm " in record["example"]
+    assert record["example"] in text
+    assert record["example"] in passed("inspect", "--edit", tmp_path / "edit")
+    answer = ("generate", "--edit", tmp_path / "edit", "--prompt", "What is ice?", "--max-new-tokens", "2")
+    assert passed(*answer) == passed(*answer, "--chat-template-arg", "mood=calm")
+    words = ("does not use the argument 'moood'; check its name",)
+    refused(*answer, "--chat-template-arg", "moood=1", words=words)
+    refused("chat", "--edit", tmp_path / "edit", "--chat-template-arg", "moood=1", words=words)
 
 
 def test_a_holdout_is_split_off_by_prompt_and_recorded(

@@ -36,13 +36,24 @@ def as_json_lines(rows: Sequence[tuple[str, ...]]) -> str:
     return "".join(json.dumps(dict(zip(KEYS, row, strict=True)), ensure_ascii=False) + "\n" for row in rows)
 
 
-def as_csv(rows: Sequence[tuple[str, ...]]) -> str:
+def as_csv(rows: Sequence[tuple[str, ...]], separator: str = ",") -> str:
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows([KEYS, *rows])
+    csv.writer(buffer, lineterminator="\n", delimiter=separator).writerows([KEYS, *rows])
     return buffer.getvalue()
 
 
-WRITERS: dict[str, Callable[[Sequence[tuple[str, ...]]], str]] = {"x.jsonl": as_json_lines, "x.csv": as_csv}
+def as_json(rows: Sequence[tuple[str, ...]]) -> str:
+    return json.dumps([dict(zip(KEYS, row, strict=True)) for row in rows], ensure_ascii=False, indent=1)
+
+
+WRITERS: dict[str, Callable[[Sequence[tuple[str, ...]]], str]] = {
+    "x.jsonl": as_json_lines,
+    "x.NDJSON": as_json_lines,
+    "x.json": as_json,
+    "x.csv": as_csv,
+    "x.Csv": lambda rows: as_csv(rows, ";"),
+    "x.tsv": lambda rows: as_csv(rows, "\t"),
+}
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -87,6 +98,25 @@ def test_json_lines_keep_every_character(
     assert fields(load_demonstrations(path)) == rows
 
 
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow
+
+    path = tmp_path / "x.Parquet"
+    parquet.write_table(pyarrow.table({key: [row[index] for row in ROWS] for index, key in enumerate(KEYS)}), path)
+    assert fields(load_demonstrations(path)) == ROWS
+    messages = [[{"role": "user", "content": row[0]}] for row in ROWS]
+    columns = {"prompt": messages, "chosen": [row[1] for row in ROWS], "rejected": [row[2] for row in ROWS]}
+    parquet.write_table(pyarrow.table(columns), path)
+    assert fields(load_demonstrations(path)) == ROWS
+
+
+@pytest.mark.parametrize("text", ['{"data": %s, "version": [1]}', "%s"])
+def test_json_arrays_may_lie_in_an_object(tmp_path: Path, text: str) -> None:
+    assert fields(load_demonstrations(write(tmp_path, "x.json", text % as_json(ROWS)))) == ROWS
+    assert fields(load_demonstrations(write(tmp_path, "y.json", as_json_lines(ROWS)))) == ROWS
+
+
 def test_other_keys_and_columns_are_ignored(tmp_path: Path) -> None:
     rows = [dict(zip(KEYS, row, strict=True)) | {"place": "ice"} for row in ROWS]
     path = write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows)))
@@ -128,17 +158,24 @@ GOOD = as_json_lines(ROWS[:2])
         (
             "x.jsonl",
             GOOD + '{"prompt": "a", "positiv": "b"}',
-            "line 3: no key 'positive', found prompt, positiv; add or rename it",
+            "line 3: no key 'positive' or 'chosen', found prompt, positiv; add or rename it, or name it by columns",
         ),
-        ("x.jsonl", GOOD + "{}", "line 3: no key 'prompt', found none"),
-        ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive', found prompt, good, bad"),
-        ("x.csv", "prompt;positive;negative\na;b;c\n", "line 2: no key 'prompt', found prompt;positive;negative"),
+        ("x.jsonl", GOOD + "{}", "line 3: no key 'positive' or 'chosen', found none"),
+        ("x.csv", "prompt,good,bad\na,b,c\n", "x.csv, line 2: no key 'positive' or 'chosen', found prompt, good, bad"),
+        ("x.csv", "positive;negative\nb;c\n", "line 2: no key 'prompt', found positive, negative"),
+        ("x.csv", "prompt;positive;negative\na;b;c;d\n", "line 2: .*enclose texts with semicolons in double quotes"),
+        ("x.tsv", "prompt\tpositive\tnegative\na\tb\n", "line 2: 'negative' is None, but it must be a non-empty"),
+        ("x.json", "[1]", "x.json, item 0: found a int, but every item must be a JSON object"),
+        ("x.json", "{}", "x.json' holds no array of objects; write one, or one object per line in a .jsonl file"),
+        ("x.json", '[{"prompt": }]', r"x.json' is not JSON \(.* at line 1, column 13\); write an array"),
+        ("x.parquet", "PAR1", r"x.parquet' is not a Parquet file \(.*\); copy or download it again"),
+        ("x.txt", "a", r"x.txt' has the suffix '.txt', but it must be one of .jsonl, .*, .parquet; convert it"),
         ("x.csv", "prompt,positive,negative\na,b,c\nd,e\n", "line 3: 'negative' is None, but it must be a non-empty"),
         ("x.csv", "prompt,positive,negative\n\na,b,c\n\n\nd,e,\n", "line 6: 'negative' is '', but it must be a non-em"),
         (
             "x.csv",
             "prompt,positive,negative\na,b,c\nWell, so?,d,e\n",
-            "line 3: .*more fields than columns; enclose texts .* quotes",
+            "line 3: .*more fields than columns; enclose texts with commas in double quotes",
         ),
         (
             "x.csv",
@@ -175,7 +212,7 @@ def test_missing_files_and_folders(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("halueval", "unknown demonstration source 'halueval' .did you mean 'halueval_qa'.*jsonl or .csv file"),
+        ("halueval", "unknown demonstration source 'halueval' .did you mean 'halueval_qa'.*a file .*parquet.*"),
         ("truthfullqa", "did you mean 'truthfulqa'"),
         (
             "bundled:fairnes",
@@ -191,7 +228,7 @@ def test_unknown_sources_get_a_suggestion(source: str, message: str) -> None:
 
 
 def test_an_existing_folder_is_not_looked_up_on_the_hub(tmp_path: Path) -> None:
-    with pytest.raises(DemonstrationError, match="unknown demonstration source"):
+    with pytest.raises(DemonstrationError, match=r"is a folder; name a file in it \(\.jsonl, "):
         load_demonstrations(tmp_path)
 
 
@@ -311,6 +348,9 @@ class FakeHub(types.ModuleType):
     ("source", "call", "row"),
     [
         ("me/mine", ("me/mine", None, "train"), {"prompt": "a", "positive": "b", "negative": "c"}),
+        ("me/mine:small", ("me/mine", "small", "train"), {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        ("me/mine:small:test", ("me/mine", "small", "test"), {"prompt": "a", "chosen": "b", "rejected": "c"}),
+        ("me/mine::test", ("me/mine", None, "test"), {"prompt": "a", "chosen": "b", "rejected": "c"}),
         (
             "halueval_qa",
             ("pminervini/HaluEval", "qa", "data"),
@@ -340,12 +380,19 @@ def test_hub_datasets(
 
 def test_hub_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", FakeHub([{"prompt": "a", "chosen": "b"}]))
-    with pytest.raises(DemonstrationError, match="me/mine, row 0: no key 'positive', found prompt, chosen"):
+    with pytest.raises(
+        DemonstrationError, match="me/mine, row 0: no key 'negative' or 'rejected', found prompt, chosen"
+    ):
         load_demonstrations("me/mine")
     monkeypatch.setitem(sys.modules, "datasets", FakeHub(RuntimeError("a page of text")))
-    message = r"cannot load dataset 'me/mine' from the Hub \(RuntimeError\); check its name and .*--data-dir"
+    message = r"cannot load dataset 'me/mine' from the Hub \(RuntimeError\); check its name, .* split .*--data-dir"
     with pytest.raises(DemonstrationError, match=message):
         load_demonstrations("me/mine")
+    monkeypatch.setitem(sys.modules, "datasets", FakeHub(ValueError("Unknown split 'tst'. Should be one of ['test']")))
+    with pytest.raises(
+        DemonstrationError, match=r"'me/mine' from the Hub \(Unknown split 'tst'\); check its name, conf"
+    ):
+        load_demonstrations("me/mine::tst")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DemonstrationError, match=r"needs the datasets extra: pip install 'sealign\[datasets\]'"):
         load_demonstrations("bbq")

@@ -59,6 +59,7 @@ def make_record(**changes: Any) -> EditRecord:
         demonstrations_hash="cc" * 32,
         fitted_on=[f"{index:016x}-{index:016x}" for index in range(7)],
         holdout=None,
+        example="<user>What is 1?\n<model>One.",
         fit_seconds=2.5,
         versions={"sealign": "0.1.0", "torch": "2.13.0"},
         tensors_hash="dd" * 32,

@@ -34,7 +34,7 @@ from tests.tiny_models import build_model
 
 KEYS = {
     "": "format format_version method strength site normalization feature_map combine layers config learned model "
-    "demonstrations_hash fitted_on holdout fit_seconds versions tensors_hash",
+    "demonstrations_hash fitted_on holdout example fit_seconds versions tensors_hash",
     "layers.1": "module rank groups scale relative_change statistics",
     "model": "id revision fingerprint tokenizer_hash template_hash",
 }
@@ -73,7 +73,7 @@ def changed(path: tuple[str, ...], value: Any = None, *, delete: bool = False) -
 
 LEAVES = dict(leaves(json.loads(write_record(make_record()))))
 TYPED = {path: value for path, value in LEAVES.items() if path[0] not in FREE}
-OPTIONAL = ("revision", "strength", "site", "combine", "demonstrations_hash", "holdout")
+OPTIONAL = ("revision", "strength", "site", "combine", "demonstrations_hash", "holdout", "example")
 
 
 def test_keys_of_the_file() -> None:
@@ -281,7 +281,9 @@ def test_hashes_and_versions(model: Any, tokenizer: Any, demonstrations: Any) ->
     record = fitted(model, tokenizer, demonstrations).record
     lines = [json.dumps([item.prompt, item.positive, item.negative]) for item in demonstrations]
     vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    assert record.fitted_on == [item.hash for item in demonstrations]
     assert record.demonstrations_count == 7
+    assert record.example == f"<user>{demonstrations[0].prompt}\n<model> {demonstrations[0].positive}"
     assert record.demonstrations_hash == hashlib.sha256("".join(lines).encode()).hexdigest()
     assert record.model.tokenizer_hash == hashlib.sha256(vocabulary.encode()).hexdigest()
     assert record.model.template_hash == hashlib.sha256(tokenizer.chat_template.encode()).hexdigest()
@@ -303,7 +305,7 @@ def test_hashes_and_versions(model: Any, tokenizer: Any, demonstrations: Any) ->
                 "layers": "last:21/32",
                 "rank": None,
                 "explained_variance": None,
-                "prompt_format": {"style": "chat", "preamble": None},
+                "prompt_format": dataclasses.asdict(PromptFormat("chat")),
             },
         ),
         (
@@ -311,7 +313,7 @@ def test_hashes_and_versions(model: Any, tokenizer: Any, demonstrations: Any) ->
             {
                 "rank": [3, 2],
                 "layers": [1, 3],
-                "prompt_format": {"style": "few_shot", "preamble": default_preamble()},
+                "prompt_format": dataclasses.asdict(PromptFormat("few_shot", default_preamble())),
             },
         ),
         ({"explained_variance": (0.9, 0.8)}, {"explained_variance": [0.9, 0.8], "rank": None}),

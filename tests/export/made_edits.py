@@ -49,6 +49,7 @@ def edit_of(
         demonstrations_hash="0" * 64,
         fitted_on=[f"{index:016x}-{index:016x}" for index in range(7)],
         holdout=None,
+        example="<user>What is 1?\n<model>One.",
         fit_seconds=0.1,
         versions={"sealign": sealign.__version__},
         tensors_hash="",

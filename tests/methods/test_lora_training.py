@@ -16,6 +16,8 @@ from sealign.methods.lora_training import LoRATrainingConfig, train_lora
 from sealign.models.prompt_format import PromptFormat
 from tests.tiny_models import build_model
 
+WHICH = Demonstration("Which form?", "The blue one.", "The red one.")
+
 
 def test_an_interrupted_training_continues_from_its_epoch(
     tokenizer: Any, demonstrations: list[Demonstration], tmp_path: Path
@@ -25,7 +27,7 @@ def test_an_interrupted_training_continues_from_its_epoch(
 
     model = build_model("llama", vocab_size=len(tokenizer))
     config = LoRATrainingConfig(rank=2, epochs=3, batch_size=3, learning_rate=1e-2)
-    pairs = [(item.prompt, item.positive) for item in demonstrations]
+    pairs = [(item, item.positive) for item in demonstrations]
     whole = train_lora(model, tokenizer, pairs, config, checkpoint_dir=tmp_path / "whole")
 
     class Killed(Exception):
@@ -85,13 +87,13 @@ def test_the_prompt_and_the_padding_do_not_count(
 
     monkeypatch.setattr(transformers.Trainer, "train", train)
     model = build_model("llama", vocab_size=len(tokenizer))
-    pairs = [(item.prompt, item.positive) for item in demonstrations]
+    pairs = [(item, item.positive) for item in demonstrations]
     train_lora(model, tokenizer, pairs, LoRATrainingConfig(rank=1, epochs=1, batch_size=3))
     form = PromptFormat()
     expected = set()
-    for prompt, completion in pairs:
-        start = len(form.encode_prompt(tokenizer, prompt))
-        ids = [*form.encode(tokenizer, prompt, completion), tokenizer.eos_token_id]
+    for item, completion in pairs:
+        start = len(form.encode_prompt(tokenizer, item.prompt))
+        ids = [*form.encode(tokenizer, item.prompt, completion), tokenizer.eos_token_id]
         expected.add((tuple(ids), (-100,) * start + tuple(ids[start:])))
     found = set()
     for batch in batches:
@@ -106,7 +108,7 @@ def test_the_prompt_and_the_padding_do_not_count(
 
 def test_too_long_an_example_is_named(tokenizer: Any) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
-    pairs = [("Which form?", "The blue one."), ("Who?", "form " * 400)]
+    pairs = [(WHICH, WHICH.positive), (Demonstration("Who?", "form " * 400, "No."), "form " * 400)]
     with pytest.raises(DemonstrationError, match=r"demonstration 1 is \d+ tokens long, but the model's context is 256"):
         train_lora(model, tokenizer, pairs, LoRATrainingConfig())
 
@@ -120,7 +122,7 @@ def test_a_training_that_fails_leaves_no_trace(tokenizer: Any, monkeypatch: pyte
 
     monkeypatch.setattr(lora_training, "_train", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
-        train_lora(model, tokenizer, [("Which form?", "The blue one.")], LoRATrainingConfig())
+        train_lora(model, tokenizer, [(WHICH, WHICH.positive)], LoRATrainingConfig())
     assert [(name, type(module)) for name, module in model.named_modules()] == modules
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert "peft_config" not in vars(model)

@@ -81,11 +81,11 @@ def test_without_a_template_turns_are_questions_and_answers(
     llama: Any, plain: Any, seen: list[Any], system: str | None
 ) -> None:
     conversation = Conversation(llama, plain, system=system, max_new_tokens=4)
-    start = "" if system is None else f"{system}\n"
+    start = "" if system is None else f"{system}\n\n"
     first = conversation.say("What is ice?")
     conversation.say("And water?")
     texts = [
-        f"{start}\nQ: What is ice?\nA:".lstrip(),
+        f"{start}Q: What is ice?\nA:",
         f"{start}Q: What is ice?\nA: {first}\n\nQ: And water?\nA:",
     ]
     assert [ids for ids, _ in seen] == [plain.encode(text) for text in texts]
@@ -135,7 +135,9 @@ def test_a_template_that_refuses_a_system_message(llama: Any, tokenizer: Any) ->
         "{% endif %}<user>{{ m.content }}{% endfor %}<model>"
     )
     conversation = Conversation(llama, strict, system="Be brief.", max_new_tokens=2)
-    with pytest.raises(ModelError, match=r"chat template refuses .*System role not supported.*; leave out --system"):
+    with pytest.raises(
+        ModelError, match=r"chat template refuses .*System role not supported.*; leave out the system turn"
+    ):
         conversation.say("Hello.")
     assert isinstance(Conversation(llama, strict, max_new_tokens=2).say("Hello."), str)
 

@@ -36,6 +36,7 @@ def chat(
     system: Annotated[
         str | None, typer.Option("--system", metavar="TEXT", help="System message at the start of the conversation.")
     ] = None,
+    chat_template_arg: options.ChatTemplateArg = None,
     ignore_mismatch: options.IgnoreMismatch = False,
 ) -> None:
     """Converse with an edited model.
@@ -44,7 +45,8 @@ def chat(
     """
     from sealign.edits.attach import apply_edit
     from sealign.errors import SettingError
-    from sealign.methods.edit_sources import load_edit_source
+    from sealign.methods.edit_sources import fit_settings, load_edit_source
+    from sealign.models.prompt_format import prompt_format_of
     from sealign.playground.conversation import Conversation
 
     loaded = load_edit_source(edit, strength=strength)
@@ -53,9 +55,10 @@ def chat(
             f"'{edit}' puts demonstrations before each prompt, which a conversation does not support; use sealign "
             "generate"
         )
+    written = prompt_format_of(fit_settings(loaded), chat_template_kwargs=options.template_arguments(chat_template_arg))
     base, tokenizer = model.load(loaded.base_model.id)
     conversation = Conversation(
-        base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=loaded.is_causal
+        base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=loaded.is_causal, prompt_format=written
     )
     with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch) as handle:
         output.print(_HELP)

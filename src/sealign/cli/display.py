@@ -49,6 +49,9 @@ def print_record(edit: Intervention) -> None:
 
     record = edit.record
     output.print(record_table(record, edit.hash), settings_table(record))
+    if record.example is not None:
+        output.print("First demonstration as the model read it:", style="italic")
+        output.print(record.example, markup=False, highlight=False, soft_wrap=True)
     if record.layers:
         output.print(layer_table(record))
     if warning := cancellation_warning(record):

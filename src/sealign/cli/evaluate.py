@@ -70,6 +70,7 @@ def evaluate(
         ),
     ] = None,
     demonstrations: MethodDemonstrations = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     holdout: options.Holdout = None,
     data_dir: options.DataDir = None,
@@ -114,7 +115,7 @@ def evaluate(
 
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     edits = load_named(sources, strength)
-    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
     loaded, tokenizer = model.load(next((found.base_model.id for found in edits.values()), None))

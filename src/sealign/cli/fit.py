@@ -95,6 +95,7 @@ def fit(
     demonstrations: UsedDemonstrations = None,
     output_folder: FitOutput = None,
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     holdout: options.Holdout = None,
     settings: options.Settings = None,
@@ -147,7 +148,7 @@ def fit(
         raise SettingError("there is no folder to write the edit to; add --output PATH, or --plan to write nothing")
     if output_folder is not None:
         check_folder(output_folder, replaces=RECORD_NAME)
-    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     held_out = None if holdout is None else Holdout(holdout, seed)
     fitted = used if held_out is None else split_demonstrations(used, holdout=held_out.fraction, seed=seed)[0]
     check_fit(config, fitted)

@@ -29,6 +29,7 @@ def generate(
     max_new_tokens: options.MaxNewTokens = 64,
     prompt_format: options.FittedPromptStyle = None,
     preamble: options.Preamble = None,
+    chat_template_arg: options.ChatTemplateArg = None,
     ignore_mismatch: options.IgnoreMismatch = False,
     json: options.Json = False,
 ) -> None:
@@ -46,7 +47,9 @@ def generate(
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
     loaded = load_edit_source(edit, strength=strength)
-    written = prompt_format_of(fit_settings(loaded), prompt_format, preamble)
+    written = prompt_format_of(
+        fit_settings(loaded), prompt_format, preamble, options.template_arguments(chat_template_arg)
+    )
     base, tokenizer = model.load(loaded.base_model.id)
     with messages.status("Answering"):
         answers = compare_answers(

@@ -41,7 +41,7 @@ class MethodOption:
     Attributes:
         setting: Dotted name of the setting, such as ``rank`` or ``training.rank``.
         flag: Name of the option, such as ``--rank``.
-        kind: Type that the command line parses: bool, int, float, str or Path.
+        kind: Type that the command line parses: bool, int, float, str, Path or list[str].
         metavar: Placeholder of the value in the help text.
         help: Help text without the default.
         default: Default as text; empty if the help text names it.
@@ -50,7 +50,7 @@ class MethodOption:
 
     setting: str
     flag: str
-    kind: type
+    kind: Any
     metavar: str | None
     help: str
     default: str
@@ -120,6 +120,15 @@ def _prompt_format_options(text: str, default: PromptFormat) -> list[MethodOptio
     return [
         MethodOption("prompt_format.style", "--prompt-format", str, "NAME", text, default.style, str),
         MethodOption("prompt_format.preamble", "--preamble", Path, "FILE", options.PREAMBLE_HELP, "", Path),
+        MethodOption(
+            "prompt_format.chat_template_kwargs",
+            "--chat-template-arg",
+            list[str],
+            "NAME=VALUE",
+            options.CHAT_TEMPLATE_ARG_HELP,
+            "",
+            list[str],
+        ),
     ]
 
 
@@ -227,6 +236,8 @@ def method_config(
 def _parsed(option: MethodOption, value: Any) -> Any:
     if option.kind is Path:
         return read_preamble(value)
+    if option.kind == list[str]:
+        return options.template_arguments(value)
     return parse_value(value, option.annotation, option.flag) if isinstance(value, str) else value
 
 

@@ -96,9 +96,9 @@ Output = Annotated[Path, OUTPUT]
 DEMONSTRATIONS = typer.Option(
     "--demonstrations",
     metavar="SOURCE",
-    help="Source of demonstrations: a .jsonl or .csv file with prompt, positive and negative; bundled:NAME, "
-    "such as bundled:positivity; halueval_qa; bbq; truthfulqa; or a Hub dataset id. Repeat the option to use several "
-    "sources.",
+    help="Source of demonstrations: a .jsonl, .json, .csv, .tsv or .parquet file with prompt, positive (or chosen) and "
+    "negative (or rejected); bundled:NAME, such as bundled:positivity; halueval_qa; bbq; truthfulqa; or a Hub dataset "
+    "as owner/name or owner/name:config:split. Repeat the option to use several sources.",
 )
 Demonstrations = Annotated[list[str], DEMONSTRATIONS]
 Settings = Annotated[
@@ -108,6 +108,15 @@ Settings = Annotated[
         metavar="NAME=VALUE",
         help="Setting of the method, by its name in the Python configuration, such as rank=4, or training.rank=4 in a "
         "nested configuration. Repeat the option for several settings.",
+    ),
+]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME=COLUMN,...",
+        help="Columns of files and Hub datasets with other names, such as "
+        "prompt=question,positive=best_answer,negative=incorrect_answers.",
     ),
 ]
 DemonstrationsLimit = Annotated[
@@ -180,6 +189,15 @@ Preamble = Annotated[
         help=PREAMBLE_HELP,
     ),
 ]
+CHAT_TEMPLATE_ARG_HELP = "Argument of the chat template, such as enable_thinking=false. Repeat the option for several."
+ChatTemplateArg = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-template-arg",
+        metavar="NAME=VALUE",
+        help=rf"{CHAT_TEMPLATE_ARG_HELP} \[default: as the edit was fitted]",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option("--batch-size", min=1, metavar="N", help="Number of sequences to run together. Must be at least 1."),
@@ -227,13 +245,17 @@ def with_note(option: Any, note: str) -> Any:
     return info
 
 
-def load_sources(sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int) -> list[Demonstration]:
+def load_sources(
+    sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int, columns: str | None = None
+) -> list[Demonstration]:
     """Return the demonstrations of several sources as one list."""
     from sealign.demonstrations.sources import load_demonstrations
 
-    return [
-        item for source in sources for item in load_demonstrations(source, data_dir=data_dir, limit=limit, seed=seed)
+    named = named_values(names(columns or ""), "--columns", "prompt=question")
+    loaded = [
+        load_demonstrations(source, columns=named, data_dir=data_dir, limit=limit, seed=seed) for source in sources
     ]
+    return [item for part in loaded for item in part]
 
 
 def names(text: str) -> list[str]:
@@ -241,11 +263,13 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def named_values(given: Sequence[str] | None) -> dict[str, str]:
-    """Return the values of ``--set`` by name of the setting.
+def named_values(given: Sequence[str] | None, option: str = "--set", example: str = "heads=24") -> dict[str, str]:
+    """Return the values of an option such as ``--set`` by name.
 
     Args:
         given: Texts such as ``heads=24``.
+        option: Name of the option, for messages.
+        example: A value of the option, for messages.
 
     Raises:
         SettingError: A text has no name or no value, or a name is given twice.
@@ -256,8 +280,25 @@ def named_values(given: Sequence[str] | None) -> dict[str, str]:
     for text in given or ():
         name, _, value = (part.strip() for part in text.partition("="))
         if not (name and value):
-            raise SettingError(f"--set is '{text}', but it must be a name and a value, such as heads=24")
+            raise SettingError(f"{option} is '{text}', but it must be a name and a value, such as {example}")
         if name in found:
-            raise SettingError(f"--set gives {name} twice; leave one out")
+            raise SettingError(f"{option} gives {name} twice; leave one out")
         found[name] = value
+    return found
+
+
+def template_arguments(given: Sequence[str] | None) -> dict[str, Any]:
+    """Return the values of ``--chat-template-arg`` by name: JSON values where the text is JSON, else texts.
+
+    Raises:
+        SettingError: A text has no name or no value, or a name is given twice.
+    """
+    import json
+
+    found: dict[str, Any] = {}
+    for name, text in named_values(given, "--chat-template-arg", "enable_thinking=false").items():
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
     return found

@@ -49,6 +49,7 @@ def tsne(
     output_path: options.Output,
     demonstrations: options.Demonstrations,
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     layers: SomeLayers = None,
     site: Site = None,
@@ -63,7 +64,7 @@ def tsne(
     from sealign import figures
 
     path, config = _path(output_path), _config(layers, site, seed)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding("tsne", len(used))
     base, tokenizer = model.load()
     chosen = figures.first_middle_last(range(_depth(base))) if layers is None else _select(layers, base)
@@ -78,6 +79,7 @@ def spectrum(
     output_path: options.Output,
     demonstrations: options.Demonstrations,
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     layers: AllLayers = None,
     site: Site = None,
@@ -95,7 +97,7 @@ def spectrum(
     from sealign import figures
 
     path, config = _path(output_path), _config(layers, site, seed)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     base, tokenizer = model.load()
     found = _collect(base, tokenizer, used, config, _select(layers, base))
     spectra = figures.activation_spectra(found, centered=centered)
@@ -109,6 +111,7 @@ def signature(
     output_path: options.Output,
     demonstrations: options.Demonstrations,
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     layers: AllLayers = None,
     site: Site = None,
@@ -125,7 +128,7 @@ def signature(
 
     path, config = _path(output_path), _config(layers, site, seed)
     used = {
-        name: options.load_sources([source], data_dir, demonstrations_limit, seed)
+        name: options.load_sources([source], data_dir, demonstrations_limit, seed, columns)
         for name, source in _labels(demonstrations).items()
     }
     base, tokenizer = model.load()
@@ -147,6 +150,7 @@ def effect(
     edit: options.Edit,
     demonstrations: options.Demonstrations,
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     strength: options.Strength = None,
     layers: LastLayer = None,
@@ -171,7 +175,7 @@ def effect(
     pattern = fitted.module_pattern if site in (None, fitted.site) else None
     checked = _config(layers, site or fitted.site, seed)
     config = fitted.replace(site=checked.site, seed=seed, neutral="prompt", module_pattern=pattern)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding(embedding, len(used))
     base, tokenizer = model.load(loaded.base_model.id)
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)

@@ -67,6 +67,7 @@ def tune(
     ] = 5,
     tasks: OptionalTasks = "",
     data_dir: options.DataDir = None,
+    columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     limit: options.Limit = None,
     max_damage: Annotated[
@@ -126,7 +127,7 @@ def tune(
         prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,
     )
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed)
+    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     loaded, tokenizer = model.load()
     result = run(loaded, tokenizer, used, config=config, output=output_folder, command=recorded_command(), track=track)
     winner = result.winner.scanned if result.winner is not None else None

@@ -98,6 +98,8 @@ class EditRecord:
         demonstrations_hash: SHA-256 of the demonstrations; None if there were none.
         fitted_on: ``Demonstration.hash`` of each demonstration, in order.
         holdout: The part of the given demonstrations that was left out; None if none was.
+        example: Text of the first demonstration as the model read it, prompt and positive completion; None for a method
+            that does not read activations.
         fit_seconds: Duration of the fit in seconds, including the collection of activations.
         versions: Versions of sealign, torch, transformers and Python.
         tensors_hash: SHA-256 of the saved tensors.
@@ -119,6 +121,7 @@ class EditRecord:
     demonstrations_hash: str | None
     fitted_on: list[str]
     holdout: Holdout | None
+    example: str | None
     fit_seconds: float
     versions: dict[str, str]
     tensors_hash: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids, room_for_answer
-from sealign.models.prompt_format import PromptFormat
+from sealign.models.prompt_format import PromptFormat, PromptStyle
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,8 +92,9 @@ def _encoded(
     prefix: str,
 ) -> list[list[int]]:
     if prefix:
-        chats = prompt_format.resolve(tokenizer).style.endswith("chat")
-        prompt_format = PromptFormat("few_shot_chat" if chats else "few_shot", prefix.strip())
+        prompt_format = prompt_format.resolve(tokenizer)
+        style: PromptStyle = "few_shot_chat" if prompt_format.style.endswith("chat") else "few_shot"
+        prompt_format = dataclasses.replace(prompt_format, style=style, preamble=prefix.strip())
     encoded = [prompt_format.encode_prompt(tokenizer, prompt) for prompt in prompts]
     for number, ids in enumerate(encoded, start=1):
         room_for_answer(model, len(ids), f"prompt {number} of {len(prompts)}", "shorten it")

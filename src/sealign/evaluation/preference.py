@@ -125,10 +125,10 @@ def split_seen(
 def _requests(lm: SealignLM, item: Demonstration, prompt_format: PromptFormat) -> list[Any]:
     """Return the requests of the positive and the negative completion, with token ids of context and target."""
     prompt = lm.prefix + item.prompt
-    context = prompt_format.encode_prompt(lm.tokenizer, prompt)
+    context = prompt_format.encode_prompt(lm.tokenizer, prompt, history=item.history)
     requests = []
     for completion in (item.positive, item.negative):
-        ids = prompt_format.encode(lm.tokenizer, prompt, completion)
+        ids = prompt_format.encode(lm.tokenizer, prompt, completion, history=item.history)
         if len(ids) > lm.max_length:
             raise DemonstrationError(
                 f"the demonstration {item} is {len(ids)} tokens long, but the model's context is {lm.max_length}; "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
 from sealign.errors import ActivationError, DemonstrationError
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
@@ -135,7 +135,7 @@ class Collector:
             demonstrations: Demonstrations to run.
             *more: Further values that the stored tensors depend on, besides weights, settings and demonstrations.
         """
-        texts = [[item.prompt, item.positive, item.negative] for item in demonstrations]
+        texts = demonstrations_hash(demonstrations)
         prompt_format = repr(self.config.prompt_format.resolve(self.tokenizer))
         tokens = [tokenizer_hash(self.tokenizer), template_hash(self.tokenizer)]
         paths = [resolved.path for resolved in self.sites]
@@ -226,7 +226,10 @@ class Collector:
     def _generate_neutrals(self, demonstrations: Sequence[Demonstration], store: BatchStore) -> list[list[int]]:
         """Return the model's greedy completion of each prompt, up to its end token."""
         config = self.config
-        prompts = [config.prompt_format.encode_prompt(self.tokenizer, item.prompt) for item in demonstrations]
+        prompts = [
+            config.prompt_format.encode_prompt(self.tokenizer, item.prompt, history=item.history)
+            for item in demonstrations
+        ]
         order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
         batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
         completions: list[list[int]] = [[] for _ in prompts]

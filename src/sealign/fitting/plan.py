@@ -173,7 +173,12 @@ def _count_tokens(
     """Return the number of tokens in all batches, the mean length of a sequence, and the number of generated tokens."""
     generated = len(demonstrations) * config.max_new_tokens if config.neutral == "generated" else 0
     if tokenizer is None:
-        texts = [item.prompt + text for item in demonstrations for text in (item.positive, item.negative)]
+        prompts = ["".join(turn.content for turn in item.history) + item.prompt for item in demonstrations]
+        texts = [
+            prompt + text
+            for prompt, item in zip(prompts, demonstrations, strict=True)
+            for text in (item.positive, item.negative)
+        ]
         lengths = [max(1, len(text) // CHARACTERS_PER_TOKEN) for text in texts]
         shared = 0
     else:

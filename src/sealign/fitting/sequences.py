@@ -70,9 +70,10 @@ def plan_sequences(
     sequences = []
     for index, item in enumerate(demonstrations):
         # One generator for each demonstration, so that its random tokens do not depend on the other demonstrations.
-        generator = random.Random(f"{config.seed}:{item.prompt}:{item.positive}:{item.negative}")
+        texts = ":".join([*(turn.content for turn in item.history), item.prompt, item.positive, item.negative])
+        generator = random.Random(f"{config.seed}:{texts}")
 
-        prompt = prompt_format.encode_prompt(tokenizer, item.prompt)
+        prompt = prompt_format.encode_prompt(tokenizer, item.prompt, history=item.history)
 
         def read(
             role: int,
@@ -84,8 +85,8 @@ def plan_sequences(
             return Read(role, index, *_chosen_tokens(config.token, start, len(ids), generator))
 
         neutral = prompt if generated is None else prompt + generated[index]
-        positive = prompt_format.encode(tokenizer, item.prompt, item.positive)
-        negative = prompt_format.encode(tokenizer, item.prompt, item.negative)
+        positive = prompt_format.encode(tokenizer, item.prompt, item.positive, history=item.history)
+        negative = prompt_format.encode(tokenizer, item.prompt, item.negative, history=item.history)
         neutral_read = read(0, neutral)
         reads = [read(1, positive)]
         if generated is None:

@@ -268,7 +268,7 @@ def _fit_icd(context: FitContext, config: ICDConfig) -> InducedContrast:
     if config.induce == "prompt":
         ids = list(context.tokenizer.encode(config.prompt))
         return InducedContrast.build(without_demonstrations(context), ICD.name, config, learned={"prompt_ids": ids})
-    pairs = [(item.prompt, item.negative) for item in context.demonstrations]
+    pairs = [(item, item.negative) for item in context.demonstrations]
     for _ in context.track(range(1), "Inducing hallucinations", 1):
         folder = context.training_dir(ICD.name, config)
         weights = train_lora(context.model, context.tokenizer, pairs, config.training, checkpoint_dir=folder)

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from sealign.configuration import Config
-from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.demonstration import Demonstration, Turn
 from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
 from sealign.methods.method import FitContext, Method, RecordedIntervention
+from sealign.models.prompt_format import question_text
 
 
 class ICLConfig(Config):
@@ -70,7 +71,10 @@ def few_shot_text(demonstrations: Iterable[Demonstration], instruction: str = ""
         >>> few_shot_text([Demonstration("What do bees make?", "Honey.", "Milk.")])
         'Q: What do bees make?\nA: Honey.\n\n'
     """
-    shots = [f"Q: {item.prompt.strip()}\nA: {item.positive.strip()}\n\n" for item in demonstrations]
+    shots = [
+        question_text([*item.history, Turn("user", item.prompt), Turn("assistant", item.positive)])
+        for item in demonstrations
+    ]
     return (f"{instruction.strip()}\n\n" if instruction.strip() else "") + "".join(shots)
 
 

@@ -23,7 +23,7 @@ class LoRAFineTuning(RecordedIntervention):
 
 
 def _fit(context: FitContext, config: LoRAFTConfig) -> LoRAFineTuning:
-    pairs = [(item.prompt, item.positive) for item in context.demonstrations]
+    pairs = [(item, item.positive) for item in context.demonstrations]
     for _ in context.track(range(1), "Fine-tuning", 1):
         folder = context.training_dir(LORA_FT.name, config)
         weights = train_lora(context.model, context.tokenizer, pairs, config, checkpoint_dir=folder)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sealign.configuration import Config
+from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
 from sealign.models.batching import pad_right, pad_token
@@ -79,7 +80,7 @@ def _injected(model: Any, training: LoRATrainingConfig) -> Iterator[Any]:
 def train_lora(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[Demonstration, str]],
     training: LoRATrainingConfig,
     *,
     checkpoint_dir: Path | None = None,
@@ -92,7 +93,7 @@ def train_lora(
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
-        pairs: Prompt and completion of each example.
+        pairs: Demonstration, for its prompt, and completion of each example.
         training: Settings of the LoRA and its training.
         checkpoint_dir: Folder for a checkpoint after each epoch, so that an interrupted run continues from the last.
 
@@ -115,15 +116,15 @@ def train_lora(
 
 
 def _encode(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]]
+    model: Any, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Demonstration, str]]
 ) -> list[dict[str, list[int]]]:
     prompt_format = PromptFormat().resolve(tokenizer)
     end = [tokenizer.eos_token_id] if isinstance(tokenizer.eos_token_id, int) else []
     limit = context_length(model)
     rows = []
-    for number, (prompt, completion) in enumerate(pairs):
-        start = len(prompt_format.encode_prompt(tokenizer, prompt))
-        ids = prompt_format.encode(tokenizer, prompt, completion) + end
+    for number, (item, completion) in enumerate(pairs):
+        start = len(prompt_format.encode_prompt(tokenizer, item.prompt, history=item.history))
+        ids = prompt_format.encode(tokenizer, item.prompt, completion, history=item.history) + end
         if limit is not None and len(ids) > limit:
             raise DemonstrationError(
                 f"demonstration {number} is {len(ids)} tokens long, but the model's context is {limit}; shorten it or "

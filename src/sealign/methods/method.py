@@ -81,8 +81,13 @@ class FitContext:
         used = self.demonstrations
         given = {"learned": {}, "tensors_hash": tensors_hash({})} | parts
         settings = config.dump()
+        example = None
         if isinstance(config, CollectConfig):  # resolved, so that activations can be collected again in the same way
-            settings["prompt_format"] = dataclasses.asdict(config.prompt_format.resolve(self.tokenizer))
+            prompt_format = config.prompt_format.resolve(self.tokenizer)
+            settings["prompt_format"] = dataclasses.asdict(prompt_format)
+            first = used[0]
+            ids = prompt_format.encode(self.tokenizer, first.prompt, first.positive, history=first.history)
+            example = str(self.tokenizer.decode(ids))
         return EditRecord(
             method=method,
             config=settings,
@@ -90,6 +95,7 @@ class FitContext:
             demonstrations_hash=demonstrations_hash(used) if used else None,
             fitted_on=[item.hash for item in used],
             holdout=self.holdout,
+            example=example,
             fit_seconds=round(time.perf_counter() - self.started, 3),
             versions=library_versions(),
             **given,

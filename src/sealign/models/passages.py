@@ -72,9 +72,9 @@ def completion_passages(
     written = prompt_format.resolve(tokenizer)
     pairs = []
     for item in demonstrations:
-        start = len(written.encode_prompt(tokenizer, item.prompt))
+        start = len(written.encode_prompt(tokenizer, item.prompt, history=item.history))
         positive, negative = (
-            Passage(tuple(written.encode(tokenizer, item.prompt, text)), start)
+            Passage(tuple(written.encode(tokenizer, item.prompt, text, history=item.history)), start)
             for text in (item.positive, item.negative)
         )
         pairs.append((positive, negative))
@@ -103,7 +103,8 @@ def answer_passages(
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     written = prompt_format.resolve(tokenizer)
-    prompts = list(dict.fromkeys(tuple(written.encode_prompt(tokenizer, item.prompt)) for item in demonstrations))
+    encoded = (written.encode_prompt(tokenizer, item.prompt, history=item.history) for item in demonstrations)
+    prompts = list(dict.fromkeys(map(tuple, encoded)))
     order = sorted(prompts, key=len, reverse=True)
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     answers: dict[tuple[int, ...], tuple[int, ...]] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import torch
 
-from sealign.errors import ModelError
+from sealign.demonstrations.demonstration import Turn
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids, room_for_answer
 from sealign.models.prompt_format import PromptFormat
@@ -26,6 +27,7 @@ class Conversation:
         system: System message before the first turn.
         max_new_tokens: Maximum number of tokens of an answer.
         use_cache: Whether to use the cache of keys and values. Must be False for an edit that is not causal.
+        prompt_format: Format whose chat template arguments and date are used; its style and preamble are not.
 
     Raises:
         ModelError: The chat template refuses the turns; some refuse a system message.
@@ -40,12 +42,17 @@ class Conversation:
         system: str | None = None,
         max_new_tokens: int = 128,
         use_cache: bool = True,
+        prompt_format: PromptFormat = PromptFormat(),
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._use_cache = use_cache
-        self._start = [] if system is None else [{"role": "system", "content": system}]
+        if getattr(tokenizer, "chat_template", None):
+            self._format = dataclasses.replace(prompt_format, style="chat", preamble=None).resolve(tokenizer)
+        else:
+            self._format = PromptFormat("few_shot", "")
+        self._start = [] if system is None else [Turn("system", system)]
         self._turns = list(self._start)
 
     def say(self, text: str) -> str:
@@ -54,9 +61,9 @@ class Conversation:
         Args:
             text: Message of the user.
         """
-        turns = [*self._turns, {"role": "user", "content": text}]
+        turns = [*self._turns, Turn("user", text)]
         answer = self._answer(turns)
-        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        self._turns = [*turns, Turn("assistant", answer)]
         return answer
 
     def answer_once(self, text: str) -> str:
@@ -65,34 +72,19 @@ class Conversation:
         Args:
             text: Message of the user.
         """
-        return self._answer([*self._turns, {"role": "user", "content": text}])
+        return self._answer([*self._turns, Turn("user", text)])
 
     def reset(self) -> None:
         """Remove all turns but the system message."""
         self._turns = list(self._start)
 
     @torch.no_grad()
-    def _answer(self, turns: list[dict[str, str]]) -> str:
-        ids = self._encode(turns)
+    def _answer(self, turns: list[Turn]) -> str:
+        *history, last = turns
+        ids = self._format.encode_prompt(self._tokenizer, last.content, history=history)
         room = room_for_answer(self._model, len(ids), "the conversation", "reset it (/reset) or say less")
         length = min(self._max_new_tokens, room)
         with eval_mode(self._model):
             generated = generate_ids(self._model, self._tokenizer, [ids], length, use_cache=self._use_cache)
         new = generated[0].tolist()
         return str(self._tokenizer.decode([token for token in new if token >= 0], skip_special_tokens=True)).strip()
-
-    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
-        if not getattr(self._tokenizer, "chat_template", None):
-            # Earlier turns become the preamble of the question.
-            marks = {"system": "", "user": "Q: ", "assistant": "A: "}
-            earlier = "\n".join(marks[turn["role"]] + turn["content"] for turn in turns[:-1])
-            return PromptFormat("few_shot", earlier).encode_prompt(self._tokenizer, turns[-1]["content"])
-        from jinja2 import TemplateError
-
-        try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise ModelError(
-                f"the model's chat template refuses the conversation ({error}); leave out --system"
-            ) from error
-        return list(self._tokenizer.encode(str(text), add_special_tokens=False))
