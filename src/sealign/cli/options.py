@@ -115,8 +115,8 @@ Columns = Annotated[
     typer.Option(
         "--columns",
         metavar="NAME=COLUMN,...",
-        help="Columns of files and Hub datasets with other names, such as "
-        "prompt=question,positive=best_answer,negative=incorrect_answers.",
+        help="Columns of files and Hub datasets with other names, such as prompt=question and positive=best_answer, "
+        "separated by commas.",
     ),
 ]
 DemonstrationsLimit = Annotated[
