@@ -28,7 +28,7 @@ def load_demonstrations(
         source: One of
 
             - a ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file with the keys or columns ``prompt``,
-              ``positive`` or ``chosen``, ``negative`` or ``rejected``, as texts or as lists of messages, and, if wanted,
+              ``positive`` or ``chosen``, ``negative`` or ``rejected``, as texts or as lists of messages, and perhaps
               ``topic``;
             - ``bundled:NAME``, one of the behaviours that ``bundled_behaviours`` lists, written for this project;
             - ``halueval_qa``, ``bbq`` or ``truthfulqa``, read from ``data_dir`` if given, else from the Hub;
