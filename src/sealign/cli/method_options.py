@@ -124,7 +124,7 @@ def _prompt_format_options(text: str, default: PromptFormat) -> list[MethodOptio
             "prompt_format.chat_template_kwargs",
             "--chat-template-arg",
             list[str],
-            "NAME=VALUE",
+            "NAME=X",
             options.CHAT_TEMPLATE_ARG_HELP,
             "",
             list[str],
