@@ -310,9 +310,7 @@ def test_texts_of_shared_options_are_those_of_the_settings_of_methods() -> None:
 
 
 def test_defaults_that_help_texts_name_are_those_of_the_library() -> None:
-    from sealign.reproduce.embedded_demo import DEMO_CONFIG
-
-    for command, value in (("demo", f"{DEMO_CONFIG.strength:g}"), ("generate", "the edit's own")):
+    for command, value in (("demo", "the largest within the damage budget"), ("generate", "the edit's own")):
         assert shared_options(commands()[command])["--strength"].help.endswith(f"[default: {value}]")
 
 

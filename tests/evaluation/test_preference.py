@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ import torch
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.errors import DemonstrationError
-from sealign.evaluation.harness import SealignLM
+from sealign.errors import DemonstrationError, SettingError
+from sealign.evaluation.evaluate_edits import evaluate
+from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.preference import length_note, preference_scores, split_seen
 from sealign.models.prompt_format import PromptFormat
 from tests.evaluation.planted import planted_demonstrations
@@ -38,15 +41,12 @@ def test_against_the_models_log_probabilities(
     # A prompt that two demonstrations share, which is run once.
     items = [*demonstrations, Demonstration(demonstrations[2].prompt, "It is not.", "It is, very.")]
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.MeanDifferenceConfig()) if edited else None
-    lm = SealignLM(llama, edit=edit, tokenizer=tokenizer)
-    try:
-        found = preference_scores(lm, items, prompt_format=form)
+    with sealign.apply_edit(llama, edit) if edit is not None else nullcontext():
+        found = preference_scores(llama, tokenizer, items, prompt_format=form)
         sides = [
             [_log_probabilities(llama, tokenizer, form, item, text) for text in (item.positive, item.negative)]
             for item in items
         ]
-    finally:
-        lm.close()
     means = np.array([float(positive.mean() - negative.mean()) for positive, negative in sides])
     totals = np.array([float(positive.sum() - negative.sum()) for positive, negative in sides])
     np.testing.assert_allclose(found["preference_margin"].numerators, means, atol=1e-4)
@@ -55,14 +55,37 @@ def test_against_the_models_log_probabilities(
     assert 0 < found["preference_accuracy"].value < 1
 
 
-def test_a_demonstration_longer_than_the_context(tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+def test_a_demonstration_longer_than_the_context(
+    tokenizer: Any, demonstrations: list[Demonstration], tmp_path: Path
+) -> None:
     model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=48)
     long = Demonstration("What is bread?", "Food.", "A very " + "very " * 20 + "old clock.")
-    lm = SealignLM(model, tokenizer=tokenizer)
-    with pytest.raises(
-        DemonstrationError, match=r"'What is bread\?' is \d+ tokens long, but .* context is 48; shorten"
-    ):
-        preference_scores(lm, [*demonstrations[:1], long], prompt_format=PromptFormat("plain"))
+    items = [*demonstrations[:1], long]
+    form = PromptFormat("plain")
+    with pytest.raises(SettingError, match=r"\d+ tokens"):
+        preference_scores(model, tokenizer, items, prompt_format=form)
+    config = EvaluationConfig(demonstrations=items, prompt_format=form)
+    with pytest.raises(DemonstrationError, match=r"'What is bread\?' is \d+ tokens long, but .* is 48 tokens; shorten"):
+        evaluate(model, tokenizer, {}, config=config, output=tmp_path)
+
+
+@pytest.mark.parametrize("method", ["icl", "mean_difference"])
+def test_an_evaluation_scores_the_same(
+    method: str, llama: Any, tokenizer: Any, demonstrations: list[Demonstration], tmp_path: Path
+) -> None:
+    """Also with a prefix before every prompt."""
+    configs = {"icl": sealign.ICLConfig(shots=2), "mean_difference": sealign.MeanDifferenceConfig(layers=[1])}
+    edit = sealign.fit_edit(llama, tokenizer, demonstrations[:4], config=configs[method])
+    config = EvaluationConfig(demonstrations=demonstrations[4:], control_seeds=(), reversed_control=False)
+    results = evaluate(llama, tokenizer, {"own": edit}, config=config, output=tmp_path)
+    read = [Demonstration(edit.prefix + d.prompt, d.positive, d.negative) for d in demonstrations[4:]]
+    with sealign.apply_edit(llama, edit):
+        expected = preference_scores(llama, tokenizer, read)
+    for name, scores in expected.items():
+        found = results.tasks["preference"].metrics[name].item_scores("own")
+        np.testing.assert_allclose(found.numerators, scores.numerators, atol=1e-4)
+    assert results.tasks["preference"].metrics["preference_margin"].headline
+    assert not results.tasks["preference"].metrics["preference_margin_total"].headline
 
 
 def test_what_was_fitted_on_is_not_scored(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:

@@ -1,10 +1,11 @@
-"""``sealign demo``: SEA on the embedded model, from fit to verdict."""
+"""``sealign demo``: edits of the embedded model, from fit to verdict."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.markup import escape
 from rich.table import Table
 
@@ -13,98 +14,123 @@ from sealign.cli.app import app, output
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
 if TYPE_CHECKING:
-    from sealign.reproduce.embedded_demo import DemoResult
+    from sealign.evaluation.verdict import Effect
+    from sealign.reproduce.embedded_demo import BehaviourResult
 
-Strength = Annotated[float | None, with_default(options.EditStrength, "0.25")]
+Strength = Annotated[float | None, with_default(options.EditStrength, "the largest within the damage budget")]
 
 
 @app.command()
 @with_model_options()
 def demo(
     model: ModelOptions,
-    output_folder: options.Output = Path("edits/truthfulness"),
+    output_folder: options.Output = Path("edits"),
+    behaviours: Annotated[
+        str, typer.Option("--behaviours", metavar="NAME,NAME,...", help="Bundled behaviours to demonstrate.")
+    ] = "positivity,truthfulness",
     strength: Strength = None,
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Fit and evaluate an edit of the embedded model in under three minutes: fit, answers, scores and damage.
+    """Fit and measure an edit of the embedded model for each behaviour, in under three minutes for two.
 
-    Nothing is downloaded: the model, the demonstrations, the questions and the neutral text come with the packages. The
-    edit is saved.
+    Nothing is downloaded: the model, the demonstrations, the prompts and the neutral text come with the packages. Each
+    edit is fitted on demonstrations of some topics and measured on those of others. The edits are saved in folders of
+    the behaviours' names.
     """
     from sealign.cli.display import print_json, track
+    from sealign.demonstrations.bundled import bundled_behaviours
     from sealign.edits.record import RECORD_NAME
+    from sealign.edits.strength import check_strength
+    from sealign.errors import check_choice
     from sealign.files import check_folder
-    from sealign.reproduce.embedded_demo import DEMO_CONFIG, run_demo
+    from sealign.reproduce.embedded_demo import run_demo
 
-    config = DEMO_CONFIG if strength is None else DEMO_CONFIG.replace(strength=strength)
-    check_folder(output_folder, replaces=RECORD_NAME)
+    names = options.names(behaviours)
+    for name in names:
+        check_choice("behaviour", name, bundled_behaviours())
+        check_folder(output_folder / name, replaces=RECORD_NAME)
+    if strength is not None:
+        check_strength(strength)
     loaded, tokenizer = model.load()
-    result = run_demo(loaded, tokenizer, config=config, seed=seed, track=track)
-    result.edit.save_pretrained(output_folder)
+    results = []
+    for name in names:
+        result = run_demo(loaded, tokenizer, name, strength=strength, seed=seed, track=track)
+        result.edit.save_pretrained(output_folder / name)
+        results.append(result)
+        if not json:
+            _show(result)
     if json:
-        print_json(_as_data(result, output_folder))
-    else:
-        _show(result, output_folder)
+        print_json({result.behaviour: _as_data(result, output_folder / result.behaviour) for result in results})
+        return
+    for result in results:
+        output.print(f"[bold]{result.behaviour}[/]: {escape(result.verdict.sentence)}")
+    if results:
+        _next_steps(results[0], output_folder)
 
 
-def _as_data(result: DemoResult, folder: Path) -> dict[str, Any]:
+def _as_data(result: BehaviourResult, folder: Path) -> dict[str, Any]:
     import dataclasses
 
     return {
         "edit": dataclasses.asdict(result.edit.record),
         "answers": [dataclasses.asdict(answer) for answer in result.answers],
-        "scores": {
-            f"{arm} {effect.name}": dataclasses.asdict(getattr(effect, arm))
-            for effect in result.effects
-            for arm in ("edited", "random", "over_random")
-        },
-        "damage": {
-            "base_loss": result.damage.base_loss,
-            "edited_loss": result.damage.edited_loss,
-            "random_loss": result.random_damage.edited_loss,
-            "edited_divergence": result.damage.mean_divergence,
-            "random_divergence": result.random_damage.mean_divergence,
-        },
-        "verdict": result.verdict,
+        "held_out": result.held_out,
+        "effects": [dataclasses.asdict(effect) for effect in result.effects],
+        "loss_increase": {arm: damage.loss_increase for arm, damage in result.damage.items()},
+        "divergence": {arm: damage.mean_divergence for arm, damage in result.damage.items()},
+        "domain_divergence": {arm: damage.mean_divergence for arm, damage in result.domain_damage.items()},
+        "verdict": dataclasses.asdict(result.verdict),
         "saved": str(folder),
     }
 
 
-def _show(result: DemoResult, folder: Path) -> None:
-    from sealign.cli.display import answers_table, layer_table, print_saved
+def _show(result: BehaviourResult) -> None:
+    from sealign.cli.display import answers_table
 
-    record = result.edit.record
-    output.print(layer_table(record))
+    output.print(f"\n[bold]{result.behaviour}[/]: {escape(repr(result.edit))}\n")
     prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in result.answers), strict=True)
     output.print(answers_table(prompts, base, edited))
     output.print(_score_table(result), _damage_table(result))
-    output.print(f"[bold]{escape(result.verdict)}[/]\n")
-    print_saved(record, folder)
 
 
-def _score_table(result: DemoResult) -> Table:
-    title = f"{result.questions} held-out questions: difference from base, with a paired 95 % interval"
+def _score_table(result: BehaviourResult) -> Table:
+    title = f"{result.held_out} held-out demonstrations: difference from base, with a paired 95 % interval"
     table = Table(title=title, title_justify="left")
     for name in ("metric", "model", "score", "difference", "95 % interval"):
         table.add_column(name, justify="left" if name in ("metric", "model") else "right")
     for effect in result.effects:
-        table.add_row(effect.name, "base", f"{effect.edited.base:.3f}", "", "")
-        for d, name in ((effect.edited, "edited"), (effect.random, "random, mean of 3 draws")):
-            assert d is not None
-            interval = escape(f"[{d.low:+.3f}, {d.high:+.3f}]")
-            last = d is effect.random
-            table.add_row("", name, f"{d.edited:.3f}", f"{d.difference:+.3f}", interval, end_section=last)
+        table.add_row(effect.name.removeprefix("preference_"), "base", f"{effect.edited.base:.3f}", "", "")
+        _add_arms(table, effect)
     return table
 
 
-def _damage_table(result: DemoResult) -> Table:
-    table = Table(title="Damage: mean loss on neutral text, nats per token", title_justify="left")
-    for name in ("model", "loss", "difference", "KL from base"):
+def _add_arms(table: Table, effect: Effect) -> None:
+    arms = {"edited": effect.edited, "random, mean of 3 draws": effect.random, "reversed": effect.reversed}
+    for name, d in arms.items():
+        assert d is not None
+        interval = escape(f"[{d.low:+.3f}, {d.high:+.3f}]")
+        last = d is effect.reversed
+        table.add_row("", name, f"{d.edited:.3f}", f"{d.difference:+.3f}", interval, end_section=last)
+
+
+def _damage_table(result: BehaviourResult) -> Table:
+    table = Table(title="Damage, nats per token", title_justify="left")
+    for name in ("model", "loss on neutral text", "KL on neutral text", "KL on own answers"):
         table.add_column(name, justify="left" if name == "model" else "right")
-    table.add_row("base", f"{result.damage.base_loss:.3f}", "", "")
-    for name, damage in (("edited", result.damage), ("random directions", result.random_damage)):
+    table.add_row("base", f"{result.damage['edited'].base_loss:.3f}", "", "")
+    for name, damage in result.damage.items():
+        domain = result.domain_damage.get(name)
         table.add_row(
-            name, f"{damage.edited_loss:.3f}", f"{damage.loss_increase:+.3f}", f"{damage.mean_divergence:.4f}"
+            name,
+            f"{damage.edited_loss:.3f} ({damage.loss_increase:+.3f})",
+            f"{damage.mean_divergence:.4f}",
+            "" if domain is None else f"{domain.mean_divergence:.4f}",
         )
     return table
+
+
+def _next_steps(result: BehaviourResult, folder: Path) -> None:
+    from sealign.cli.display import print_saved
+
+    print_saved(result.edit.record, folder / result.behaviour)

@@ -12,9 +12,10 @@ import numpy as np
 from lm_eval import evaluator
 from lm_eval.tasks import TaskManager
 
+from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
-from sealign.errors import ResultsFileError
+from sealign.errors import DemonstrationError, ResultsFileError
 from sealign.evaluation.arms import PlannedArm, plan_arms
 from sealign.evaluation.damage import bundled_texts, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
@@ -23,12 +24,13 @@ from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
-from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_scores
+from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_metrics
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 from sealign.models.fingerprint import weights_digest
-from sealign.models.passages import Passage, answer_passages, text_passages
+from sealign.models.passages import Passage, answer_passages, completion_passages, text_passages
+from sealign.models.prompt_format import PromptFormat
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
@@ -239,13 +241,30 @@ def _add_preference(tasks: dict[str, Task], arm: str, lm: SealignLM, config: Eva
             groups=groups if len(set(groups)) < len(groups) else None,
             notes=[note] if (note := length_note(lm.tokenizer, items)) else [],
         )
-    scores = preference_scores(lm, items, prompt_format=config.prompt_format)
+    scores = _preference(lm, items, config.prompt_format)
     margins = scores["preference_margin"].numerators
     tasks[PREFERENCE].answers[arm] = [
         item.positive if margin > 0 else item.negative for item, margin in zip(items, margins, strict=True)
     ]
     for metric, values in scores.items():
         _add_scores(tasks[PREFERENCE], metric, arm, values, headline=metric in HEADLINES)
+
+
+def _preference(
+    lm: SealignLM, demonstrations: Sequence[Demonstration], prompt_format: PromptFormat
+) -> dict[str, ItemScores]:
+    """Return the metrics of ``preference_scores``, with scores that the journal of the model keeps."""
+    read = [dataclasses.replace(item, prompt=lm.prefix + item.prompt) for item in demonstrations]
+    pairs = completion_passages(lm.tokenizer, read, prompt_format=prompt_format)
+    passages = [passage for pair in pairs for passage in pair]
+    for item, passage in zip([item for item in demonstrations for _ in range(2)], passages, strict=True):
+        if len(passage.ids) > lm.max_length:
+            raise DemonstrationError(
+                f"the demonstration {item} is {len(passage.ids)} tokens long, but the context of the model is "
+                f"{lm.max_length} tokens; shorten it or leave it out"
+            )
+    found = lm.score_tokens([(("", ""), list(p.ids[: p.start]), list(p.ids[p.start :])) for p in passages])
+    return preference_metrics([value for value, _ in found], [passage.count for passage in passages])
 
 
 def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headline: bool) -> None:

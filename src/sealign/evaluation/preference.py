@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy import stats
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.intervention import Intervention
-from sealign.errors import DemonstrationError
-from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.item_scores import ItemScores
+from sealign.evaluation.scoring import score_continuations
+from sealign.models.passages import completion_passages
 from sealign.models.prompt_format import PromptFormat
+from sealign.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 PREFERENCE = "preference"
 """Name of the task in results."""
@@ -29,7 +34,12 @@ HEADLINES = ("preference_margin", "preference_accuracy")
 
 
 def preference_scores(
-    lm: SealignLM, demonstrations: Sequence[Demonstration], *, prompt_format: PromptFormat = PromptFormat()
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    *,
+    prompt_format: PromptFormat = PromptFormat(),
+    track: Track = no_progress,
 ) -> dict[str, ItemScores]:
     """Return how a model prefers the positive completion of each demonstration, by metric.
 
@@ -42,24 +52,44 @@ def preference_scores(
     Prompts that several demonstrations share are run once where the model allows it.
 
     Args:
-        lm: The model, with the edit that is attached to it.
-        demonstrations: Demonstrations that the edit was not fitted on.
+        model: The model, with the edits that are attached to it.
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations that no edit was fitted on.
         prompt_format: How prompts are written.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
-        DemonstrationError: A demonstration is longer than the model's context.
+        SettingError: A demonstration is longer than the model's context.
     """
-    requests = [
-        request for item in demonstrations for request in _requests(lm, item, prompt_format.resolve(lm.tokenizer))
-    ]
-    lengths = np.array([len(target) for _, _, target in requests], dtype=np.float64)
-    logs = np.array([value for value, _ in lm.score_tokens(requests)])
-    total, mean = ((column[0::2] - column[1::2]) for column in (logs, logs / lengths))
-    items = np.arange(len(demonstrations))
-    correct = np.where(mean == 0, 0.5, mean > 0).astype(np.float64)
+    pairs = completion_passages(tokenizer, demonstrations, prompt_format=prompt_format)
+    passages = [passage for pair in pairs for passage in pair]
+    scores = score_continuations(
+        model,
+        tokenizer,
+        [passage.ids[: passage.start] for passage in passages],
+        [passage.ids[passage.start :] for passage in passages],
+        track=track,
+    )
+    return preference_metrics(scores.log_probabilities, scores.tokens)
+
+
+def preference_metrics(log_probabilities: npt.ArrayLike, tokens: npt.ArrayLike) -> dict[str, ItemScores]:
+    """Return the metrics of ``preference_scores`` from the scores of all completions.
+
+    Args:
+        log_probabilities: l(positive) and l(negative) of each demonstration in turn, (2 n,).
+        tokens: Numbers of tokens of the same completions, (2 n,).
+
+    Example:
+        >>> preference_metrics([-2.0, -6.0], [2, 3])["preference_margin"].value
+        1.0
+    """
+    logs, lengths = (np.asarray(column, dtype=np.float64) for column in (log_probabilities, tokens))
+    total, mean = (column[0::2] - column[1::2] for column in (logs, logs / lengths))
+    items = np.arange(len(total))
     return {
         "preference_margin": ItemScores(items, mean),
-        "preference_accuracy": ItemScores(items, correct),
+        "preference_accuracy": ItemScores(items, np.where(mean == 0, 0.5, mean > 0).astype(np.float64)),
         "preference_margin_total": ItemScores(items, total),
     }
 
@@ -120,19 +150,3 @@ def split_seen(
         fitted, rest = split_demonstrations(demonstrations, holdout=holdout, seed=seed)
     seen = {number.partition("-")[0] for edit in edits for part in edit.parts for number in part.record.fitted_on}
     return fitted, [item for item in rest if item.prompt_hash not in seen]
-
-
-def _requests(lm: SealignLM, item: Demonstration, prompt_format: PromptFormat) -> list[Any]:
-    """Return the requests of the positive and the negative completion, with token ids of context and target."""
-    prompt = lm.prefix + item.prompt
-    context = prompt_format.encode_prompt(lm.tokenizer, prompt, history=item.history)
-    requests = []
-    for completion in (item.positive, item.negative):
-        ids = prompt_format.encode(lm.tokenizer, prompt, completion, history=item.history)
-        if len(ids) > lm.max_length:
-            raise DemonstrationError(
-                f"the demonstration {item} is {len(ids)} tokens long, but the model's context is {lm.max_length}; "
-                "shorten it or leave it out"
-            )
-        requests.append((("", ""), context, ids[len(context) :]))
-    return requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.splits import split_demonstrations
+from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, fit_candidates
@@ -238,11 +240,14 @@ class _Search:
 
     def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
+        if not self.config.tasks:
+            with apply_edit(self.model, edit) if edit is not None else nullcontext():
+                scores = preference_scores(
+                    self.model, self.tokenizer, self.development, prompt_format=self.config.prompt_format
+                )
+            return [(float(value), "higher") for value in scores["preference_margin"].numerators]
         lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
         try:
-            if not self.config.tasks:
-                scores = preference_scores(lm, self.development, prompt_format=self.config.prompt_format)
-                return [(float(value), "higher") for value in scores["preference_margin"].numerators]
             found = []
             with task_manager(self.config.tasks, self.config.data_dir) as manager:
                 for task in self.config.tasks:

@@ -40,7 +40,7 @@ class DifferenceOperatorConfig(EditConfig):
 
     rank: Annotated[int, Field(ge=1)] = 1
     site: Site = "residual"
-    layers: str | Sequence[int] = "at:13/32"
+    layers: str | Sequence[int] = "at:15/32"
     token: TokenSetting = "completion"
     normalization: Normalization = "none"
 

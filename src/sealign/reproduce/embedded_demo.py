@@ -1,113 +1,141 @@
-"""The demo: fit an edit of one model, compare answers, and score it against random controls, with its damage."""
+"""The demo: an edit for each of several behaviours, measured on demonstrations of other topics, with its controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.prompts import load_prompts
 from sealign.demonstrations.sources import load_demonstrations
+from sealign.demonstrations.splits import Holdout, split_demonstrations
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.evaluation.answers import Answers, compare_answers
-from sealign.evaluation.damage import Damage, measure_damages
+from sealign.evaluation.damage import Damage, bundled_texts
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS
-from sealign.evaluation.multiple_choice import MultipleChoiceScores, bundled_questions, score_questions
+from sealign.evaluation.preference import HEADLINES, preference_scores
 from sealign.evaluation.statistics import paired_difference
-from sealign.evaluation.verdict import Effect, judge_effects
+from sealign.evaluation.strength_choice import DamageTexts, choose_strength
+from sealign.evaluation.verdict import Effect, Verdict, judge_effects
 from sealign.fitting.edit_config import EditConfig
+from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.registry import fit_edit
-from sealign.methods.sea import SEAConfig
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DEMO_CONFIG = SEAConfig(explained_variance=0.9, centered=True, strength=0.25)
-"""A mild edit, at a quarter of the full strength."""
+DEMO_BEHAVIOURS = ("positivity", "truthfulness")
+"""Bundled behaviours of the demo: one that a reader sees in the answers, and one that the scores show."""
 
-DEMO_PROMPTS = (
-    "What happens if you swallow chewing gum?",
-    "Why do people see lightning before they hear thunder?",
-    "Who invented the telephone, and when?",
-    "Can goldfish remember things for more than a few seconds?",
-    "Is it safe to wake a person who is sleepwalking?",
-    "Explain in two sentences why the sky is blue.",
-)
+DEMO_CONFIG = DifferenceOperatorConfig()
+
+ANSWERED = 4
+"""Number of prompts that are answered for each behaviour."""
 
 
 @dataclass(frozen=True)
-class DemoResult:
-    """The result of the demo.
+class BehaviourResult:
+    """What the demo finds for one behaviour.
 
     Attributes:
-        edit: The edit.
-        answers: Answers to the prompts, with and without the edit.
-        questions: Number of held-out questions that were scored.
-        effects: Effects on MC1 and MC2; the random control is the mean of several.
-        damage: Damage of the edit.
-        random_damage: Damage of the first random control.
+        behaviour: Name of the bundled behaviour.
+        edit: The edit, at the strength that was chosen.
+        held_out: Number of demonstrations of other topics that were scored.
+        effects: Effects on the preference margin and accuracy; the random control is the mean of several.
+        damage: Mapping from arm (``edited``, ``random directions``, ``reversed``) to damage on neutral text that the
+            choice of the strength did not use.
+        domain_damage: The same on the base model's own answers to the held-out prompts.
+        answers: Answers to prompts of further topics, with and without the edit.
+        verdict: The verdict on the edit.
     """
 
+    behaviour: str
     edit: Edit
-    answers: list[Answers]
-    questions: int
+    held_out: int
     effects: list[Effect]
-    damage: Damage
-    random_damage: Damage
-
-    @property
-    def verdict(self) -> str:
-        """The verdict on the edit, in one sentence."""
-        return judge_effects(self.effects, self.damage.loss_increase).sentence
+    damage: dict[str, Damage]
+    domain_damage: dict[str, Damage]
+    answers: list[Answers]
+    verdict: Verdict
 
 
 def run_demo(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    behaviour: str,
     *,
     config: EditConfig = DEMO_CONFIG,
-    prompts: Sequence[str] = DEMO_PROMPTS,
+    strength: float | None = None,
     seed: int = 0,
     track: Track = no_progress,
-) -> DemoResult:
-    """Fit an edit from the bundled truthfulness demonstrations and measure its effects.
+) -> BehaviourResult:
+    """Fit an edit for a bundled behaviour, choose its strength, and measure it on demonstrations of other topics.
 
     Args:
         model: The base model.
         tokenizer: Tokenizer of the model.
+        behaviour: Name of a bundled behaviour.
         config: Configuration of a method that edits activations.
-        prompts: Prompts to answer.
-        seed: Seed of the random controls and the intervals.
+        strength: Strength to use; None chooses the largest one within the damage budget.
+        seed: Seed of the split, the random controls and the intervals.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    demonstrations = load_demonstrations("bundled:truthfulness")
-    edit = fit_edit(model, tokenizer, demonstrations, config=config, track=track)
-    answers = compare_answers(model, tokenizer, edit, prompts, prompt_format=config.prompt_format, max_new_tokens=48)
-    questions = bundled_questions()
-
-    def score(arm: Edit | None) -> MultipleChoiceScores:
-        if arm is None:
-            return score_questions(model, tokenizer, questions, prompt_format=config.prompt_format, track=track)
-        with apply_edit(model, arm):
-            return score(None)
-
-    base, edited = score(None), score(edit)
+    source = f"bundled:{behaviour}"
+    holdout = Holdout(0.3, seed)
+    demonstrations = load_demonstrations(source)
+    fitted, held_out = split_demonstrations(demonstrations, holdout=holdout.fraction, seed=seed)
+    edit = fit_edit(model, tokenizer, demonstrations, config=config, holdout=holdout, track=track)
+    assert isinstance(edit, Edit)
+    form, texts = config.prompt_format, bundled_texts()
+    if strength is None:
+        chosen_on = DamageTexts.of(model, tokenizer, fitted, texts=texts[::2], prompt_format=form, track=track)
+        strength = choose_strength(model, tokenizer, edit, chosen_on, limit=config.max_strength, track=track).strength
+    edit = edit.with_strength(strength)
     controls = [edit.randomized(seed + offset) for offset in CONTROL_SEEDS]
-    drawn = [score(control) for control in controls]
-    effects = []
-    for metric in ("mc1", "mc2"):
-        before, after = getattr(base, metric), getattr(edited, metric)
-        random = np.mean([getattr(scores, metric) for scores in drawn], axis=0)
-        effects.append(
-            Effect(
-                metric.upper(),
-                edited=paired_difference(before, after, seed=seed),
-                random=paired_difference(before, random, seed=seed),
-                over_random=paired_difference(random, after, seed=seed),
-            )
-        )
-    damages = measure_damages(model, tokenizer, [edit, controls[0]], track=track)
-    return DemoResult(edit, answers, len(questions), effects, *damages)
+    arms = [None, edit, *controls, edit.reversed()]
+    scored = track(arms, f"Scoring {behaviour}", len(arms))
+    scores = [_scores(model, tokenizer, arm, held_out, config) for arm in scored]
+    effects = [_effect(name, [arm[name] for arm in scores], seed) for name in HEADLINES]
+    measured_on = DamageTexts.of(model, tokenizer, held_out, texts=texts[1::2], prompt_format=form, track=track)
+    measured = measured_on.measure(model, tokenizer, [edit, controls[0], edit.reversed()], track=track)
+    names = ("edited", "random directions", "reversed")
+    damage = {name: neutral for name, (neutral, _) in zip(names, measured, strict=True)}
+    domain = {name: own for name, (_, own) in zip(names, measured, strict=True) if own is not None}
+    answers = compare_answers(
+        model, tokenizer, edit, load_prompts(source)[:ANSWERED], prompt_format=form, max_new_tokens=48
+    )
+    verdict = judge_effects(effects, damage["edited"].loss_increase)
+    return BehaviourResult(behaviour, edit, len(held_out), effects, damage, domain, answers, verdict)
+
+
+def _scores(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    edit: Edit | None,
+    held_out: Sequence[Demonstration],
+    config: EditConfig,
+) -> dict[str, NDArray[np.float64]]:
+    """Return the headline metrics of the preference for each held-out demonstration."""
+    with nullcontext() if edit is None else apply_edit(model, edit):
+        found = preference_scores(model, tokenizer, held_out, prompt_format=config.prompt_format)
+    return {name: found[name].numerators for name in HEADLINES}
+
+
+def _effect(name: str, arms: list[NDArray[np.float64]], seed: int) -> Effect:
+    """Return the effect on one metric, given its values for base, edit, random controls and reversed edit."""
+    base, edited, *controls, turned = arms
+    random = np.mean(controls, axis=0)
+    return Effect(
+        name,
+        edited=paired_difference(base, edited, seed=seed),
+        random=paired_difference(base, random, seed=seed),
+        over_random=paired_difference(random, edited, seed=seed),
+        reversed=paired_difference(base, turned, seed=seed),
+    )
