@@ -1,4 +1,4 @@
-from .embedded_demo import DemoResult as DemoResult
+from .embedded_demo import BehaviourResult as BehaviourResult
 from .embedded_demo import run_demo as run_demo
 from .reproduce_config import ReproduceConfig as ReproduceConfig
 from .targets import TARGETS as TARGETS
@@ -6,7 +6,7 @@ from .targets import reproduce as reproduce
 
 __all__ = [
     "TARGETS",
-    "DemoResult",
+    "BehaviourResult",
     "ReproduceConfig",
     "reproduce",
     "run_demo",
