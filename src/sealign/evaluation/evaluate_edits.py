@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from lm_eval import evaluator
-from lm_eval.tasks import TaskManager
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.intervention import Intervention
@@ -20,13 +18,13 @@ from sealign.evaluation.arms import PlannedArm, plan_arms
 from sealign.evaluation.damage import bundled_texts, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_metrics
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
-from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 from sealign.models.fingerprint import weights_digest
 from sealign.models.passages import Passage, answer_passages, completion_passages, text_passages
@@ -36,9 +34,6 @@ from sealign.versions import library_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FEW_SHOT_SEED = 1234
-"""Seed of the few-shot examples; the default of lm-evaluation-harness."""
 
 
 def evaluate(
@@ -177,46 +172,6 @@ def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str |
         raise ResultsFileError(
             f"'{folder}' has the results of an evaluation with other edits or settings; choose another --output"
         )
-
-
-def run_task(
-    lm: SealignLM,
-    task: str,
-    manager: TaskManager,
-    *,
-    limit: int | None = None,
-    items: Sequence[int] | None = None,
-    max_new_tokens: int | None = None,
-) -> TaskSamples:
-    """Run a model on a task and return the samples that the harness recorded.
-
-    Args:
-        lm: The model.
-        task: Name of the task.
-        manager: Task manager that knows the task.
-        limit: Number of items, from the first on; None uses all.
-        items: Numbers of the items to run, instead of ``limit``.
-        max_new_tokens: Maximum number of tokens of an answer, instead of the limit of the task.
-    """
-    # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
-    loaded = manager.load([task])
-    for loaded_task in loaded["tasks"].values():
-        if loaded_task.get_config("num_fewshot") is None:
-            loaded_task.set_config(key="num_fewshot", value=0)
-        loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
-        if max_new_tokens is not None:
-            loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
-    # The harness divides by probabilities that underflow if a model is broken; ``item_scores`` does not.
-    with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
-        found = evaluator.evaluate(
-            lm=lm,
-            task_dict=loaded,
-            limit=limit,
-            samples=None if items is None else {task: list(items)},
-            bootstrap_iters=0,
-            log_samples=True,
-        )
-    return TaskSamples.of(task, found)
 
 
 def _add_samples(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples) -> None:

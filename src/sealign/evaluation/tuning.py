@@ -19,9 +19,10 @@ from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, fit_candidates
 from sealign.evaluation.comparison import EditReport, report_edits
 from sealign.evaluation.damage import Damage, bundled_texts
-from sealign.evaluation.evaluate_edits import evaluate, run_task
+from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import headline_metrics
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import preference_scores

@@ -1,0 +1,56 @@
+"""Run a model on a task of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from lm_eval import evaluator
+from lm_eval.tasks import TaskManager
+
+from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.rouge import without_resampling
+from sealign.evaluation.samples import TaskSamples
+
+FEW_SHOT_SEED = 1234
+"""Seed of the few-shot examples; the default of lm-evaluation-harness."""
+
+
+def run_task(
+    lm: SealignLM,
+    task: str,
+    manager: TaskManager,
+    *,
+    limit: int | None = None,
+    items: Sequence[int] | None = None,
+    max_new_tokens: int | None = None,
+) -> TaskSamples:
+    """Run a model on a task and return the samples that the harness recorded.
+
+    Args:
+        lm: The model.
+        task: Name of the task.
+        manager: Task manager that knows the task.
+        limit: Number of items, from the first on; None uses all.
+        items: Numbers of the items to run, instead of ``limit``.
+        max_new_tokens: Maximum number of tokens of an answer, instead of the limit of the task.
+    """
+    # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
+    loaded = manager.load([task])
+    for loaded_task in loaded["tasks"].values():
+        if loaded_task.get_config("num_fewshot") is None:
+            loaded_task.set_config(key="num_fewshot", value=0)
+        loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
+        if max_new_tokens is not None:
+            loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
+    # The harness divides by probabilities that underflow if a model is broken; ``item_scores`` does not.
+    with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
+        found = evaluator.evaluate(
+            lm=lm,
+            task_dict=loaded,
+            limit=limit,
+            samples=None if items is None else {task: list(items)},
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+    return TaskSamples.of(task, found)
