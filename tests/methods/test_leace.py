@@ -14,7 +14,7 @@ import sealign
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.attach import apply_edit
 from sealign.errors import ModelError, SettingError
-from sealign.methods.registry import fit_edit
+from sealign.methods.registry import fit_edit, fit_edit_from_activations
 from tests.conftest import our_hooks
 from tests.methods.hook_oracle import check_against_hooks, remove
 from tests.methods.residuals import residuals
@@ -66,6 +66,17 @@ def test_it_is_the_eraser_of_concept_erasure(
     hooks = [stack[layer].register_forward_hook(erase(layer, strength)) for layer in (0, 2)]
     check_against_hooks(model, tokenizer, edit, hooks, least=0.1, tolerance=1e-5)
     assert edit.rank == 1
+
+
+def test_one_layer_is_fitted_from_activations(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    config = sealign.LEACEConfig(layers=[2])
+    rows = sealign.collect_activations(llama, tokenizer, demonstrations, site="residual", layers=[1, 2])
+    found = fit_edit_from_activations(llama, tokenizer, rows, demonstrations, config=config)
+    expected: Any = fit_edit(llama, tokenizer, demonstrations, config=config)
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(found.tensors()[name], tensor)
+    with pytest.raises(SettingError, match="which is 2 layers, but LEACE fits each layer on activations that the"):
+        fit_edit_from_activations(llama, tokenizer, rows, demonstrations, config=config.replace(layers=[1, 2]))
 
 
 def test_a_fit_that_fails_leaves_nothing(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
