@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from typing import Any
 
-import pytest
 import torch
+from transformers import CompileConfig
 
 import sealign
 from sealign.edits.attach import edit_output
 from sealign.edits.handle import EditHandle
 from sealign.edits.layer_edit import LayerEdit
-from sealign.errors import ModelError
 from sealign.methods.sea import projection_edit
 from sealign.spectral.feature_maps import FEATURE_MAPS
 from sealign.spectral.projection import NORMALIZATIONS
@@ -57,7 +57,7 @@ def logits(module: Any) -> torch.Tensor:
 
 
 def check_model(model_path: str, edit_path: str) -> None:
-    """Compiled after attaching, a model is one graph that follows the handle; compiled before, it is refused."""
+    """Compiled after attaching, a model is one graph that follows the handle."""
     model, _ = sealign.load_model(model_path, device="cpu")
     edit = sealign.Edit.from_pretrained(edit_path)
     base = logits(model)
@@ -84,11 +84,98 @@ def check_model(model_path: str, edit_path: str) -> None:
     handle.switch(True)
     torch.testing.assert_close(logits(compiled), base)  # and stays so
 
-    for late in (torch.compile(model, backend="aot_eager"), model):
-        if late is model:
-            model.compile(backend="aot_eager")
-        with pytest.raises(ModelError, match="attach the edit first, then compile"):
-            sealign.attach(late, edit)  # type: ignore[arg-type]
+
+def check_late(model_path: str, edit_path: str) -> None:
+    """A model that was compiled before an edit is attached, swapped or detached follows it."""
+    edit = sealign.Edit.from_pretrained(edit_path)
+    for way in WAYS:
+        torch._dynamo.reset()
+        model, _ = sealign.load_model(model_path, device="cpu")
+        base, expected = logits(model), {}
+        for strength in (edit.strength, -0.3):
+            with sealign.apply_edit(model, edit, strength=strength):
+                expected[strength] = logits(model)
+        run = WAYS[way](model)
+        torch.testing.assert_close(logits(run), base)
+        for strength, wanted in expected.items():
+            with sealign.apply_edit(model, edit, strength=strength):
+                torch.testing.assert_close(logits(run), wanted, msg=way)
+            torch.testing.assert_close(logits(run), base, msg=way)
+
+
+def by_layer(model: Any) -> Any:
+    for layer in model.model.layers:
+        layer.compile(backend="eager", fullgraph=True)
+    return model
+
+
+def in_a_function(model: Any) -> Any:
+    return torch.compile(lambda **given: model(**given), backend="eager", fullgraph=True)
+
+
+def of_another_model(model: Any) -> Any:
+    """The graph of a model with the same weights, which torch would use for this one."""
+    torch.compile(copy.deepcopy(model), backend="eager", fullgraph=True)(input_ids=IDS, use_cache=False)
+    return torch.compile(model, backend="eager", fullgraph=True)
+
+
+WAYS = {"by layer": by_layer, "in a function": in_a_function, "of another model": of_another_model}
+
+
+def check_static(model_path: str, edit_path: str) -> None:
+    """What ``generate`` compiles for a static cache follows one edit after another, in decoding too."""
+    torch._dynamo.reset()
+    model, _ = sealign.load_model(model_path, device="cpu")
+    edit = sealign.Edit.from_pretrained(edit_path)
+    config: Any = CompileConfig(backend="eager")
+    config._compile_all_devices = True
+    static = {"cache_implementation": "static", "compile_config": config}
+    base = decoded(model)
+    torch.testing.assert_close(decoded(model, **static), base)
+    for one in (edit, edit.with_layers(edit.layers[:1]), edit.reversed()):
+        with sealign.apply_edit(model, one):
+            wanted = decoded(model)
+            assert not torch.allclose(wanted[1:], base[1:])
+            torch.testing.assert_close(decoded(model, **static), wanted)
+        torch.testing.assert_close(decoded(model, **static), base)
+
+
+def decoded(model: Any, **settings: Any) -> torch.Tensor:
+    """The logits of each step while one text is generated, whatever the model would choose."""
+
+    def always(_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([7]), 0)
+
+    found = model.generate(
+        IDS,
+        attention_mask=torch.ones_like(IDS),
+        max_new_tokens=4,
+        do_sample=False,
+        logits_processor=[always],
+        output_logits=True,
+        return_dict_in_generate=True,
+        **settings,
+    )
+    return torch.stack(found.logits)
+
+
+def check_strengths(model_path: str, edit_path: str) -> None:
+    """A change of the strength compiles nothing, and strength 0 is no edit to the bit."""
+    torch._dynamo.reset()
+    model, _ = sealign.load_model(model_path, device="cpu")
+    base, graphs = logits(model), []
+
+    def backend(graph: Any, _inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with sealign.apply_edit(model, sealign.Edit.from_pretrained(edit_path)) as handle:
+        for strength in [*torch.linspace(-1.2, 1.2, 12).tolist(), 1.0, 0.0]:
+            handle.set_strength(strength)
+            torch.testing.assert_close(logits(compiled), logits(model))
+        assert len(graphs) == 2  # with and without the edit
+        assert torch.equal(logits(compiled), base)
 
 
 class Quantised(torch.nn.Module):
@@ -121,4 +208,5 @@ if __name__ == "__main__":
         check_layers()
         check_quantised()
     else:
-        check_model(*sys.argv[2:])
+        for check in (check_model, check_late, check_static, check_strengths):
+            check(*sys.argv[2:])

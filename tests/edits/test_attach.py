@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import sealign
 from sealign.edits.attach import edit_output
 from sealign.edits.handle import EditHandle
 from sealign.edits.layer_edit import AffineEdit
-from sealign.errors import FingerprintError, ModelError, NormalizationError, SettingError
+from sealign.errors import FingerprintError, NormalizationError, SettingError, SiteError
 from sealign.models.sites import SITES
 from tests.conftest import our_hooks
 from tests.tiny_models import CONFIGS, build_model
@@ -376,15 +377,72 @@ def test_models_without_weights(tokenizer: Any, small_edit: sealign.Edit) -> Non
                 assert block(torch.zeros(1, 3, 48, device="meta")).shape == (1, 3, 48)
 
 
-def test_a_copy_of_an_edited_model_is_edited(tokenizer: Any, small_edit: sealign.Edit) -> None:
+def _pickled(model: Any) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, _pickled], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("normalization", ["token", "feature"])
+def test_copies_of_an_edited_model_are_the_base_model(
+    copied: Callable[[Any], Any], normalization: Any, tokenizer: Any, small_edit: sealign.Edit
+) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
-    with sealign.apply_edit(model, small_edit):
+    base = _logits(model, IDS)
+    edit = small_edit.with_normalization(normalization)
+    with sealign.apply_edit(model, edit):
         expected = _logits(model, IDS)
-        assert torch.equal(_logits(copy.deepcopy(model), IDS), expected)
-    # The copy of an edit that was attached is as good as the edit.
-    for same in (copy.deepcopy(small_edit), pickle.loads(pickle.dumps(small_edit))):
-        with sealign.apply_edit(model, same):
-            assert torch.equal(_logits(model, IDS), expected)
+        with pytest.warns(UserWarning, match="a sea edit is attached to the model, and its copy") as warned:
+            twin = copied(model)
+        assert len(warned) == 1
+        assert torch.equal(_logits(twin, IDS), base)
+        with sealign.apply_edit(twin, edit):
+            assert torch.equal(_logits(twin, IDS), expected)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.zero_()
+        assert not _logits(twin, IDS).any()  # it has weights of its own
+        assert torch.equal(_logits(model, IDS), expected)
+    assert torch.equal(_logits(model, IDS), base)
+    copied(model)  # without a warning
+
+
+def test_copies_of_an_edit_are_as_good_as_the_edit(llama: Any, small_edit: sealign.Edit) -> None:
+    with sealign.apply_edit(llama, small_edit):
+        expected = _logits(llama, IDS)
+    for same in (copy.deepcopy(small_edit), _pickled(small_edit)):
+        with sealign.apply_edit(llama, same):
+            assert torch.equal(_logits(llama, IDS), expected)
+
+
+def test_saving_an_edited_model_says_that_the_edit_is_not_saved(
+    tokenizer: Any, small_edit: sealign.Edit, tmp_path: Path
+) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    base = _logits(model, IDS)
+    with sealign.apply_edit(model, small_edit) as handle:
+        with pytest.warns(UserWarning, match="while a sea edit is attached, which is not part of them; save the edit"):
+            model.save_pretrained(tmp_path)
+        handle.set_strength(0)
+        model.state_dict()  # without a warning, since there is nothing to lose
+    model.state_dict()
+    assert torch.equal(_logits(AutoModelForCausalLM.from_pretrained(tmp_path).eval(), IDS), base)
+
+
+@pytest.mark.parametrize("layers", [(1, 2), (1,)])
+def test_layers_that_share_a_module_are_refused(
+    layers: tuple[int, ...], tokenizer: Any, demonstrations: Any, small_edit: sealign.Edit
+) -> None:
+    """An edit of one would edit the other, whether the edit has it or not."""
+    model = build_model("llama", vocab_size=len(tokenizer))
+    edit = _fit(model, tokenizer, demonstrations, layers=layers)
+    model.model.layers[2].mlp = model.model.layers[1].mlp
+    with pytest.raises(SiteError, match=r"layers \[1, 2\] share one module"):
+        sealign.attach(model, edit)
+    with pytest.raises(SiteError, match=r"layers \[1, 2\] share one module"):
+        _fit(model, tokenizer, demonstrations, layers=layers)
+    assert our_hooks(model) == 0
+    with sealign.apply_edit(model, small_edit.with_layers([3])):
+        pass
 
 
 @pytest.mark.slow
@@ -396,15 +454,6 @@ def test_compiled_models(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Pat
     command: list[Any] = [sys.executable, script, "model", tmp_path / "model", tmp_path / "edit"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-
-
-def test_compiled_models_are_refused(tokenizer: Any, small_edit: sealign.Edit) -> None:
-    model = build_model("llama", vocab_size=len(tokenizer))
-    model.model.layers[2].compile(backend="eager")
-    message = r"the model is compiled at model\.layers\.2, and .*; attach the edit first, then compile"
-    with pytest.raises(ModelError, match=message):
-        sealign.attach(model, small_edit)
-    assert our_hooks(model) == 0
 
 
 @pytest.mark.parametrize("feature_map", ["identity", "tanh"])

@@ -15,6 +15,13 @@ from tests.edits.edit_data import draw
 OPERATOR = torch.ops.sealign.edit_tokens
 
 
+def operator(*given: Any) -> torch.Tensor:
+    """Call the operator, whose strength is a tensor."""
+    *others, strength, rescale = given
+    found: torch.Tensor = OPERATOR(*others, torch.tensor(strength, dtype=torch.float64), rescale)
+    return found
+
+
 def arguments(*, scale: float = -0.5, strength: float = 0.7, rescale: bool = True, shift: bool = True) -> list[Any]:
     offset = draw(5, seed=10) if shift else None
     return [draw(2, 3, 5, seed=7), draw(5, 4, seed=8), draw(4, 5, seed=9), offset, scale, strength, rescale]
@@ -38,7 +45,7 @@ def formula(tokens: Any, inner: Any, outer: Any, shift: Any, scale: float, stren
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("scale", [0.0, -0.5])
 @pytest.mark.parametrize("strength", [1.0, 0.0, -1.0, 1.5, 0.3])
-@pytest.mark.parametrize("function", [edit_tokens, OPERATOR], ids=["function", "operator"])
+@pytest.mark.parametrize("function", [edit_tokens, operator], ids=["function", "operator"])
 def test_formula(function: Any, strength: float, scale: float, shift: bool, rescale: bool) -> None:
     given = arguments(scale=scale, strength=strength, rescale=rescale, shift=shift)
     before = given[0].clone()
@@ -60,22 +67,22 @@ def test_a_small_strength_is_not_rounded() -> None:
 @pytest.mark.parametrize("strength", [0.7, 1.0, -1.5])
 def test_gradient(rescale: bool, shift: bool, scale: float, strength: float) -> None:
     tokens, *others = arguments(rescale=rescale, shift=shift, scale=scale, strength=strength)
-    assert torch.autograd.gradcheck(lambda x: OPERATOR(x, *others), tokens.requires_grad_())
-    assert torch.autograd.gradgradcheck(lambda x: OPERATOR(x, *others), tokens)
+    assert torch.autograd.gradcheck(lambda x: operator(x, *others), tokens.requires_grad_())
+    assert torch.autograd.gradgradcheck(lambda x: operator(x, *others), tokens)
 
 
 def test_gradient_where_norms_are_zero() -> None:
     tokens, *others = arguments(shift=False)
     tokens[0, 1] = 0
     tokens.requires_grad_()
-    (gradient,) = torch.autograd.grad(OPERATOR(tokens, *others).sum(), tokens)
+    (gradient,) = torch.autograd.grad(operator(tokens, *others).sum(), tokens)
     assert bool(gradient.isfinite().all())
 
 
 def test_rows_whose_edit_is_zero_are_not_rescaled() -> None:
     """y = 0 has no direction to rescale."""
     tokens, identity = draw(3, 4), torch.eye(4, dtype=torch.float64)
-    for function in (edit_tokens, OPERATOR):
+    for function in (edit_tokens, operator):
         assert torch.equal(function(tokens, identity, -identity, None, 0.0, 1.0, True), torch.zeros_like(tokens))
 
 
@@ -92,6 +99,7 @@ def test_registration(dtype: torch.dtype, layout: str) -> None:
         "empty": tokens[:0],
     }[layout].to(dtype)
     factors = (inner.float(), outer.float(), shift.float())
+    others[1] = torch.tensor(others[1])
     # A tensor without elements has no gradient to compare.
     torch.library.opcheck(OPERATOR, (tokens.requires_grad_(layout != "empty"), *factors, *others))
     torch.library.opcheck(OPERATOR, (tokens.detach(), *factors[:2], None, *others))
@@ -101,10 +109,10 @@ def test_autocast_changes_neither_the_result_nor_the_gradient() -> None:
     tokens, *others = arguments()
     others = [value.float() if isinstance(value, torch.Tensor) else value for value in others]
     tokens = tokens.float().requires_grad_()
-    expected = OPERATOR(tokens, *others)
+    expected = operator(tokens, *others)
     (gradient,) = torch.autograd.grad(expected.square().sum(), tokens)
     with torch.autocast("cpu", torch.bfloat16):
-        found = OPERATOR(tokens, *others)
+        found = operator(tokens, *others)
         (inside,) = torch.autograd.grad(found.square().sum(), tokens)
         with torch.no_grad():
             assert torch.equal(edit_tokens(tokens, *others), expected)
@@ -123,7 +131,7 @@ def test_autocast_by_device() -> None:
 
 def test_meta_tensors() -> None:
     given: Any = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in arguments()]
-    for function in (edit_tokens, OPERATOR):
+    for function in (edit_tokens, operator):
         found = function(*given)
         assert found.is_meta
         assert found.shape == (2, 3, 5)

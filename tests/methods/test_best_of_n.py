@@ -114,7 +114,7 @@ def test_a_long_answer_is_judged_by_its_mean(fitted: Callable[[str], Any]) -> No
         return SimpleNamespace(sequences=sequence, logits=tuple(steps))
 
     base = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=2, pad_token_id=0))
-    found = fitted("best_of_n")._best(base, generate, (), {"input_ids": torch.tensor([[7, 7]])})
+    found = fitted("best_of_n").choose(base, generate, (), {"input_ids": torch.tensor([[7, 7]])})
     assert found.tolist() == [[7, 7, 5, 5, 5, 2]]
     assert len(calls) == 3
     assert all(call["do_sample"] and call["temperature"] == 0.7 and call["top_p"] == 0.95 for call in calls)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from sealign.edits.handle import EditHandle
+from sealign.edits.handle import EditHandle, Uncopied
 from sealign.edits.intervention import Intervention
 from sealign.edits.layer_edit import LayerEdit
-from sealign.errors import ModelError, NormalizationError
+from sealign.errors import NormalizationError
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.structure import unwrap_model
 
@@ -31,6 +33,10 @@ def attach(
     The output of each of the edit's modules is replaced by its edit. Several edits compose in the order in which they
     were attached: at a common module, a later one edits the result of an earlier one.
 
+    The model may be compiled before or after; changing the strength does not compile it again, while attaching,
+    detaching and switching do, once for each combination. An attached edit belongs to the model object: its copies,
+    pickles and saved weights are those of the base model, which a warning says.
+
     Args:
         model: The model that the edit was fitted on. It may be wrapped by PEFT or spread over devices.
         edit: Edit or other intervention.
@@ -42,8 +48,8 @@ def attach(
 
     Raises:
         FingerprintError: The model is not the one that the edit was fitted on, or lacks one of the edited modules.
-        ModelError: The model is compiled already; attach first and compile afterwards.
         SettingError: The strength is not finite, or the method has no strength.
+        SiteError: Layers of the model share a module of the edit.
 
     Example:
         >>> import sealign
@@ -57,12 +63,13 @@ def attach(
     """
     if strength is not None:
         edit = edit.with_strength(strength)
-    _refuse_compiled(model)
     if not ignore_mismatch:
         check_fingerprint(model, edit.base_model.fingerprint, edit.base_model.id)
     handle = EditHandle(edit)
     try:
         edit.install(model, handle)
+        saving = unwrap_model(model).register_state_dict_pre_hook(_warn_when_saved(handle))
+        handle.stack.callback(saving.remove)
     except BaseException:
         handle.detach()
         raise
@@ -85,7 +92,7 @@ def apply_edit(
         model, edit, strength, ignore_mismatch: As for ``attach``.
 
     Raises:
-        FingerprintError, ModelError, SettingError: As for ``attach``.
+        FingerprintError, SettingError, SiteError: As for ``attach``.
     """
     handle = attach(model, edit, strength=strength, ignore_mismatch=ignore_mismatch)
     try:
@@ -94,14 +101,18 @@ def apply_edit(
         handle.detach()
 
 
-def _refuse_compiled(model: nn.Module) -> None:
-    """Raise an error if a model is compiled, since its graph would ignore hooks that are registered later."""
-    for path, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            raise ModelError(
-                f"the model is compiled{f' at {path}' if path else ''}, and a compiled graph does not see an edit that "
-                "is attached later; attach the edit first, then compile"
+def _warn_when_saved(handle: EditHandle) -> Uncopied:
+    """Return a hook of a model that says what its weights, which are about to be saved, do not hold."""
+
+    def warn(*_: Any) -> None:
+        if handle.active:
+            warnings.warn(
+                f"the weights of the model are read while a {handle.edit.method} edit is attached, which is not part "
+                "of them; save the edit with edit.save_pretrained, or merge it with export_merged",
+                stacklevel=4,
             )
+
+    return Uncopied(handle, warn)
 
 
 def edit_output(module: nn.Module, layer_edit: LayerEdit, handle: EditHandle) -> None:
@@ -117,7 +128,8 @@ def edit_output(module: nn.Module, layer_edit: LayerEdit, handle: EditHandle) ->
     # on the meta device until it runs.
     if weight is not None and not weight.is_meta:
         layer_edit.prepare(weight.device, weight.dtype)
-    handle.stack.callback(module.register_forward_hook(_EditHook(layer_edit, handle)).remove)
+        handle.strength_tensor(weight.device, weight.dtype)
+    handle.add_hook(module, _EditHook(layer_edit, handle))
 
 
 class _EditHook:
@@ -131,10 +143,12 @@ class _EditHook:
         handle = self._handle
         if not handle.active:
             return None
+        tokens = output[0] if isinstance(output, tuple) else output
         strength: Any = handle.strength
-        if isinstance(output, tuple):
-            return (self._layer_edit(output[0], strength), *output[1:])
-        return self._layer_edit(output, strength)
+        if torch.compiler.is_compiling():
+            strength = handle.strength_tensor(tokens.device, tokens.dtype)
+        edited = self._layer_edit(tokens, strength)
+        return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
 
 class RejectFeatureCall:

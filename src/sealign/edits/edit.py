@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from sealign.edits.attach import RejectFeatureCall, edit_output
 from sealign.edits.edit_files import build_layer_edits, read_edit_files
@@ -19,6 +19,7 @@ from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.edits.record import EditRecord, LayerRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import ActivationError, FingerprintError, SettingError, SiteError, check_choice
+from sealign.models.sites import check_unshared
 from sealign.models.structure import decoder_of, unwrap_model
 from sealign.spectral.projection import NORMALIZATIONS, Normalization
 
@@ -219,22 +220,27 @@ class Edit(Intervention):
 
         Raises:
             FingerprintError: The model lacks a module of the edit.
+            SiteError: A module of the edit is part of several layers of the model.
         """
         base = unwrap_model(model)
         if not self.is_causal:
             # Both are entry points: some models call their inner decoder past the outer one.
             for entry in (base, decoder_of(model)):
-                hook = entry.register_forward_pre_hook(RejectFeatureCall(handle), with_kwargs=True)
-                handle.stack.callback(hook.remove)
-        for layer in self.layers:
-            path = self.record.layers[str(layer)].module
-            try:
-                module = base.get_submodule(path)
-            except AttributeError:
-                raise FingerprintError(
-                    f"{type(base).__name__} has no module '{path}', which the edit needs; load '{self.base_model.id}'"
-                ) from None
+                handle.add_hook(entry, RejectFeatureCall(handle), before=True, with_kwargs=True)
+        modules = {layer: self._module(base, layer) for layer in self.layers}
+        check_unshared(base, modules)
+        for layer, module in modules.items():
             edit_output(module, self.layer_edits[layer], handle)
+
+    def _module(self, base: Any, layer: int) -> nn.Module:
+        path = self.record.layers[str(layer)].module
+        try:
+            found: nn.Module = base.get_submodule(path)
+        except AttributeError:
+            raise FingerprintError(
+                f"{type(base).__name__} has no module '{path}', which the edit needs; load '{self.base_model.id}'"
+            ) from None
+        return found
 
     @classmethod
     def from_pretrained(cls, folder_or_repo_id: str | Path, *, revision: str | None = None) -> Edit:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sealign.edits.layer_edit import EditFunction, LayerEdit, move_factor
+from sealign.edits.layer_edit import EditFunction, LayerEdit, Strength, move_factor
 from sealign.edits.operator import autocast_enabled
 from sealign.edits.random_rotation import random_rotation
 from sealign.errors import check_choice
@@ -81,7 +81,7 @@ class FeatureMapEdit(LayerEdit):
         moved = {name: move_factor(tensor, device, dtype) for name, tensor in self.tensors().items()}
         projection = Projection(moved["positive"], moved["negative"], moved.get("mean"), self.feature_map)
 
-        def edit(tokens: Tensor, strength: float) -> Tensor:
+        def edit(tokens: Tensor, strength: Strength) -> Tensor:
             if autocast_enabled(tokens.device.type):
                 with torch.autocast(tokens.device.type, enabled=False):
                     return edit(tokens, strength)

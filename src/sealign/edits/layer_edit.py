@@ -17,7 +17,10 @@ from sealign.edits.random_rotation import random_rotation
 from sealign.errors import ActivationError, NormalizationError, SettingError, check_choice
 from sealign.spectral.projection import NORMALIZATIONS, Normalization, norm_ratio
 
-EditFunction = Callable[[Tensor, float], Tensor]
+Strength = float | Tensor
+"""Strength as a number, or as a tensor of no dimensions, whose value a compiled graph is not bound to."""
+
+EditFunction = Callable[[Tensor, Strength], Tensor]
 """Function of tokens and strength that returns the edited tokens."""
 
 
@@ -99,13 +102,14 @@ class LayerEdit(ABC):
                 self._prepared[key] = self._make(device, torch.float64 if key[1] else torch.float32)
         return self._prepared[key]
 
-    def __call__(self, tokens: Float[Tensor, "*batch d"], strength: float = 1.0) -> Float[Tensor, "*batch d"]:
+    def __call__(self, tokens: Float[Tensor, "*batch d"], strength: Strength = 1.0) -> Float[Tensor, "*batch d"]:
         """Return the edited tokens.
 
         Args:
             tokens: Activations of any shape whose last axis has length ``width``, on any device. Computation uses
                 float32, or float64 for float64 tokens; autocast is disabled.
-            strength: Strength s of the edit; any finite number. If 0, ``tokens`` is returned unchanged.
+            strength: Strength s of the edit; any finite number. If it is the number 0, ``tokens`` is returned
+                unchanged.
 
         Raises:
             ActivationError: The last axis does not have length ``width``.
@@ -116,7 +120,7 @@ class LayerEdit(ABC):
                 f"tokens have {tokens.shape[-1]} features, but the edit has {self.width}; use the model and the site "
                 "that it was fitted on"
             )
-        if strength == 0:
+        if not isinstance(strength, Tensor) and strength == 0:
             return tokens
         found = self._prepared.get((tokens.device, tokens.dtype == torch.float64))
         edit = found or self.prepare(tokens.device, tokens.dtype)
@@ -276,10 +280,11 @@ class AffineEdit(LayerEdit):
         shift = None if constant is None else constant.to(device, dtype)
         scale, rescale = self.scale, self.normalization == "token"
 
-        def edit(tokens: Tensor, strength: float) -> Tensor:
+        def edit(tokens: Tensor, strength: Strength) -> Tensor:
             # Use the custom operator only under autograd or torch.compile; the plain function avoids dispatch overhead.
             if torch.is_grad_enabled() or torch.compiler.is_compiling():
-                found: Tensor = torch.ops.sealign.edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
+                given = strength if isinstance(strength, Tensor) else inner.new_full((), strength)
+                found: Tensor = torch.ops.sealign.edit_tokens(tokens, inner, outer, shift, scale, given, rescale)
                 return found
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
 
@@ -301,7 +306,7 @@ def move_factor(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Ten
     return (tensor.clone() if tensor.is_inference() else tensor.detach()).to(device, dtype)
 
 
-def _rescale_per_feature(x: Tensor, edit: EditFunction, strength: float) -> Tensor:
+def _rescale_per_feature(x: Tensor, edit: EditFunction, strength: Strength) -> Tensor:
     """Return x + s (q y - x) with q = |x| / |y| for each feature over the last-but-one axis."""
     if x.dim() < 2:
         raise NormalizationError("per-feature rescaling needs a (tokens, d) tensor; use normalization='token'")

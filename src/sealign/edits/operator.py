@@ -10,7 +10,7 @@ from torch import Tensor
 
 LIBRARY = torch.library.Library("sealign", "DEF")  # type: ignore[no-untyped-call]
 LIBRARY.define(  # type: ignore[no-untyped-call]
-    "edit_tokens(Tensor tokens, Tensor inner, Tensor outer, Tensor? shift, float scale, float strength, bool rescale)"
+    "edit_tokens(Tensor tokens, Tensor inner, Tensor outer, Tensor? shift, float scale, Tensor strength, bool rescale)"
     " -> Tensor"
 )
 
@@ -21,7 +21,7 @@ def edit_tokens(
     outer: Float[Tensor, "r d"],
     shift: Float[Tensor, " d"] | None,
     scale: float,
-    strength: float,
+    strength: float | Tensor,
     rescale: bool,
 ) -> Float[Tensor, "*batch d"]:
     """Return edited tokens x' = x + s (q y - x) with y = x + scale x + (x inner) outer + shift.
@@ -32,7 +32,7 @@ def edit_tokens(
     narrower type than the factors.
 
     ``torch.ops.sealign.edit_tokens`` computes the same as one operator of a graph and has a gradient with respect to
-    the tokens; this function has none.
+    the tokens; this function has none. Its strength is a tensor, so that a graph is not bound to one value.
 
     Args:
         tokens: Activations x, (..., d).
@@ -40,7 +40,7 @@ def edit_tokens(
         outer: Transposed left factor, (r, d), of the same type.
         shift: Constant part of the edit, (d,), or None.
         scale: Coefficient of the additional term scale x.
-        strength: Strength s of the edit; any finite number.
+        strength: Strength s of the edit; any finite number, or a tensor of no dimensions on the device of the tokens.
         rescale: Whether y is rescaled to the norm of x, token by token.
     """
     if autocast_enabled(tokens.device.type):
@@ -50,7 +50,9 @@ def edit_tokens(
     y = _affine(x, inner, outer, shift, scale)
     if rescale:
         y.mul_(_norm(x).div_(_norm(y)).nan_to_num_(1.0, 1.0))
-    if strength != 1:
+    if isinstance(strength, Tensor):
+        torch.lerp(x, y, strength.to(x.dtype), out=y)
+    elif strength != 1:
         torch.lerp(x, y, strength, out=y)
     return y.to(tokens.dtype).reshape(tokens.shape)
 
@@ -81,8 +83,8 @@ def _norm(rows: Tensor) -> Tensor:
 
 
 def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch gives it
-    tokens, inner, outer, shift, ctx.scale, ctx.strength, ctx.rescale = inputs
-    ctx.save_for_backward(tokens, inner, outer, shift)
+    tokens, inner, outer, shift, ctx.scale, strength, ctx.rescale = inputs
+    ctx.save_for_backward(tokens, inner, outer, shift, strength)
 
 
 def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -91,7 +93,7 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     With g the gradient of x' and q = |x| / |y|, the gradient of y is s q (g - (g.y) y / |y|^2); the gradient of |x|
     follows.
     """
-    tokens, inner, outer, shift = ctx.saved_tensors
+    tokens, inner, outer, shift, strength = ctx.saved_tensors
     if autocast_enabled(tokens.device.type):
         with torch.autocast(tokens.device.type, enabled=False):
             return _gradient(ctx, gradient)
@@ -105,7 +107,7 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_y = (size / length).nan_to_num(1.0, 1.0) * (g - y * (along / length.square()).nan_to_num(0.0, 0.0, 0.0))
         of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
     through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
-    of_tokens = (1 - ctx.strength) * g + ctx.strength * (of_norm + through)
+    of_tokens = torch.lerp(g, of_norm + through, strength.to(g.dtype))
     return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sealign.edits.layer_edit import LayerEdit
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
+from sealign.models.hooks import add_hook
 from sealign.models.passages import Passage
 from sealign.models.recorder import Recorder
 from sealign.models.sites import ResolvedSite
@@ -189,8 +190,7 @@ def _recording(
         embedding = model.get_input_embeddings()
         assert isinstance(embedding, nn.Module)
         # The parameters may be frozen, so the graph begins at the embedding's output.
-        hook = embedding.register_forward_hook(lambda _module, _inputs, output: output.detach().requires_grad_())
-        stack.callback(hook.remove)
+        stack.callback(add_hook(embedding, lambda _module, _inputs, output: output.detach().requires_grad_()))
 
         def outputs() -> dict[Place, Tensor]:
             taken = {

@@ -39,6 +39,18 @@ class BestOfNConfig(Config):
     seed: int = 0
 
 
+class _Generate:
+    """The ``generate`` of a model while the method is attached; a copy of the model has one with a detached handle."""
+
+    def __init__(self, base: Any, generate: Any, method: BestOfNSampling, handle: EditHandle) -> None:
+        self._base, self._generate, self._method, self._handle = base, generate, method, handle
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._handle.enabled:
+            return self._method.choose(self._base, self._generate, args, kwargs)
+        return self._generate(*args, **kwargs)
+
+
 class BestOfNSampling(RecordedIntervention):
     """Sampling of n answers, of which the one with the highest mean log-probability per token is returned.
 
@@ -55,17 +67,18 @@ class BestOfNSampling(RecordedIntervention):
     def install(self, model: Any, handle: EditHandle) -> None:
         """Replace the model's ``generate`` by one that samples n answers and returns the best."""
         base = unwrap_model(model)
-        generate = base.generate
-
-        def best(*args: Any, **kwargs: Any) -> Any:
-            return self._best(base, generate, args, kwargs) if handle.enabled else generate(*args, **kwargs)
-
         before = vars(base).get("generate")
-        base.generate = best
+        base.generate = _Generate(base, base.generate, self, handle)
         handle.stack.callback(_restore, base, before)
 
-    def _best(self, base: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the most likely of n sampled answers for each row, in the form that ``generate`` returns."""
+    def choose(self, base: Any, generate: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return the most likely of n sampled answers for each row, in the form that ``generate`` returns.
+
+        Args:
+            base: The model.
+            generate: Its own ``generate``.
+            args, kwargs: Arguments of the call.
+        """
         sampling = {
             "do_sample": True,
             "temperature": self.settings["temperature"],

@@ -128,7 +128,7 @@ def contrast_with(model: Any, amateur: Amateur, settings: Mapping[str, Any], han
         output.logits = scores.to(output.logits.dtype)
         return output
 
-    handle.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+    handle.add_hook(base, hook, with_kwargs=True)
 
 
 class CDConfig(Config):

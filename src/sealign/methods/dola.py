@@ -59,7 +59,7 @@ class LayerContrast(RecordedIntervention):
         modules: dict[int, nn.Module] = {0: embedding} if 0 in candidates else {}
         modules |= {site.layer + 1: site.module for site in sites}
         for index, module in modules.items():
-            handle.stack.callback(module.register_forward_hook(_keep(states, index, handle)).remove)
+            handle.add_hook(module, _keep(states, index, handle))
         plausibility = float(self.settings["plausibility"])
 
         def hook(_module: nn.Module, _args: Any, kwargs: Any, output: Any) -> Any:
@@ -72,7 +72,7 @@ class LayerContrast(RecordedIntervention):
             states.clear()
             return output
 
-        handle.stack.callback(base.register_forward_hook(hook, with_kwargs=True).remove)
+        handle.add_hook(base, hook, with_kwargs=True)
 
 
 def _fit(context: FitContext, config: DoLaConfig) -> LayerContrast:

@@ -17,6 +17,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.handle import EditHandle
 from sealign.errors import DemonstrationError
 from sealign.models.batching import pad_right, pad_token
+from sealign.models.hooks import add_hook
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.structure import context_length, decoder_of, unwrap_model
 
@@ -203,17 +204,28 @@ def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
         model: The model that it was installed on.
         handle: Handle whose strength and switch it follows from the next call of the model on.
     """
-    from peft.tuners.lora import LoraLayer
-
     base = unwrap_model(model)
-    scale: float | None = None
+    follower = _Follower(lora, handle)
+    # Both are entry points: some models call their inner decoder past the outer one.
+    for entry in (base, decoder_of(base)):
+        handle.stack.callback(add_hook(entry, follower, before=True))
 
-    def update(*_: Any) -> None:
-        nonlocal scale
+
+class _Follower:
+    """The hook that keeps a LoRA at the strength of a handle; a copy of the model has one with a detached handle."""
+
+    def __init__(self, lora: Any, handle: EditHandle) -> None:
+        self._lora, self._handle = lora, handle
+        self._scale: float | None = None
+
+    def __call__(self, *_: Any) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        handle, lora = self._handle, self._lora
         wanted = (handle.strength or 0.0) if handle.active else 0.0
-        if wanted == scale:
+        if wanted == self._scale:
             return
-        scale = wanted
+        self._scale = wanted
         if not handle.active:
             lora.disable_adapter_layers()
             return
@@ -221,7 +233,3 @@ def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:
         for module in lora.modules():
             if isinstance(module, LoraLayer):
                 module.set_scale("default", wanted)
-
-    # Both are entry points: some models call their inner decoder past the outer one.
-    for entry in (base, decoder_of(base)):
-        handle.stack.callback(entry.register_forward_pre_hook(update).remove)

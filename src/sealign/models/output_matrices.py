@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sealign.errors import ExportError, SiteError
 from sealign.models.eval_mode import eval_mode
+from sealign.models.hooks import add_hook
 from sealign.models.sites import ResolvedSite, resolve_sites
 from sealign.models.structure import input_device, text_config, unwrap_model
 
@@ -118,7 +119,7 @@ def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMa
     with ExitStack() as stack, eval_mode(base):
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
-                stack.callback(module.register_forward_hook(keep(name)).remove)
+                stack.callback(add_hook(module, keep(name)))
         # With a mask and positions given, the forward pass reads no values, which the meta device does not have.
         bare = all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map")
         device = torch.device("meta") if bare else input_device(base)

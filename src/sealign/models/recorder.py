@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sealign.models.hooks import add_hook
 from sealign.models.sites import ResolvedSite
 
 
@@ -33,8 +34,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         with ExitStack() as stack:
             for resolved in self._sites:
-                handle = resolved.module.register_forward_hook(self._hook(resolved.layer, resolved.reads == "input"))
-                stack.callback(handle.remove)
+                stack.callback(add_hook(resolved.module, self._hook(resolved.layer, resolved.reads == "input")))
             self._stack = stack.pop_all()
         return self
 

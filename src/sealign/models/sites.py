@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -69,7 +69,7 @@ def resolve_sites(
 
     Raises:
         SiteError: The site is unknown, a layer is outside the model, or there is not exactly one candidate module in
-            a layer; the message names the candidates.
+            a layer; the message names the candidates; or a module is part of several layers.
     """
     if site not in SITES:
         raise SiteError(unknown_name("site", site, SITES))
@@ -80,10 +80,41 @@ def resolve_sites(
         if not 0 <= layer < depth:
             raise SiteError(f"layer {layer} is outside the model, which has layers 0 to {depth - 1}")
     if module_pattern is not None:
-        return tuple(_by_pattern(model, module_pattern, layer) for layer in wanted)
-    path, stack = decoder_layers(model)
-    width = text_config(model).hidden_size
-    return tuple(_by_structure(f"{path}.{layer}", stack[layer], site, layer, width) for layer in wanted)
+        found = tuple(_by_pattern(model, module_pattern, layer) for layer in wanted)
+    else:
+        path, stack = decoder_layers(model)
+        width = text_config(model).hidden_size
+        found = tuple(_by_structure(f"{path}.{layer}", stack[layer], site, layer, width) for layer in wanted)
+    check_unshared(model, {each.layer: each.module for each in found})
+    return found
+
+
+def check_unshared(model: nn.Module, modules: Mapping[int, nn.Module]) -> None:
+    """Raise an error if a module of a layer is also part of another layer, where an edit would change it, too.
+
+    Args:
+        model: The model.
+        modules: Modules by the index of their layer.
+
+    Raises:
+        SiteError: Names the layers.
+    """
+    try:
+        stack: Iterable[nn.Module] = decoder_layers(model)[1]
+    except SiteError:  # layers that are found by a pattern alone
+        stack = ()
+    places: dict[int, set[int]] = {id(module): set() for module in modules.values()}
+    for layer, module in modules.items():
+        places[id(module)].add(layer)
+    for index, whole in enumerate(stack):
+        for module in whole.modules():
+            places.get(id(module), set()).add(index)
+    shared = next((sorted(layers) for layers in places.values() if len(layers) > 1), None)
+    if shared:
+        raise SiteError(
+            f"layers {shared} share one module, so that an edit of one would change the others, too; choose a site or "
+            "layers with modules of their own"
+        )
 
 
 def _by_pattern(model: nn.Module, pattern: str, layer: int) -> ResolvedSite:

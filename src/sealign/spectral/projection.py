@@ -72,7 +72,7 @@ class Projection:
         *,
         combine: Combine = "both",
         normalization: Normalization = "token",
-        strength: float = 1.0,
+        strength: float | Tensor = 1.0,
     ) -> Float[Tensor, "*batch d"]:
         """Return the edited activations x' = x + strength (y - x).
 
@@ -88,7 +88,8 @@ class Projection:
             combine: How the projected parts form y.
             normalization: ``token`` multiplies y by |x| / |y| per token, ``feature`` per feature over the
                 last-but-one axis, ``none`` leaves it.
-            strength: Share of the change to apply; any finite number. 0 returns ``tokens`` itself.
+            strength: Share of the change to apply; any finite number, or a tensor of no dimensions. The number 0
+                returns ``tokens`` itself.
 
         Raises:
             SettingError: The combination or normalization is unknown.
@@ -106,14 +107,15 @@ class Projection:
             raise NormalizationError(
                 "normalization 'feature' needs a (tokens, d) tensor, got a single vector; use normalization='token'"
             )
-        if strength == 0:
+        if not isinstance(strength, Tensor) and strength == 0:
             return tokens
         dtype = torch.promote_types(tokens.dtype, torch.float32)
         x = tokens.to(dtype)
         y = self._combine(x, combine)
         if normalization != "none":
             y = y * norm_ratio(x, y, -1 if normalization == "token" else -2)
-        return torch.lerp(x, y, strength).to(tokens.dtype)
+        weight = strength.to(dtype) if isinstance(strength, Tensor) else strength
+        return torch.lerp(x, y, weight).to(tokens.dtype)
 
     def _combine(self, x: Tensor, combine: Combine) -> Tensor:
         """Return y before the rescaling."""
