@@ -444,8 +444,6 @@ def main() -> None:
     card = torch.cuda.get_device_name() if device == "cuda" else None
     context = {"machine": machine("transformers") | {"card": card}, "size": asdict(size), "rounds": options.rounds}
     results = Measurements(options.output, options.time_limit, **context)
-    # Without guards on hooks, torch would run the graph of the bare model for edited ones with the same weights.
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
     torch._dynamo.config.recompile_limit = 64  # of one function, and all arms compile the same
     bench = Bench(size, options.rounds, device)
 

@@ -14,6 +14,7 @@ from sealign.evaluation.sensitivity import PlacedEdit, mean_log_probability_deri
 from sealign.methods.registry import fit_edit
 from sealign.models.passages import Passage
 from sealign.models.sites import resolve_sites
+from tests.conftest import our_hooks
 from tests.tiny_models import build_model
 
 PASSAGES = [Passage((5, 9, 2, 7, 11, 3), 2), Passage((4, 8, 6), 1), Passage((12, 5, 5, 9, 7, 3, 2, 10, 6), 5)]
@@ -124,4 +125,4 @@ def test_the_model_is_left_as_it_was(edits: list[Any], llama: Any, tokenizer: An
     assert torch.equal(_log_probabilities(llama, PASSAGES[0]), before)
     assert [parameter.requires_grad for parameter in llama.parameters()] == wanted
     assert all(parameter.grad is None for parameter in llama.parameters())
-    assert not any(module._forward_hooks for module in llama.modules())
+    assert our_hooks(llama) == 0

@@ -55,7 +55,7 @@ def test_a_module_has_a_forward_of_its_own_while_it_has_hooks() -> None:
 
 def test_a_forward_that_another_library_gave_is_replaced_and_restored() -> None:
     """As by accelerate, on devices of different kinds."""
-    module = Doubled()
+    module: Any = Doubled()
 
     def tripled(x: torch.Tensor, factor: int = 3) -> torch.Tensor:
         return factor * x
@@ -72,7 +72,7 @@ def test_a_forward_that_another_library_gave_is_replaced_and_restored() -> None:
 
 
 def test_a_forward_that_is_given_meanwhile_stays() -> None:
-    module = Doubled()
+    module: Any = Doubled()
     remove = add_hook(module, add_one)
     module.forward = lambda x: 5 * x
     remove()
