@@ -173,7 +173,7 @@ def planted_results(gain: float = 0.0, *, random_gain: float = 0.0, rise: float 
     return Results(
         command="sealign evaluate --edit mild --output 'a folder'",
         settings={"tasks": ["truthfulqa_mc2", "bbq"], "limit": None},
-        model=ModelRecord("tiny <model>", None, {"hidden_size": 4}, "0" * 64, "1" * 64),
+        model=ModelRecord("tiny <model>", None, {"hidden_size": 4}, "0" * 64, "1" * 64, "2" * 64, "float32"),
         versions={"sealign": "0.1.0"},
         arms=arms,
         tasks={"truthfulqa_mc2": first, "bbq": second},

@@ -14,6 +14,10 @@ class SealignError(Exception):
     """Base class of all errors that Sealign raises on purpose."""
 
 
+class SealignWarning(UserWarning):
+    """A result may not be what is expected, though nothing is wrong by itself."""
+
+
 class SettingError(SealignError, ValueError):
     """A setting is out of range, unknown, or contradicts another setting."""
 

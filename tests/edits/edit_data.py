@@ -55,6 +55,8 @@ def make_record(**changes: Any) -> EditRecord:
             fingerprint=fingerprint,
             tokenizer_hash="aa" * 32,
             template_hash="bb" * 32,
+            weights_hash="ee" * 32,
+            weights_type="float32",
         ),
         demonstrations_hash="cc" * 32,
         fitted_on=[f"{index:016x}-{index:016x}" for index in range(7)],

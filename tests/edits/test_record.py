@@ -36,7 +36,7 @@ KEYS = {
     "": "format format_version method strength site normalization feature_map combine layers config learned model "
     "demonstrations_hash fitted_on holdout example fit_seconds versions tensors_hash",
     "layers.1": "module rank groups scale relative_change statistics",
-    "model": "id revision fingerprint tokenizer_hash template_hash",
+    "model": "id revision fingerprint tokenizer_hash template_hash weights_hash weights_type",
 }
 """The keys of ``edit.json`` by section: files that were written must stay readable."""
 

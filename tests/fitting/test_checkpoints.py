@@ -13,7 +13,7 @@ from torch import nn
 
 from sealign.errors import EditFileError
 from sealign.fitting.checkpoints import BatchStore
-from sealign.models.fingerprint import weights_digest
+from sealign.models.weights import weights_digest
 
 BATCH = {"3": torch.linspace(-2, 5, 15).reshape(5, 3), "ids": torch.tensor([[7, 2], [9, -1], [-1, -1]])}
 INPUTS = ["CollectConfig()", ["model.layers.0.mlp"], [["What is ice?", "Water.", "Air."]]]
@@ -108,7 +108,7 @@ def test_other_weights_have_another_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("eighth", range(8))
-def test_the_sample_is_from_all_over_a_weight(eighth: int) -> None:
+def test_every_part_of_a_weight_counts(eighth: int) -> None:
     model = _model()
     before = weights_digest(model)
     with torch.no_grad():

@@ -88,7 +88,9 @@ class ModelFile:
 
 def test_a_fingerprint_survives_its_file(llama: Any, tmp_path: Path) -> None:
     path = tmp_path / "model.json"
-    path.write_text(write_record(ModelFile(ModelRecord("me/llama", None, model_fingerprint(llama), "aa", "bb"))))
+    path.write_text(
+        write_record(ModelFile(ModelRecord("me/llama", None, model_fingerprint(llama), "aa", "bb", "cc", "float32")))
+    )
     back = read_record(path, ModelFile, format="test.model", format_version=1).model.fingerprint
     assert json.dumps(back) == json.dumps(model_fingerprint(llama))
     check_fingerprint(llama, back, "me/llama")

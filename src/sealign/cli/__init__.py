@@ -5,6 +5,8 @@ Heavy modules are imported inside the commands, so that ``sealign --help`` is fa
 
 from __future__ import annotations
 
+import warnings
+
 import sealign.cli.chat
 import sealign.cli.demo
 import sealign.cli.evaluate
@@ -16,11 +18,12 @@ import sealign.cli.plot
 import sealign.cli.reproduce
 import sealign.cli.serve
 import sealign.cli.tune  # noqa: F401
-from sealign.cli.app import app
+from sealign.cli.app import app, show_warning
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
+    warnings.showwarning = show_warning
     app()

@@ -6,8 +6,9 @@ import errno
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,11 +16,13 @@ from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
-from sealign.errors import SealignError
+from sealign.errors import SealignError, SealignWarning
 
 ERROR_EXIT_CODE = 2
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
+
+_python_warning = warnings.showwarning
 
 output = Console(highlight=False)
 """Console of the results: standard output."""
@@ -109,6 +112,21 @@ def _describe(error: OSError) -> str:
         remedy = "free some space, or choose another --output or, for the cache, another folder with SEALIGN_CACHE"
         return f"cannot write{place}: {reason}; nothing was half-written; {remedy}"
     return f"cannot read or write{place}: {reason}; nothing was half-written; check the path and its permissions"
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a warning of Sealign like an error, and others as Python does; for ``warnings.showwarning``."""
+    if issubclass(category, SealignWarning):
+        messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    else:
+        _python_warning(message, category, filename, lineno, file, line)
 
 
 def _fail(sentence: str) -> None:

@@ -44,6 +44,7 @@ def chat(
     Commands in the conversation switch the edit on and off, change its strength and compare answers.
     """
     from sealign.edits.attach import apply_edit
+    from sealign.edits.provenance import warn_of_other_tokenizer
     from sealign.errors import SettingError
     from sealign.methods.edit_sources import fit_settings, load_edit_source
     from sealign.models.prompt_format import prompt_format_of
@@ -56,7 +57,9 @@ def chat(
             "generate"
         )
     written = prompt_format_of(fit_settings(loaded), chat_template_kwargs=options.template_arguments(chat_template_arg))
-    base, tokenizer = model.load(loaded.base_model.id)
+    base, tokenizer = model.or_base_of(loaded).load()
+    if not ignore_mismatch:
+        warn_of_other_tokenizer(tokenizer, loaded)
     conversation = Conversation(
         base, tokenizer, system=system, max_new_tokens=max_new_tokens, use_cache=loaded.is_causal, prompt_format=written
     )

@@ -64,6 +64,7 @@ def print_saved(record: EditRecord, folder: Path) -> None:
     import shlex
 
     model, edit = (json.dumps(str(text), ensure_ascii=False) for text in (record.model.id, folder))
+    model += f', revision="{record.model.revision}"' if record.model.revision else ""
     lines = f"""Saved to {folder}. Load it with:
 
 import sealign

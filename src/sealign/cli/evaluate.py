@@ -118,7 +118,7 @@ def evaluate(
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
-    loaded, tokenizer = model.load(next((found.base_model.id for found in edits.values()), None))
+    loaded, tokenizer = model.or_base_of(next(iter(edits.values()), None)).load()
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
         tasks=options.names(tasks),

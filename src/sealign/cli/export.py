@@ -67,7 +67,7 @@ def lora(
 
     loaded = load_single_edit(edit, strength=strength)
     check_folder(output_path, replaces=ADAPTER_CONFIG)
-    base, tokenizer = model.load(loaded.base_model.id)
+    base, tokenizer = model.or_base_of(loaded).load()
     paths = export_lora(base, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
     deviation = _deviation(base, tokenizer, loaded, ignore_mismatch)
     if deviation is not None:
@@ -98,6 +98,8 @@ def merged(
     loaded = load_single_edit(edit, strength=strength)
     check_folder(output_path, replaces="config.json")
     name = model or loaded.base_model.id
+    if model is None:
+        revision = revision or loaded.base_model.revision
     with messages.status("Merging"):
         source = checkpoint_folder(name, revision=revision)
         changed = export_merged(source, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
@@ -132,9 +134,8 @@ def gguf(
     from sealign.export.requirements import load_single_edit
 
     loaded = load_single_edit(edit, strength=strength)
-    name = model.name or loaded.base_model.id
-    source = base_file(name, base)
-    built, tokenizer = model.load(name)
+    source = base_file(model.name or loaded.base_model.id, base)
+    built, tokenizer = model.or_base_of(loaded).load()
     settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch}
     rewritten: list[RewrittenTensor] = []
     with messages.status("Writing"):
@@ -213,8 +214,9 @@ def verify(
     for deployment in deployments.values():
         if deployment.kind in _EXTRAS:
             require_extra(*_EXTRAS[deployment.kind])
+    model = model.or_base_of(loaded)
     name = model.name or loaded.base_model.id
-    built, tokenizer = model.load(name)
+    built, tokenizer = model.load()
     with messages.status("Running the hooks"):
         plain, edited = reference_outputs(
             built, tokenizer, loaded, max_new_tokens=max_new_tokens, ignore_mismatch=ignore_mismatch

@@ -50,7 +50,7 @@ def generate(
     written = prompt_format_of(
         fit_settings(loaded), prompt_format, preamble, options.template_arguments(chat_template_arg)
     )
-    base, tokenizer = model.load(loaded.base_model.id)
+    base, tokenizer = model.or_base_of(loaded).load()
     with messages.status("Answering"):
         answers = compare_answers(
             base,

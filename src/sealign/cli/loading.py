@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -51,17 +52,24 @@ class ModelOptions:
             "quantization_config": quantization_config(self.quantization),
         }
 
-    def load(self, default: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model and its tokenizer while a status line says so.
+    def or_base_of(self, edit: Intervention | None) -> ModelOptions:
+        """Return the options with the model that an edit was fitted on, at its revision, if ``--model`` was not given.
 
         Args:
-            default: Name of the model if ``--model`` was not given; the embedded model if None.
+            edit: An edit, or another intervention; None leaves the options as they are.
         """
+        if self.name is not None or edit is None:
+            return self
+        base = edit.base_model
+        return dataclasses.replace(self, name=base.id, revision=self.revision or base.revision)
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model, by default the embedded one, and its tokenizer while a status line says so."""
         from sealign.models import loading
         from sealign.models.embedded_model import EMBEDDED
 
         with messages.status("Loading the model"):
-            return loading.load_model(self.name or default or EMBEDDED, **self.arguments())
+            return loading.load_model(self.name or EMBEDDED, **self.arguments())
 
     def load_skeleton(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """Return the model without weights and its tokenizer."""

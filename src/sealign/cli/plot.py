@@ -177,7 +177,7 @@ def effect(
     config = fitted.replace(site=checked.site, seed=seed, neutral="prompt", module_pattern=pattern)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding(embedding, len(used))
-    base, tokenizer = model.load(loaded.base_model.id)
+    base, tokenizer = model.or_base_of(loaded).load()
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)
     # The edited run is first, so that an edit of another model is refused before anything slow.
     with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch):

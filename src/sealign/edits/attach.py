@@ -13,6 +13,7 @@ from torch import nn
 from sealign.edits.handle import EditHandle, Uncopied
 from sealign.edits.intervention import Intervention
 from sealign.edits.layer_edit import LayerEdit
+from sealign.edits.provenance import warn_of_other_weights
 from sealign.errors import NormalizationError
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.structure import unwrap_model
@@ -41,7 +42,7 @@ def attach(
         model: The model that the edit was fitted on. It may be wrapped by PEFT or spread over devices.
         edit: Edit or other intervention.
         strength: Strength to use instead of the edit's own.
-        ignore_mismatch: Whether to accept a model with another fingerprint.
+        ignore_mismatch: Whether to accept a model with another fingerprint, and other weights without a warning.
 
     Returns:
         The handle, by which the edit is switched, changed in strength, and detached.
@@ -65,6 +66,7 @@ def attach(
         edit = edit.with_strength(strength)
     if not ignore_mismatch:
         check_fingerprint(model, edit.base_model.fingerprint, edit.base_model.id)
+        warn_of_other_weights(model, edit)
     handle = EditHandle(edit)
     try:
         edit.install(model, handle)

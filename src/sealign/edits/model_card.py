@@ -55,7 +55,8 @@ def model_card(record: EditRecord) -> str:
         metadata=metadata.to_yaml(),
         method=record.method,
         model=record.model.id,
-        quoted_model=json.dumps(record.model.id),
+        quoted_model=json.dumps(record.model.id)
+        + (f', revision="{record.model.revision}"' if record.model.revision else ""),
         summary=_summary(record),
         settings=_table(("setting", "value"), _settings(record).items()),
         layers=_layers(record),

@@ -11,6 +11,7 @@ from torch import nn
 from sealign.demonstrations.splits import Holdout
 from sealign.models.fingerprint import model_fingerprint, template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
+from sealign.models.weights import weights_hash, weights_type
 from sealign.record_files import RECORD_CONFIG
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class ModelRecord:
         fingerprint: Configuration and shapes; see ``model_fingerprint``.
         tokenizer_hash: SHA-256 of the vocabulary.
         template_hash: SHA-256 of the chat template.
+        weights_hash: Hash of the weights; see ``weights_hash``.
+        weights_type: Data type of the weights; see ``weights_type``.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
@@ -75,6 +78,8 @@ class ModelRecord:
     fingerprint: dict[str, str | int | float | bool | None]
     tokenizer_hash: str
     template_hash: str
+    weights_hash: str
+    weights_type: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,4 +156,6 @@ def model_record(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> ModelR
         fingerprint=model_fingerprint(model),
         tokenizer_hash=tokenizer_hash(tokenizer),
         template_hash=template_hash(tokenizer),
+        weights_hash=weights_hash(model),
+        weights_type=weights_type(model),
     )

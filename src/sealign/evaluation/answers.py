@@ -11,6 +11,7 @@ import torch
 
 from sealign.edits.attach import apply_edit
 from sealign.edits.intervention import Intervention
+from sealign.edits.provenance import warn_of_other_tokenizer
 from sealign.errors import SettingError
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids, room_for_answer
@@ -70,6 +71,8 @@ def compare_answers(
     for number, prompt in enumerate(prompts, start=1):
         if not prompt.strip():
             raise SettingError(f"prompt {number} of {len(prompts)} is empty; write a question")
+    if not ignore_mismatch:
+        warn_of_other_tokenizer(tokenizer, edit)
     plain = _encoded(model, tokenizer, prompts, prompt_format, "")
     prefixed = _encoded(model, tokenizer, prompts, prompt_format, edit.prefix) if edit.prefix else plain
     longest = max(len(ids) for ids in [*plain, *prefixed])

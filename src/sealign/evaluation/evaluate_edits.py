@@ -26,9 +26,9 @@ from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_metrics
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.samples import TaskSamples
-from sealign.models.fingerprint import weights_digest
 from sealign.models.passages import Passage, answer_passages, completion_passages, text_passages
 from sealign.models.prompt_format import PromptFormat
+from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 

@@ -22,6 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from sealign.edits.attach import attach
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
+from sealign.edits.provenance import warn_of_other_tokenizer
 from sealign.edits.strength import check_strength
 from sealign.errors import SettingError
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
@@ -89,6 +90,8 @@ class SealignLM(HFLM):  # type: ignore[misc]
         self._handle: EditHandle | None = None
         if loaded is not None:
             # The harness's command line gives the strength as it was typed.
+            if not ignore_mismatch:
+                warn_of_other_tokenizer(self.tokenizer, loaded)
             chosen = None if strength is None else check_strength(strength)
             self._handle = attach(pretrained, loaded, strength=chosen, ignore_mismatch=ignore_mismatch)
 

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 
 from sealign.edits.attach import allows_batches
-from sealign.errors import first_sentence
+from sealign.errors import SealignWarning, first_sentence
 from sealign.evaluation.choices import ChoiceRequest
 from sealign.evaluation.packed_scoring import IndexedRequest, can_be_packed, pack_rows, run_prefix, score_row
 from sealign.evaluation.plain_scoring import score_sequences
@@ -49,7 +49,8 @@ def packs(model: Any, requests: Sequence[ChoiceRequest], pack_tokens: int) -> bo
     reason = _disagreement(model, requests, [rows[index] for index in sorted({0, lengths.index(max(lengths))})])
     if reason:
         _refused.add(base)
-        warnings.warn(f"packed scores of {type(base).__name__} {reason}; scoring without packing, slower", stacklevel=2)
+        message = f"packed scores of {type(base).__name__} {reason}; scoring without packing, slower"
+        warnings.warn(message, SealignWarning, stacklevel=2)
         return False
     proved[hooks] = max(lengths)
     return True

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
+from sealign.edits.provenance import warn_of_other_weights
 from sealign.errors import ExportError
 from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
 from sealign.models.fingerprint import check_fingerprint
@@ -98,5 +99,6 @@ def matrix_changes(
         )
     if not ignore_mismatch:
         check_fingerprint(model, edit.base_model.fingerprint, edit.base_model.id)
+        warn_of_other_weights(model, edit)
     paths = dict(zip(edit.layers, edit.modules, strict=True))
     return [MatrixChange(found, affine[found.layer], edit.strength) for found in output_matrices(model, paths)]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sealign.files import new_file, read_tensors, write_tensors
 from sealign.fitting.mapped_tensors import map_tensors
-from sealign.models.fingerprint import weights_digest
+from sealign.models.weights import weights_digest
 
 SUMS_NAME = "sums.safetensors"
 """File name of the sums over the demonstrations that have been processed."""

@@ -13,7 +13,8 @@ from sealign.demonstrations.demonstration import Demonstration, demonstrations_h
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import FORMAT_VERSION, RECORD_NAME
 from sealign.methods.registry import check_fit, fit_edit, load_edit
-from sealign.models.fingerprint import model_fingerprint, weights_digest
+from sealign.models.fingerprint import model_fingerprint
+from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sealign.files import tensors_hash
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import CollectConfig
-from sealign.models.fingerprint import weights_digest
+from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 

@@ -2,7 +2,6 @@ from .fingerprint import check_fingerprint as check_fingerprint
 from .fingerprint import model_fingerprint as model_fingerprint
 from .fingerprint import template_hash as template_hash
 from .fingerprint import tokenizer_hash as tokenizer_hash
-from .fingerprint import weights_digest as weights_digest
 from .generation import generate_ids as generate_ids
 from .loading import checkpoint_folder as checkpoint_folder
 from .loading import load_model as load_model
@@ -22,6 +21,8 @@ from .sites import select_layers as select_layers
 from .structure import decoder_layers as decoder_layers
 from .structure import text_config as text_config
 from .structure import unwrap_model as unwrap_model
+from .weights import weights_digest as weights_digest
+from .weights import weights_hash as weights_hash
 
 __all__ = [
     "OutputMatrix",
@@ -48,4 +49,5 @@ __all__ = [
     "tokenizer_hash",
     "unwrap_model",
     "weights_digest",
+    "weights_hash",
 ]

@@ -1,4 +1,4 @@
-"""Fingerprint of a model: configuration and shapes, compared before an edit is applied; digests of its parts."""
+"""Fingerprint of a model: configuration and shapes, compared before an edit is applied; hashes of its tokenizer."""
 
 from __future__ import annotations
 
@@ -91,17 +91,3 @@ def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     template = getattr(tokenizer, "chat_template", None) or ""
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def weights_digest(model: nn.Module) -> bytes:
-    """Return a SHA-256 digest of a sample of every weight, which distinguishes checkpoints of one architecture.
-
-    At most 31 values per tensor are read, so that it takes milliseconds; weights on the meta device are skipped.
-    """
-    digest = hashlib.sha256()
-    for name, parameter in unwrap_model(model).named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
-        if parameter.device.type != "meta" and parameter.numel():
-            flat = parameter.detach().reshape(-1)
-            digest.update(flat[:: max(1, flat.numel() // 16)].double().cpu().numpy().tobytes())
-    return digest.digest()
