@@ -12,10 +12,13 @@ import pytest
 from sealign.cli import options
 from sealign.cli.loading import ModelOptions, parse_name, parse_names, with_model_options
 from sealign.cli.options import named_values
+from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.results import Results
+from sealign.models import loading
 from tests.cli import test_app as shared
 from tests.cli.test_app import passed, refused
+from tests.edits.edit_data import make_affine, make_record
 from tests.evaluation_data import HARNESS_WARNINGS, write_truthfulqa
 
 cache = shared.cache
@@ -52,6 +55,16 @@ def test_the_decorator_gives_a_command_the_options_of_a_model() -> None:
     chosen = ModelOptions("m", **values)
     assert seen == [(chosen, "e", 1, {"other": 2})]
     assert chosen.arguments()["quantization_config"].load_in_8bit
+
+
+def test_the_model_of_an_edit_is_loaded_at_its_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+    monkeypatch.setattr(loading, "load_model", lambda name, **given: calls.append((name, given["revision"])))
+    edit = Edit({1: make_affine(), 3: make_affine()}, make_record())
+    for name, revision in ((None, None), (None, "main"), ("other", None)):
+        ModelOptions(name, revision, False, None, None, "auto", "auto").or_base_of(edit).load()
+    assert calls == [("owner/tiny-llama", "0f3c"), ("owner/tiny-llama", "main"), ("other", None)]
+    assert ModelOptions(None, None, False, None, None, "auto", "auto").or_base_of(None).name is None
 
 
 def test_names_of_edits() -> None:
