@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: demo test test-fast test-engines coverage browser lint types bench lock clean env engines-env
 
 demo: env
-	$(RUN)sealign demo
+	$(RUN)sealign demo --overwrite
 
 # A worker for each core, but no more than memory has room for: each holds torch and the embedded model.
 PARALLEL := -n logical --maxprocesses 8 --dist worksteal

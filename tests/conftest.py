@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,14 @@ def demonstrations() -> list[sealign.Demonstration]:
         ("How many legs has a horse?", "A horse has four legs.", "It has six."),
     ]
     return [sealign.Demonstration(*row) for row in rows]
+
+
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], int]]:
+    """A function that sets the umask of this process until the test ends."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
 
 
 @pytest.fixture(autouse=True)

@@ -10,10 +10,11 @@ import torch
 
 from sealign.errors import EditFileError
 from sealign.files import (
+    check_file,
     locate_folder,
-    new_folder,
     read_tensors,
     tensors_hash,
+    write_bytes,
     write_tensors,
 )
 
@@ -63,39 +64,53 @@ def test_missing_file(tmp_path: Path) -> None:
         read_tensors(tmp_path / "none.safetensors")
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "edit"
-    with pytest.raises(RuntimeError, match="stop"), new_folder(target) as temporary:
-        (temporary / "half").write_text("x")
-        raise RuntimeError("stop")
-    assert os.listdir(tmp_path / "deep") == []
-    with new_folder(target, replaces="mark") as temporary:
-        (temporary / "mark").write_text("1")
-    assert os.listdir(tmp_path / "deep") == ["edit"]
-    (target / "notes.md").write_text("mine")
-    with new_folder(target, replaces="mark") as temporary:
-        assert (target / "mark").read_text() == "1"
-        (temporary / "mark").write_text("2")
-    assert (target / "mark").read_text() == "2"
-    assert (target / "notes.md").read_text() == "mine"
-    assert os.listdir(tmp_path / "deep") == ["edit"]
+def test_an_existing_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.gguf"
+    assert not check_file(path)
+    write_bytes(path, b"1")
+    with pytest.raises(EditFileError, match=r"a.gguf' exists already, and is replaced only with --overwrite"):
+        check_file(path)
+    assert check_file(path, overwrite=True)
+    with pytest.raises(EditFileError, match="is a folder, but the output is a file"):
+        check_file(path.parent, overwrite=True)
+    with pytest.raises(EditFileError, match=r"a.gguf' is a file, but '.*/b' needs a folder there"):
+        check_file(path / "b")
 
 
-def test_folders_of_others_are_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with (
-        pytest.raises(EditFileError, match="was not written by Sealign, so it is not replaced"),
-        new_folder(tmp_path / "thesis", replaces="mark"),
-    ):
-        pass
-    with pytest.raises(EditFileError, match="is a file"), new_folder(tmp_path / "thesis" / "chapter.tex"):
-        pass
-    assert (tmp_path / "thesis" / "chapter.tex").read_text() == "x"
+@pytest.mark.parametrize("name", ["base", "symbolic", "hard"])
+def test_the_file_that_is_read_from_is_never_replaced(tmp_path: Path, name: str) -> None:
+    base = tmp_path / "base"
+    base.write_text("weights")
+    (tmp_path / "symbolic").symlink_to("base")
+    os.link(base, tmp_path / "hard")
+    with pytest.raises(EditFileError, match="is the file that is read from"):
+        check_file(tmp_path / name, overwrite=True, sources=[tmp_path / "none", base])
+
+
+@pytest.mark.parametrize(("private", "mask", "mode"), [(False, 0o022, 0o644), (False, 0o027, 0o640), (True, 0, 0o600)])
+def test_who_may_read_a_file(tmp_path: Path, private: bool, mask: int, mode: int, umask: Any) -> None:
+    umask(mask)
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.zeros(3)}, private=private)
+    assert path.stat().st_mode & 0o777 == mode
+    path.chmod(0o604)
+    write_tensors(path, {"a": torch.ones(3)}, private=private)  # what the user chose stays
+    assert path.stat().st_mode & 0o777 == 0o604
+
+
+def test_a_link_to_a_file_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("1")
+    (tmp_path / "link").symlink_to("real")
+    write_bytes(tmp_path / "link", b"2")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "2"
+    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
 
 
 def test_locate_folder(tmp_path: Path) -> None:
     assert locate_folder(tmp_path) == tmp_path
+    (tmp_path / ".edit.replaced").mkdir()  # what a killed replacement leaves where folders cannot be exchanged
+    assert locate_folder(tmp_path / "edit").is_dir()
     with pytest.raises(EditFileError, match="there is no folder 'nowhere'"):
         locate_folder("nowhere")
     with pytest.raises(EditFileError, match="neither a folder nor a repository that can be downloaded"):

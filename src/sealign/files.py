@@ -1,12 +1,11 @@
-"""Files and folders that are written completely or not at all; tensors in safetensors files."""
+"""Files that are written completely or not at all; tensors in safetensors files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,43 +13,77 @@ import torch
 from torch import Tensor
 
 from sealign.errors import EditFileError
+from sealign.folders import check_parent, restore_folder, temporary_path
+
+
+def check_file(path: Path, *, overwrite: bool = False, sources: Sequence[str | Path] = ()) -> bool:
+    """Raise an error if an output file must not be written, before a long computation.
+
+    Args:
+        path: File to write.
+        overwrite: Whether an existing file may be replaced.
+        sources: Files that are read from, which are never replaced.
+
+    Returns:
+        Whether an existing file will be replaced.
+
+    Raises:
+        EditFileError: The path is a folder, cannot be written, is one of the sources, or exists and ``overwrite`` is
+            False.
+    """
+    check_parent(path)
+    if path.is_dir():
+        raise EditFileError(f"'{path}' is a folder, but the output is a file; try '{path / 'name'}'")
+    if not path.exists():
+        return False
+    if any(Path(source).exists() and path.samefile(source) for source in sources):
+        raise EditFileError(f"'{path}' is the file that is read from, so it is not replaced; choose another output")
+    if not overwrite:
+        raise EditFileError(
+            f"'{path}' exists already, and is replaced only with --overwrite (overwrite=True in Python); add it, or "
+            "choose another output"
+        )
+    return True
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` that is renamed to ``path`` when the block ends without an error.
+def new_file(path: Path, *, private: bool = False) -> Iterator[Path]:
+    """Yield a temporary file beside ``path`` that is renamed to ``path`` when the block ends without an error.
 
     Args:
-        path: File to write; an existing file is replaced.
+        path: File to write, with its parents; an existing file is replaced and gives its permissions to the new one. A
+            symbolic link is followed.
+        private: Whether only the user may read a new file; otherwise the umask decides.
 
     Raises:
         OSError: The disk is full or the folder is not writable; no partial file remains.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = temporary_path(path)
     try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600 if private else 0o666))
+        if path.exists():
+            shutil.copymode(path, temporary)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:
     """Write a file completely or not at all; see ``new_file``."""
-    with new_file(path) as temporary:
+    with new_file(path, private=private) as temporary:
         temporary.write_bytes(data)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, private: bool = False) -> None:
     """Write tensors to a safetensors file, completely or not at all.
 
     Args:
-        path: File to write; an existing file is replaced.
+        path, private: As for ``new_file``.
         tensors: Tensors on any device, by name.
 
     Raises:
@@ -58,7 +91,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     from safetensors.torch import save
 
-    write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_bytes(path, data, private=private)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -95,58 +129,6 @@ def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def check_folder(folder: Path, *, replaces: str | None = None) -> None:
-    """Raise the error that ``new_folder`` would raise, before a long computation.
-
-    Args:
-        folder, replaces: As for ``new_folder``.
-
-    Raises:
-        EditFileError: The folder is a file, or is not empty and must not be replaced.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise EditFileError(f"'{folder}' is a file, but the output is a folder; choose another name")
-    if folder.is_dir() and any(folder.iterdir()) and not (replaces and (folder / replaces).is_file()):
-        raise EditFileError(
-            f"'{folder}' exists and was not written by Sealign, so it is not replaced; choose a new or an empty folder"
-        )
-
-
-@contextmanager
-def new_folder(folder: Path, *, replaces: str | None = None) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder`` that is renamed to it when the block ends without an error.
-
-    Args:
-        folder: Folder to create, with its parents.
-        replaces: Name of a file that marks a folder as written by Sealign. An existing folder with this file is
-            replaced; files in it that the new folder does not have are kept.
-
-    Raises:
-        EditFileError: The folder is a file, or is not empty and must not be replaced.
-    """
-    check_folder(folder, replaces=replaces)
-    folder = folder.absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.is_dir():
-            old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-            folder.replace(old / folder.name)
-            temporary.replace(folder)
-            # Keep other files, such as the user's notes or the history of a Git clone.
-            for entry in (old / folder.name).iterdir():
-                if not (folder / entry.name).exists():
-                    entry.rename(folder / entry.name)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
 def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None) -> Path:
     """Return the local folder of an edit, which is downloaded if it is a repository on the Hub.
 
@@ -158,6 +140,7 @@ def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None)
         EditFileError: There is no such folder, or the repository cannot be downloaded.
     """
     path = Path(folder_or_repo_id)
+    restore_folder(path)
     if path.is_dir():
         return path
     text = str(folder_or_repo_id)

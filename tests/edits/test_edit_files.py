@@ -60,8 +60,8 @@ def test_round_trip_to_the_bit(tmp_path: Path, dtype: torch.dtype, center: bool,
 def test_round_trip_of_settings(tmp_path: Path, normalization: str, combine: str) -> None:
     for feature_map in ("identity", "elu"):
         edit = make_edit(feature_map=feature_map, combine=combine, normalization=normalization, site="residual")
-        edit.save_pretrained(tmp_path / "edit")
-        assert_same(edit, Edit.from_pretrained(tmp_path / "edit"))
+        edit.save_pretrained(tmp_path / feature_map)
+        assert_same(edit, Edit.from_pretrained(tmp_path / feature_map))
 
 
 def test_round_trip_of_a_fit(small_edit: Edit, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_layers_are_ordered_by_number_not_by_name(tmp_path: Path) -> None:
 def test_a_loaded_edit_outlives_its_folder(folder: Path) -> None:
     loaded = Edit.from_pretrained(folder)
     before = {name: tensor.clone() for name, tensor in loaded.tensors().items()}
-    make_edit(center=True, shift=True).randomized(3).save_pretrained(folder)
+    make_edit(center=True, shift=True).randomized(3).save_pretrained(folder, overwrite=True)
     assert all(torch.equal(tensor, before[name]) for name, tensor in loaded.tensors().items())
     assert Edit.from_pretrained(folder).hash != loaded.hash
 

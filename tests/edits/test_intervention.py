@@ -154,7 +154,9 @@ def test_equal_edits_are_saved_as_equal_files(tmp_path: Path) -> None:
 def test_an_edit_replaces_an_edit(tmp_path: Path) -> None:
     make_edit(center=True).save_pretrained(tmp_path / "edit")
     other = make_edit(strength=0.2).with_layers([3])
-    other.save_pretrained(tmp_path / "edit")
+    with pytest.raises(EditFileError, match="exists already, and is replaced only with --overwrite"):
+        other.save_pretrained(tmp_path / "edit")
+    other.save_pretrained(tmp_path / "edit", overwrite=True)
     assert list(contents(tmp_path / "edit")) == FILES
     assert Edit.from_pretrained(tmp_path / "edit").hash == other.hash
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]
@@ -169,7 +171,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 def test_what_is_not_an_edit_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(EditFileError, match="thesis' exists and was not written by Sealign"):
+    with pytest.raises(EditFileError, match="thesis' is not empty and has no edit.json written by Sealign"):
         make_edit().save_pretrained(tmp_path / "thesis")
     with pytest.raises(EditFileError, match=r"chapter\.tex' is a file, but the output is a folder"):
         make_edit().save_pretrained(tmp_path / "thesis" / "chapter.tex")
@@ -185,7 +187,7 @@ def test_a_full_disk_leaves_the_old_edit(tmp_path: Path, monkeypatch: pytest.Mon
     before = contents(tmp_path / "edit")
     monkeypatch.setattr("sealign.files.os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        make_edit(strength=0.2).save_pretrained(tmp_path / "edit")
+        make_edit(strength=0.2).save_pretrained(tmp_path / "edit", overwrite=True)
     assert contents(tmp_path / "edit") == before
     assert [path.name for path in tmp_path.iterdir()] == ["edit"]
 

@@ -24,6 +24,12 @@ def _model() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 40), nn.Sequential(nn.LayerNorm(40), nn.Linear(40, 3)))
 
 
+def _open(folder: object, model: nn.Module, inputs: object) -> BatchStore:
+    """Return the store of a run that has ended or was interrupted."""
+    with BatchStore.open(folder, model, inputs) as store:  # type: ignore[arg-type]
+        return store
+
+
 class _Killed(BaseException):
     pass
 
@@ -43,7 +49,7 @@ def _kill_a_save(store: BatchStore, stage: str, number: int) -> None:
 
 def test_a_store_of_nothing_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store = BatchStore.open(None, _model(), INPUTS)
+    store = _open(None, _model(), INPUTS)
     store.save("activations", 0, BATCH)
     assert store.load("activations", 0) is None
     store.clear()
@@ -51,11 +57,11 @@ def test_a_store_of_nothing_keeps_nothing(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_batches_come_back_by_stage_and_number(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path / "deep" / "er", _model(), INPUTS)
+    store = _open(tmp_path / "deep" / "er", _model(), INPUTS)
     saved = {("activations", 0): BATCH, ("generated", 0): {"a": torch.ones(2)}, ("activations", 12): {"b": BATCH["3"]}}
     for (stage, number), tensors in saved.items():
         store.save(stage, number, tensors)
-    again = BatchStore.open(str(tmp_path / "deep" / "er"), _model(), copy.deepcopy(INPUTS))  # as a later run would
+    again = _open(str(tmp_path / "deep" / "er"), _model(), copy.deepcopy(INPUTS))  # as a later run would
     for (stage, number), tensors in saved.items():
         back = again.load(stage, number)
         assert back is not None
@@ -65,7 +71,7 @@ def test_batches_come_back_by_stage_and_number(tmp_path: Path) -> None:
 
 
 def test_a_missing_batch_is_none(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    store = _open(tmp_path, _model(), INPUTS)
     assert store.load("activations", 0) is None
     assert os.listdir(tmp_path) == []  # nothing is made before there is something to keep
     store.save("activations", 1, BATCH)
@@ -73,7 +79,7 @@ def test_a_missing_batch_is_none(tmp_path: Path) -> None:
 
 
 def test_a_batch_can_be_saved_again(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    store = _open(tmp_path, _model(), INPUTS)
     store.save("activations", 2, BATCH)
     store.save("activations", 2, {"other": torch.zeros(4)})
     assert list(store.load("activations", 2) or {}) == ["other"]
@@ -90,7 +96,7 @@ def test_a_batch_can_be_saved_again(tmp_path: Path) -> None:
     ],
 )
 def test_other_inputs_have_another_folder(other: list[object], tmp_path: Path) -> None:
-    one, two = (BatchStore.open(tmp_path, _model(), inputs) for inputs in (INPUTS, other))
+    one, two = (_open(tmp_path, _model(), inputs) for inputs in (INPUTS, other))
     assert one.folder != two.folder
     one.save("activations", 0, BATCH)
     assert two.load("activations", 0) is None
@@ -100,11 +106,11 @@ def test_other_inputs_have_another_folder(other: list[object], tmp_path: Path) -
 def test_other_weights_have_another_folder(name: str, tmp_path: Path) -> None:
     """The smallest change that a float32 can have, in one number of one parameter."""
     model = _model()
-    before = BatchStore.open(tmp_path, model, INPUTS).folder
+    before = _open(tmp_path, model, INPUTS).folder
     with torch.no_grad():
         flat = model.get_parameter(name).view(-1)
         flat[0] = torch.nextafter(flat[0], torch.tensor(9.0))
-    assert BatchStore.open(tmp_path, model, INPUTS).folder != before
+    assert _open(tmp_path, model, INPUTS).folder != before
 
 
 @pytest.mark.parametrize("eighth", range(8))
@@ -163,7 +169,7 @@ def test_the_digest_looks_through_wrappers(wrap: Callable[[nn.Module], nn.Module
 
 
 def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    store = _open(tmp_path, _model(), INPUTS)
     assert store.folder is not None
     _kill_a_save(store, "activations", 0)
     (leftover,) = store.folder.iterdir()
@@ -174,7 +180,7 @@ def test_a_torn_write_is_never_read(tmp_path: Path) -> None:
 
 
 def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    store = _open(tmp_path, _model(), INPUTS)
     assert store.folder is not None
     store.save("activations", 0, BATCH)
     (path,) = store.folder.iterdir()
@@ -184,7 +190,7 @@ def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
 
 
 def test_clear_removes_all_of_this_store_and_nothing_else(tmp_path: Path) -> None:
-    store, other = (BatchStore.open(tmp_path, _model(), inputs) for inputs in (INPUTS, "others"))
+    store, other = (_open(tmp_path, _model(), inputs) for inputs in (INPUTS, "others"))
     store.clear()  # nothing there yet
     for number in range(3):
         store.save("activations", number, BATCH)
@@ -196,13 +202,15 @@ def test_clear_removes_all_of_this_store_and_nothing_else(tmp_path: Path) -> Non
     assert len(os.listdir(store.folder)) == 4
     store.clear()
     store.clear()
-    assert sorted(os.listdir(tmp_path)) == sorted([other.folder.name, "notes.txt"])
+    assert sorted(name for name in os.listdir(tmp_path) if not name.endswith(".lock")) == sorted(
+        [other.folder.name, "notes.txt"]
+    )
     assert store.load("activations", 1) is None
     assert other.load("activations", 0) is not None
 
 
 def test_sums_replace_those_before_whole_or_not_at_all(tmp_path: Path) -> None:
-    store = BatchStore.open(tmp_path, _model(), INPUTS)
+    store = _open(tmp_path, _model(), INPUTS)
     assert store.load_sums() is None
     first = {"3.count": torch.tensor(5), "3.products": torch.linspace(-2, 5, 15).reshape(5, 3)}
     store.save_sums(first)
@@ -229,7 +237,40 @@ def test_sums_replace_those_before_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_sums_of_a_store_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    store = BatchStore.open(None, _model(), INPUTS)
+    store = _open(None, _model(), INPUTS)
     store.save_sums({"a": torch.ones(2)})
     assert store.load_sums() is None
     assert os.listdir(tmp_path) == []
+
+
+def test_runs_at_the_same_time_have_folders_of_their_own(tmp_path: Path) -> None:
+    """The first to finish takes nothing from the others, and what an interrupted one leaves is continued."""
+    with BatchStore.open(tmp_path, _model(), INPUTS) as first:
+        first.save("activations", 0, BATCH)
+        with BatchStore.open(tmp_path, _model(), INPUTS) as second:
+            assert second.load("activations", 0) is None
+            second.save("activations", 0, BATCH)
+            second.save("activations", 1, BATCH)
+        first.clear()
+    with BatchStore.open(tmp_path, _model(), INPUTS) as third:
+        assert third.folder == second.folder
+        assert third.load("activations", 1) is not None
+        third.clear()
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_the_user_may_read(tmp_path: Path, umask: Callable[[int], int]) -> None:
+    umask(0)
+    store = _open(tmp_path / "cache", _model(), INPUTS)
+    store.part(0, 5).save("activations", 0, BATCH)
+    store.save_sums(BATCH)
+    found = {
+        path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "cache").rglob("*") if path.suffix != ".lock"
+    }
+    assert store.folder is not None
+    assert found == {
+        store.folder.name: 0o700,
+        "inputs-0-5": 0o700,
+        "activations-000000.safetensors": 0o600,
+        "sums.safetensors": 0o600,
+    }

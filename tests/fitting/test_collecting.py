@@ -310,17 +310,18 @@ def test_batches_are_kept_until_they_are_cleared(
     llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
 ) -> None:
     collector = Collector(llama, tokenizer, "mlp", resolve_read_sites(llama, "mlp"), CollectConfig())
-    store = collector.open_store(tmp_path, demonstrations)
-    collector.run(demonstrations, store)
+    with collector.open_store(tmp_path, demonstrations) as store:
+        collector.run(demonstrations, store)
     assert list(tmp_path.rglob("*.safetensors"))
     expected = collect_activations(llama, tokenizer, demonstrations)
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    found = collector.run(demonstrations, collector.open_store(tmp_path, demonstrations))
+    with collector.open_store(tmp_path, demonstrations) as store:
+        found = collector.run(demonstrations, store)
+        store.clear()
     hook.remove()
     _all_close(found, expected)
     assert calls == []
-    store.clear()
     assert not list(tmp_path.rglob("*.safetensors"))
 
 

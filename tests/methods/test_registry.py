@@ -112,7 +112,7 @@ def test_saved_and_loaded_is_the_same(name: str, fitted: Fitted, llama: Any, tok
         expected = logits(llama, tokenizer)
     with apply_edit(llama, loaded):
         assert torch.equal(logits(llama, tokenizer), expected)
-    edit.save_pretrained(tmp_path / name)  # over its own
+    edit.save_pretrained(tmp_path / name, overwrite=True)  # over its own
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))

@@ -25,6 +25,7 @@ Strength = Annotated[float | None, with_default(options.EditStrength, "the large
 def demo(
     model: ModelOptions,
     output_folder: options.Output = Path("edits"),
+    overwrite: options.Overwrite = False,
     behaviours: Annotated[
         str, typer.Option("--behaviours", metavar="NAME,NAME,...", help="Bundled behaviours to demonstrate.")
     ] = "positivity,truthfulness",
@@ -39,24 +40,24 @@ def demo(
     the behaviours' names.
     """
     from sealign.cli.display import print_json, track
+    from sealign.cli.outputs import check_output_folder
     from sealign.demonstrations.bundled import bundled_behaviours
     from sealign.edits.record import RECORD_NAME
     from sealign.edits.strength import check_strength
     from sealign.errors import check_choice
-    from sealign.files import check_folder
     from sealign.reproduce.embedded_demo import run_demo
 
     names = options.names(behaviours)
     for name in names:
         check_choice("behaviour", name, bundled_behaviours())
-        check_folder(output_folder / name, replaces=RECORD_NAME)
+        check_output_folder(output_folder / name, mark=RECORD_NAME, overwrite=overwrite)
     if strength is not None:
         check_strength(strength)
     loaded, tokenizer = model.load()
     results = []
     for name in names:
         result = run_demo(loaded, tokenizer, name, strength=strength, seed=seed, track=track)
-        result.edit.save_pretrained(output_folder / name)
+        result.edit.save_pretrained(output_folder / name, overwrite=overwrite)
         results.append(result)
         if not json:
             _show(result)

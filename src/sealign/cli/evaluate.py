@@ -11,6 +11,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
+from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -95,6 +96,7 @@ def evaluate(
     batch_size: options.BatchSize = 8,
     seed: options.Seed = 0,
     ignore_mismatch: options.IgnoreMismatch = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Evaluate edits: scores on tasks, controls, damage, and a verdict.
@@ -110,9 +112,15 @@ def evaluate(
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.evaluation_config import EvaluationConfig
     from sealign.evaluation.preference import split_seen
-    from sealign.figures.report import write_report
+    from sealign.evaluation.results import RESULTS_NAME
+    from sealign.figures.report import FIGURES_NAME, REPORT_NAME, TABLE_NAME, write_report
+    from sealign.folders import check_unmarked
     from sealign.models.prompt_format import prompt_format_of
 
+
+    check_unmarked(output_folder, [REPORT_NAME, TABLE_NAME, FIGURES_NAME], mark=RESULTS_NAME)
+    if overwrite:
+        say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     edits = load_named(sources, strength)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
@@ -140,6 +148,7 @@ def evaluate(
         sources=sources,
         command=recorded_command(),
         ignore_mismatch=ignore_mismatch,
+        overwrite=overwrite,
         track=track,
     )
     with messages.status("Computing statistics and drawing the report"):

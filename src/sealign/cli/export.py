@@ -13,6 +13,7 @@ from rich.markup import escape
 from sealign.cli import options
 from sealign.cli.app import Commands, PlainGroup, app, messages, output, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.outputs import check_output_files, check_output_folder
 
 if TYPE_CHECKING:
     from sealign.edits.edit import Edit
@@ -53,6 +54,7 @@ def lora(
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Export an edit as a LoRA adapter, which PEFT and servers load.
@@ -61,17 +63,16 @@ def lora(
     pass --approximate).
     """
     require_extra("peft", "peft")
-    from sealign.export.lora import ADAPTER_CONFIG, export_lora
-    from sealign.export.requirements import load_single_edit
-    from sealign.files import check_folder
+    from sealign.export.lora import export_lora
+    from sealign.export.requirements import check_exportable, load_single_edit
 
     loaded = load_single_edit(edit, strength=strength)
-    check_folder(output_path, replaces=ADAPTER_CONFIG)
+    check_exportable(loaded, approximate=approximate)
+    check_output_folder(output_path, overwrite=overwrite, sources=[edit])
     base, tokenizer = model.or_base_of(loaded).load()
-    paths = export_lora(base, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
     deviation = _deviation(base, tokenizer, loaded, ignore_mismatch)
-    if deviation is not None:
-        deviation.save(output_path)
+    settings: dict[str, Any] = {"approximate": approximate, "ignore_mismatch": ignore_mismatch, "overwrite": overwrite}
+    paths = export_lora(base, loaded, output_path, deviation=deviation, **settings)
     _report("LoRA adapter", output_path, paths, deviation, json)
 
 
@@ -84,6 +85,7 @@ def merged(
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Export a complete checkpoint with the edit merged into its weights, which any engine loads.
@@ -91,23 +93,22 @@ def merged(
     If the edit adds a constant vector (mean difference, ITI), the architecture must support a bias there.
     """
     from sealign.export.merged import export_merged
-    from sealign.export.requirements import load_single_edit
-    from sealign.files import check_folder
+    from sealign.export.requirements import check_exportable, load_single_edit
     from sealign.models.loading import checkpoint_folder, load_model
 
     loaded = load_single_edit(edit, strength=strength)
-    check_folder(output_path, replaces="config.json")
+    check_exportable(loaded, approximate=approximate)
     name = model or loaded.base_model.id
     if model is None:
         revision = revision or loaded.base_model.revision
-    with messages.status("Merging"):
-        source = checkpoint_folder(name, revision=revision)
-        changed = export_merged(source, loaded, output_path, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    check_output_folder(output_path, overwrite=overwrite, sources=[edit, name])
+    source = checkpoint_folder(name, revision=revision)
     deviation = None
     if loaded.normalization != "none":
         deviation = _deviation(*load_model(str(source)), loaded, ignore_mismatch)
-    if deviation is not None:
-        deviation.save(output_path)
+    settings: dict[str, Any] = {"approximate": approximate, "ignore_mismatch": ignore_mismatch, "overwrite": overwrite}
+    with messages.status("Merging"):
+        changed = export_merged(source, loaded, output_path, deviation=deviation, **settings)
     _report("merged checkpoint", output_path, changed, deviation, json)
 
 
@@ -125,18 +126,21 @@ def gguf(
     strength: options.Strength = None,
     approximate: Approximate = False,
     ignore_mismatch: options.IgnoreMismatch = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Export an edit for llama.cpp: merged into the weights of a GGUF file, or as a separate GGUF LoRA."""
     require_extra("gguf", "gguf")
     from sealign.export.gguf import export_gguf, export_gguf_lora
     from sealign.export.gguf_file import base_file
-    from sealign.export.requirements import load_single_edit
+    from sealign.export.requirements import check_exportable, load_single_edit
 
     loaded = load_single_edit(edit, strength=strength)
+    check_exportable(loaded, approximate=approximate)
     source = base_file(model.name or loaded.base_model.id, base)
+    check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
     built, tokenizer = model.or_base_of(loaded).load()
-    settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch}
+    settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch, "overwrite": overwrite}
     rewritten: list[RewrittenTensor] = []
     with messages.status("Writing"):
         if as_lora:
@@ -154,6 +158,7 @@ def control_vector(
     output_path: options.Output,
     base: GgufBase = None,
     strength: options.Strength = None,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Export a constant shift of the residual stream, for example a mean difference, as a llama.cpp control vector.
@@ -169,8 +174,9 @@ def control_vector(
 
     loaded = load_single_edit(edit, strength=strength)
     source = base_file(loaded.base_model.id, base)
+    check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
     architecture = None if source is None else architecture_of(open_gguf(source))
-    written = export_control_vector(loaded, output_path, architecture=architecture)
+    written = export_control_vector(loaded, output_path, architecture=architecture, overwrite=overwrite)
     _report("control vector", output_path, written, None, json)
 
 

@@ -94,6 +94,7 @@ def fit(
     ] = DEFAULT_METHOD,
     demonstrations: UsedDemonstrations = None,
     output_folder: FitOutput = None,
+    overwrite: options.Overwrite = False,
     data_dir: options.DataDir = None,
     columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
@@ -133,10 +134,10 @@ def fit(
     """
     from sealign.cli.display import print_json, print_record, print_saved
     from sealign.cli.method_options import given_settings, method_config
+    from sealign.cli.outputs import check_output_folder
     from sealign.demonstrations.splits import Holdout, split_demonstrations
     from sealign.edits.record import RECORD_NAME
     from sealign.errors import SettingError
-    from sealign.files import check_folder
     from sealign.methods.registry import check_fit, load_edit
 
     preset, given, named = own.pop("preset", None), given_settings(own), options.named_values(settings)
@@ -147,7 +148,7 @@ def fit(
     if output_folder is None and not plan:
         raise SettingError("there is no folder to write the edit to; add --output PATH, or --plan to write nothing")
     if output_folder is not None:
-        check_folder(output_folder, replaces=RECORD_NAME)
+        check_output_folder(output_folder, mark=RECORD_NAME, overwrite=overwrite)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     held_out = None if holdout is None else Holdout(holdout, seed)
     fitted = used if held_out is None else split_demonstrations(used, holdout=held_out.fraction, seed=seed)[0]
@@ -158,7 +159,7 @@ def fit(
     edit, choice = _fit(model, used, config, held_out, budget)
     if edit is None:
         return
-    edit.save_pretrained(output_folder)
+    edit.save_pretrained(output_folder, overwrite=overwrite)
     edit = load_edit(output_folder)
     if json:
         print_json(edit.record)

@@ -93,6 +93,9 @@ Edit = Annotated[str, typer.Option("--edit", metavar="EDIT", help=EDIT_HELP)]
 SingleEdit = Annotated[str, typer.Option("--edit", metavar="EDIT", help=SINGLE_EDIT_HELP)]
 OUTPUT = typer.Option("--output", metavar="PATH", help="Path to write the result to.")
 Output = Annotated[Path, OUTPUT]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an earlier output at the path; otherwise it is an error.")
+]
 DEMONSTRATIONS = typer.Option(
     "--demonstrations",
     metavar="SOURCE",

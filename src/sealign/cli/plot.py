@@ -54,6 +54,7 @@ def tsne(
     layers: SomeLayers = None,
     site: Site = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Draw positive and negative activations in two dimensions by t-SNE, one panel per layer.
@@ -63,7 +64,7 @@ def tsne(
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
 
-    path, config = _path(output_path), _config(layers, site, seed)
+    path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding("tsne", len(used))
     base, tokenizer = model.load()
@@ -87,6 +88,7 @@ def spectrum(
         bool, typer.Option("--centered", help="Subtract the mean from each activation matrix before the decomposition.")
     ] = False,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Draw the singular values of SEA's cross-covariances, one line per layer.
@@ -96,7 +98,7 @@ def spectrum(
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
 
-    path, config = _path(output_path), _config(layers, site, seed)
+    path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     base, tokenizer = model.load()
     found = _collect(base, tokenizer, used, config, _select(layers, base))
@@ -116,6 +118,7 @@ def signature(
     layers: AllLayers = None,
     site: Site = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Draw the signature of each layer, one line per source of demonstrations.
@@ -126,7 +129,7 @@ def signature(
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
 
-    path, config = _path(output_path), _config(layers, site, seed)
+    path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
     used = {
         name: options.load_sources([source], data_dir, demonstrations_limit, seed, columns)
         for name, source in _labels(demonstrations).items()
@@ -158,6 +161,7 @@ def effect(
     embedding: Embedding = "pca",
     seed: options.Seed = 0,
     ignore_mismatch: options.IgnoreMismatch = False,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Draw neutral activations before and after an edit, with positives and negatives, one panel per layer.
@@ -170,7 +174,7 @@ def effect(
     from sealign.edits.attach import apply_edit
     from sealign.methods.edit_sources import collection_of, edited_layers, load_edit_source
 
-    path, loaded = _path(output_path), load_edit_source(edit, strength=strength)
+    path, loaded = _path(output_path, demonstrations, overwrite), load_edit_source(edit, strength=strength)
     fitted = collection_of(loaded)
     pattern = fitted.module_pattern if site in (None, fitted.site) else None
     checked = _config(layers, site or fitted.site, seed)
@@ -187,16 +191,16 @@ def effect(
     _save(figures.plane(points, embedding), points, path, json)  # type: ignore[arg-type]
 
 
-def _path(output_path: Path) -> Path:
+def _path(output_path: Path, demonstrations: Sequence[str], overwrite: bool) -> Path:
     """Return the path of the figure without suffix, checked before anything slow starts."""
+    from sealign.cli.outputs import check_output_files
     from sealign.errors import SettingError
 
     path = output_path.with_suffix("") if output_path.suffix in _SUFFIXES else output_path
     if path.is_dir():
         raise SettingError(f"'{path}' is a folder, but a figure needs a name; try --output {path / 'figure'}")
-    files = [parent for parent in path.parents if parent.is_file()]
-    if files:
-        raise SettingError(f"'{files[0]}' is a file, but --output needs a folder there; choose another --output")
+    written = [Path(f"{path}{suffix}") for suffix in _SUFFIXES]
+    check_output_files(written, overwrite=overwrite, sources=demonstrations)
     return path
 
 

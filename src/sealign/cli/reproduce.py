@@ -9,6 +9,7 @@ import typer
 from sealign.cli import options
 from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
+from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
 
 PaperLimit = Annotated[int | None, with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")]
 
@@ -42,6 +43,7 @@ def reproduce(
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Reproduce the tables and figures of the paper, for any model.
@@ -80,8 +82,11 @@ def reproduce(
         trust_remote_code=model.trust_remote_code,
         attn_implementation=model.attn_implementation,
     )
+    if overwrite:
+        for name in chosen_targets(target):
+            say_replaced(output_folder / name, UNLESS_EQUAL)
     made: list[dict[str, Any]] = []
-    for name, result in run(target, config, command=recorded_command(), track=track):
+    for name, result in run(target, config, overwrite=overwrite, command=recorded_command(), track=track):
         page = None if isinstance(result, SealignError) else f"{output_folder / name}/index.html"
         error = str(result) if isinstance(result, SealignError) else None
         made.append({"target": name, "page": page, "finished_before": result is None, "error": error})

@@ -11,6 +11,7 @@ from rich.markup import escape
 from sealign.cli import options
 from sealign.cli.app import app, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.outputs import say_replaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -93,6 +94,7 @@ def tune(
     prompt_format: options.PromptStyle = None,
     preamble: options.Preamble = None,
     seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
     """Find the edit of the largest gain within a damage budget, and test it once.
@@ -105,12 +107,16 @@ def tune(
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()
     from sealign.cli.display import print_json, track
+    from sealign.evaluation.tuning import EVALUATION_NAME, FIGURES_NAME, SCAN_NAME, check_outputs
     from sealign.evaluation.tuning import tune as run
     from sealign.evaluation.tuning_config import TuneConfig
     from sealign.figures.evaluation_figures import layer_map_figure
     from sealign.figures.report import write_report
     from sealign.figures.style import save_figure
     from sealign.models.prompt_format import prompt_format_of
+
+    check_outputs(output_folder, overwrite=overwrite)
+    say_replaced(output_folder / SCAN_NAME)
 
     searched = {"methods": methods, "sites": sites, "tokens": tokens}
     chosen: dict[str, Any] = {name: options.names(text) for name, text in searched.items() if text is not None}
@@ -129,11 +135,20 @@ def tune(
     )
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     loaded, tokenizer = model.load()
-    result = run(loaded, tokenizer, used, config=config, output=output_folder, command=recorded_command(), track=track)
+    result = run(
+        loaded,
+        tokenizer,
+        used,
+        config=config,
+        output=output_folder,
+        overwrite=overwrite,
+        command=recorded_command(),
+        track=track,
+    )
     winner = result.winner.scanned if result.winner is not None else None
-    save_figure(layer_map_figure(result.scanned, winner), output_folder / "figures" / "layer_map")
+    save_figure(layer_map_figure(result.scanned, winner), output_folder / FIGURES_NAME / "layer_map")
     if result.results is not None and result.report is not None:
-        write_report(result.results, [result.report], output_folder / "evaluation", max_damage=max_damage)
+        write_report(result.results, [result.report], output_folder / EVALUATION_NAME, max_damage=max_damage)
     if json:
         print_json(_as_data(result))
     else:

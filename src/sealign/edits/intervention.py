@@ -20,7 +20,8 @@ from sealign.edits.model_card import model_card
 from sealign.edits.record import CARD_NAME, RECORD_NAME, TENSORS_NAME, EditRecord, ModelRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import SettingError
-from sealign.files import new_folder, tensors_hash, write_tensors
+from sealign.files import tensors_hash, write_tensors
+from sealign.folders import new_folder
 from sealign.record_files import write_record
 
 
@@ -172,17 +173,18 @@ class Intervention(ABC):
         """Return the intervention in the opposite direction, as a control, or None if it has no direction."""
         return None
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``edit.json``, ``edit.safetensors`` and a model card to a folder.
 
-        The folder appears whole or not at all; an edit that is already there is replaced.
+        At every moment the folder is absent, the earlier edit or the new one, complete.
 
         Args:
-            folder: Folder to write. Must be new, empty, or an edit's.
+            folder: Folder to write. Must be new or empty, or an edit's if ``overwrite`` is True.
+            overwrite: Whether to replace an edit that is there. Files that are not the edit's are kept.
 
         Raises:
-            EditFileError: The folder holds files that are not an edit; or a tensor does not fit the record, or is not
-                finite.
+            EditFileError: The folder holds an edit and ``overwrite`` is False, or holds something else; or a tensor
+                does not fit the record, or is not finite.
             SettingError: The record does not describe the edit.
             OSError: The disk is full or not writable.
         """
@@ -193,7 +195,7 @@ class Intervention(ABC):
                 f"the record does not describe this {self.method} edit, which would be another one when it is loaded; "
                 "make the entries of its layers with layer_record"
             )
-        with new_folder(Path(folder), replaces=RECORD_NAME) as temporary:
+        with new_folder(Path(folder), mark=RECORD_NAME, overwrite=overwrite) as temporary:
             write_tensors(temporary / TENSORS_NAME, tensors)
             (temporary / RECORD_NAME).write_text(write_record(record), encoding="utf-8")
             (temporary / CARD_NAME).write_text(model_card(record), encoding="utf-8")

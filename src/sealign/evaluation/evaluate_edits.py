@@ -46,6 +46,7 @@ def evaluate(
     sources: Mapping[str, str] | None = None,
     command: str = "",
     ignore_mismatch: bool = False,
+    overwrite: bool = False,
     journal: str | Path | None = None,
     track: Track = no_progress,
 ) -> Results:
@@ -63,13 +64,15 @@ def evaluate(
         sources: Mapping from name to the folder or repository of each edit, for the record.
         command: Command line that computes the results again, for the record.
         ignore_mismatch: Whether to accept a model with another fingerprint.
+        overwrite: Whether to replace the results of an evaluation with other edits or settings.
         journal: Folder of the journal. Evaluations with the same journal score each sequence once. Default: a folder
             in the output folder.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: A task is unknown, a file is missing, or an edit has the name of another arm.
-        ResultsFileError: The folder has the results of an evaluation with other edits or settings.
+        ResultsFileError: The folder has the results of an evaluation with other edits or settings, and ``overwrite`` is
+            False.
     """
     arms = plan_arms(
         edits,
@@ -80,8 +83,8 @@ def evaluate(
     settings = _settings(config)
     record = model_record(model, tokenizer)
     folder = Path(output)
-    _check_output(folder, settings, [arm.record.hash for arm in arms.values()])
-    folder.mkdir(parents=True, exist_ok=True)
+    if not overwrite:
+        _check_output(folder, settings, [arm.record.hash for arm in arms.values()])
     kept = folder / "journal" if journal is None else Path(journal)
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
     tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
@@ -170,7 +173,8 @@ def _check_output(folder: Path, settings: dict[str, Any], hashes: Sequence[str |
     found = Results.load(folder)
     if found.settings != settings or [arm.hash for arm in found.arms.values()] != list(hashes):
         raise ResultsFileError(
-            f"'{folder}' has the results of an evaluation with other edits or settings; choose another --output"
+            f"'{folder}' has the results of an evaluation with other edits or settings, which are replaced only with "
+            "--overwrite (overwrite=True in Python); add it, or choose another --output"
         )
 
 

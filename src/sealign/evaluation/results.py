@@ -196,7 +196,7 @@ class Results:
         """Write ``results.json`` to a folder atomically, and return its path.
 
         Args:
-            folder: An existing folder.
+            folder: Folder to write to.
         """
         path = Path(folder) / RESULTS_NAME
         write_bytes(path, write_record(self, indent=None).encode())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
 from sealign.evaluation.tuning_config import TuneConfig
-from sealign.files import write_bytes
+from sealign.files import check_file, write_bytes
+from sealign.folders import check_unmarked
 from sealign.methods.registry import fit_edit
 from sealign.models.sites import select_layers
 from sealign.models.structure import text_config, unwrap_model
@@ -44,7 +46,10 @@ WINNER = "winner"
 """Name of the winning edit in the results."""
 
 SCAN_NAME = "scan.csv"
-"""File name of the scan."""
+"""File name of the scan, which is written first."""
+
+EDIT_NAME, EVALUATION_NAME, FIGURES_NAME = "edit", "evaluation", "figures"
+"""Names of the other outputs."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ def tune(
     *,
     config: TuneConfig,
     output: str | Path,
+    overwrite: bool = False,
     command: str = "",
     track: Track = no_progress,
 ) -> TuneResult:
@@ -132,25 +138,46 @@ def tune(
         demonstrations: Demonstrations of at least 8 prompts.
         config: Settings of the search.
         output: Folder to write to: ``scan.csv``, ``edit`` and ``evaluation``.
+        overwrite: Whether to replace the outputs of an earlier search.
         command: Command line that computes the results again, for the record.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: A setting is out of range, or no candidate is left.
+        EditFileError: The folder has the outputs of an earlier search and ``overwrite`` is False, or other files with
+            their names.
         DemonstrationError, ActivationError: As for ``fit_edit``.
     """
+    check_outputs(Path(output), overwrite=overwrite)
     search = _Search(model, tokenizer, demonstrations, config, Path(output), track)
     scanned = search.scan()
     write_bytes(search.folder / SCAN_NAME, scan_csv(scanned).encode())
     finalists = search.measure(scanned)
     if not finalists or not finalists[0].gain > 0:
+        for name in (EDIT_NAME, EVALUATION_NAME):  # of an earlier search
+            shutil.rmtree(search.folder / name, ignore_errors=True)
         return TuneResult(scanned, finalists)
     winner = finalists[0]
     edit = search.fit_winner(winner)
-    edit.save_pretrained(search.folder / "edit")
+    edit.save_pretrained(search.folder / EDIT_NAME, overwrite=True)
     results = search.test(edit, command)
     (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
     return TuneResult(scanned, finalists, winner, edit, results, report)
+
+
+def check_outputs(folder: Path, *, overwrite: bool = False) -> None:
+    """Raise an error if the outputs of a search must not be written to a folder, before anything slow starts.
+
+    Args:
+        folder: Output folder of the search.
+        overwrite: Whether to replace the outputs of an earlier search.
+
+    Raises:
+        EditFileError: The folder has the outputs of an earlier search and ``overwrite`` is False, or other files with
+            their names.
+    """
+    check_unmarked(folder, [EDIT_NAME, EVALUATION_NAME, FIGURES_NAME], mark=SCAN_NAME)
+    check_file(folder / SCAN_NAME, overwrite=overwrite)
 
 
 class _Search:
@@ -301,8 +328,9 @@ class _Search:
             self.tokenizer,
             {WINNER: edit},
             config=config,
-            output=self.folder / "evaluation",
-            sources={WINNER: str(self.folder / "edit")},
+            output=self.folder / EVALUATION_NAME,
+            overwrite=True,
+            sources={WINNER: str(self.folder / EDIT_NAME)},
             command=command,
             track=self.track,
         )

@@ -12,13 +12,15 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.gguf_file import write_small
 from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
-from sealign.files import new_file
+from sealign.files import check_file, new_file
 
 ARCHITECTURE = "controlvector"
 """Value of ``general.architecture`` in the file of a control vector."""
 
 
-def export_control_vector(edit: Edit, target: str | Path, *, architecture: str | None = None) -> list[str]:
+def export_control_vector(
+    edit: Edit, target: str | Path, *, architecture: str | None = None, overwrite: bool = False
+) -> list[str]:
     """Write a pure shift of the residual stream as a control vector of llama.cpp.
 
     llama.cpp adds the tensor ``direction.N`` to the output of layer N, counted from 0 as here, and has none for layer
@@ -29,13 +31,16 @@ def export_control_vector(edit: Edit, target: str | Path, *, architecture: str |
         target: File to write. It appears complete or not at all.
         architecture: llama.cpp's name of the base model's architecture, stored as a hint that llama.cpp does not check.
             The model type of transformers if None.
+        overwrite: Whether to replace an existing file.
 
     Returns:
         Names of the tensors of the file.
 
     Raises:
         ExportError: A control vector cannot carry the edit; says why, and what can.
+        EditFileError: The file exists and ``overwrite`` is False.
     """
+    check_file(Path(target), overwrite=overwrite)
     check_exportable(edit)
     _check_control_vector(edit)
     hint = architecture or str(edit.base_model.fingerprint.get("model_type"))

@@ -42,7 +42,7 @@ class Deviation:
         """Write ``deviation.json``.
 
         Args:
-            folder: Folder of the export.
+            folder: Folder of the export, before it is complete.
         """
         write_bytes(folder / DEVIATION_NAME, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
 

@@ -19,7 +19,7 @@ from sealign.export.gguf_file import architecture_of, file_names, open_gguf, wri
 from sealign.export.lora import lora_factors
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
-from sealign.files import new_file
+from sealign.files import check_file, new_file
 
 WRITABLE = (Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1, Kind.Q8_0, Kind.F16, Kind.BF16, Kind.F32)
 """Types that the ``gguf`` library can write, in ascending order of bits per weight."""
@@ -52,6 +52,7 @@ def export_gguf(
     target: str | Path,
     *,
     approximate: bool = False,
+    overwrite: bool = False,
     ignore_mismatch: bool = False,
 ) -> list[RewrittenTensor]:
     """Write a copy of a GGUF file with an edit in its weights.
@@ -67,6 +68,7 @@ def export_gguf(
             the file has.
         target: File to write. It appears complete or not at all.
         approximate: Whether to leave out the rescaling of a rescaled edit.
+        overwrite: Whether to replace an existing file.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Returns:
@@ -76,7 +78,9 @@ def export_gguf(
         ExportError: The file cannot hold the edit, belongs to another model, would hold less than half of the edit
             after rounding, or a new weight is not finite.
         FingerprintError: The model is not the one that the edit was fitted on.
+        EditFileError: The target is the base model's file, or exists and ``overwrite`` is False.
     """
+    check_file(Path(target), overwrite=overwrite, sources=[] if source is None else [source])
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     reader = open_gguf(source)
     new_values = _new_values(reader, model, changes)
@@ -100,6 +104,7 @@ def export_gguf_lora(
     target: str | Path,
     *,
     approximate: bool = False,
+    overwrite: bool = False,
     ignore_mismatch: bool = False,
 ) -> list[str]:
     """Write an edit as a GGUF LoRA for llama.cpp, with the factors of ``export_lora`` in float32.
@@ -110,6 +115,7 @@ def export_gguf_lora(
         edit: An edit that a LoRA adapter can carry.
         target: File to write. It appears complete or not at all.
         approximate: Whether to leave out the rescaling of a rescaled edit.
+        overwrite: Whether to replace an existing file.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Returns:
@@ -117,7 +123,9 @@ def export_gguf_lora(
 
     Raises:
         ExportError, FingerprintError: As for ``export_lora``.
+        EditFileError: The target is the base model's file, or exists and ``overwrite`` is False.
     """
+    check_file(Path(target), overwrite=overwrite, sources=[] if source is None else [source])
     factors = lora_factors(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     reader = open_gguf(source)
     names = file_names(reader, model, [f"{path}.weight" for path in factors])

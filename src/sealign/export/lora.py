@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
 from sealign.errors import ExportError
+from sealign.export.deviation import Deviation
 from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
-from sealign.files import new_folder, write_tensors
+from sealign.files import write_tensors
+from sealign.folders import new_folder
 from sealign.models.output_matrices import OutputMatrix, read_weight
 from sealign.models.structure import unwrap_model
 
@@ -44,6 +46,8 @@ def export_lora(
     folder: str | Path,
     *,
     approximate: bool = False,
+    deviation: Deviation | None = None,
+    overwrite: bool = False,
     ignore_mismatch: bool = False,
 ) -> list[str]:
     """Write an edit as a PEFT LoRA adapter.
@@ -55,8 +59,10 @@ def export_lora(
         model: The base model, with its weights.
         edit: An affine edit of low rank and without a constant part, of modules whose output is the output of a single
             matrix.
-        folder: Folder to write. An adapter that is already there is replaced.
+        folder: Folder to write.
         approximate: Whether to leave out the rescaling of a rescaled edit.
+        deviation: Measured effect of leaving it out, to write beside the export.
+        overwrite: Whether to replace an earlier export.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Returns:
@@ -65,7 +71,7 @@ def export_lora(
     Raises:
         ExportError: A LoRA adapter cannot carry the edit; says why, and what can.
         FingerprintError: The model is not the one that the edit was fitted on.
-        EditFileError: The folder holds something else.
+        EditFileError: The folder holds an earlier export and ``overwrite`` is False, or holds something else.
     """
     from peft import LoraConfig
 
@@ -86,11 +92,13 @@ def export_lora(
         fan_in_fan_out=matrices[0].transposed,
         inference_mode=True,
     )
-    with new_folder(Path(folder), replaces=ADAPTER_CONFIG) as temporary:
+    with new_folder(Path(folder), overwrite=overwrite) as temporary:
         write_tensors(temporary / ADAPTER_TENSORS, tensors)
         config.save_pretrained(str(temporary))
         card = export_card(edit, "LoRA adapter", library="peft", approximate=approximate)
         card.save(temporary / "README.md")
+        if deviation is not None:
+            deviation.save(temporary)
     return list(factors)
 
 

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
 from sealign.errors import ExportError
+from sealign.export.deviation import DEVIATION_NAME, Deviation
 from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
-from sealign.files import new_folder
+from sealign.folders import MARK_NAME, check_folder, new_folder
 from sealign.models.output_matrices import BIAS_SWITCHES
 from sealign.models.structure import text_config
 
@@ -26,6 +27,7 @@ INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
+_WRITTEN = (INDEX_NAME, "README.md", MARK_NAME, DEVIATION_NAME)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def export_merged(
     folder: str | Path,
     *,
     approximate: bool = False,
+    deviation: Deviation | None = None,
+    overwrite: bool = False,
     ignore_mismatch: bool = False,
 ) -> list[str]:
     """Write a checkpoint with an edit merged into its weights.
@@ -61,9 +65,10 @@ def export_merged(
     Args:
         checkpoint: Folder of the base model, with safetensors files.
         edit: An affine edit of modules whose output is the output of a single matrix.
-        folder: Folder to write. An existing checkpoint in it is replaced.
-        approximate: If True, export a rescaled edit without its rescaling; otherwise a rescaled edit raises
-            ``ExportError``.
+        folder: Folder to write.
+        approximate: Whether to leave out the rescaling of a rescaled edit.
+        deviation: Measured effect of leaving it out, to write beside the export.
+        overwrite: Whether to replace an earlier export.
         ignore_mismatch: Whether to accept a model with another fingerprint.
 
     Returns:
@@ -73,14 +78,16 @@ def export_merged(
         ExportError: The edit cannot be merged, the checkpoint is quantised or not safetensors, or a new weight is not
             finite. Nothing is written.
         FingerprintError: The model is not the one that the edit was fitted on.
-        EditFileError: The folder is not empty and is not a checkpoint.
+        EditFileError: The folder is that of the base model, holds an earlier export and ``overwrite`` is False, or
+            holds something else.
     """
     source = Path(checkpoint)
+    check_folder(Path(folder), overwrite=overwrite, sources=[source])
     files = _weight_files(source)
     model = _structure(source)
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     plan = _plan(source, model, changes, edit.site, set(_tensor_names(source, files)))
-    with new_folder(Path(folder), replaces="config.json") as temporary:
+    with new_folder(Path(folder), overwrite=overwrite, sources=[source]) as temporary:
         _copy_others(source, temporary)
         _write_config(source, temporary, plan)
         for number, name in enumerate(files):
@@ -88,6 +95,8 @@ def export_merged(
         if len(files) > 1:
             _write_index(source, temporary, plan, files[-1])
         export_card(edit, "Merged checkpoint", approximate=approximate).save(temporary / "README.md")
+        if deviation is not None:
+            deviation.save(temporary)
     return [*plan.changed, *plan.added]
 
 
@@ -206,7 +215,7 @@ def _finite(name: str, tensor: Tensor) -> Tensor:
 def _copy_others(source: Path, target: Path) -> None:
     """Copy everything except weights: configuration, tokenizer, chat template, generation settings."""
     for entry in source.iterdir():
-        if entry.is_file() and entry.suffix not in _NOT_COPIED and entry.name not in (INDEX_NAME, "README.md"):
+        if entry.is_file() and entry.suffix not in _NOT_COPIED and entry.name not in _WRITTEN:
             shutil.copyfile(entry, target / entry.name)
 
 

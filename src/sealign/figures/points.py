@@ -58,7 +58,6 @@ def save_points(points: Sequence[Point], path_without_suffix: str | Path) -> Pat
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([used, *([getattr(point, name) for name in used] for point in points)])
     path = Path(f"{path_without_suffix}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, buffer.getvalue().encode())
     return path
 

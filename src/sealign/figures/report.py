@@ -20,12 +20,14 @@ from sealign.evaluation.verdict import MAX_DAMAGE
 from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure
 from sealign.figures.style import save_figure, svg_text
 from sealign.files import write_bytes
+from sealign.folders import new_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 REPORT_NAME = "report.html"
 TABLE_NAME = "table.csv"
+FIGURES_NAME = "figures"
 CHANGED_ITEMS = 5
 """Number of gains, and of losses, that the report shows for each headline metric."""
 
@@ -55,15 +57,18 @@ def write_report(
     Args:
         results: Results of an evaluation.
         reports: Statistics of its edits, from ``report_edits``.
-        folder: Folder to write to; created if it does not exist.
+        folder: Folder to write to; created if it does not exist. An earlier report in it is replaced.
         max_damage: Budget of the verdicts, in nats per token.
+
+    Raises:
+        EditFileError: The folder has figures that Sealign did not write.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     figures = {report.edit: _figures(report, max_damage) for report in reports}
-    for edit, named in figures.items():
-        for name, (_, figure) in named.items():
-            save_figure(figure, path / "figures" / f"{_slug(edit)}-{name}")
+    with new_folder(path / FIGURES_NAME, overwrite=True) as temporary:
+        for edit, named in figures.items():
+            for name, (_, figure) in named.items():
+                save_figure(figure, temporary / f"{_slug(edit)}-{name}")
     write_bytes(path / TABLE_NAME, _table(reports).encode())
     write_bytes(path / REPORT_NAME, _html(results, reports, figures, max_damage).encode())
 

@@ -64,7 +64,8 @@ def save_figure(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
 
     Args:
         figure: The figure.
-        path_without_suffix: Path of the files without ``.pdf`` and ``.png``; their folder is created.
+        path_without_suffix: Path of the files without ``.pdf`` and ``.png``; their folder is created and
+            existing files are replaced.
 
     Returns:
         Paths of the two files.
@@ -77,7 +78,6 @@ def save_figure(figure: Figure, path_without_suffix: str | Path) -> list[Path]:
         "png": _render(figure, "png", dpi=300),
     }
     paths = [Path(f"{path_without_suffix}.{suffix}") for suffix in rendered]
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
     for path, data in zip(paths, rendered.values(), strict=True):
         write_bytes(path, data)
     return paths

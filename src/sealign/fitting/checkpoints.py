@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,7 +27,9 @@ SUMS_NAME = "sums.safetensors"
 
 @dataclass(frozen=True)
 class BatchStore:
-    """Finished batches in a folder whose name is a hash of everything that they depend on.
+    """Finished batches in a folder whose name contains a hash of everything that they depend on.
+
+    Only the user may read the folder, since activations tell much of the texts that they were computed from.
 
     Attributes:
         folder: The folder, which is made on the first save; None for a store that saves nothing.
@@ -32,8 +38,11 @@ class BatchStore:
     folder: Path | None
 
     @classmethod
-    def open(cls, checkpoint_dir: str | Path | None, model: nn.Module, depends_on: object) -> BatchStore:
-        """Return the store of one model and one set of inputs.
+    @contextmanager
+    def open(cls, checkpoint_dir: str | Path | None, model: nn.Module, depends_on: object) -> Iterator[Self]:
+        """Yield the store of one model and one set of inputs, which no other run uses until the block ends.
+
+        Of several runs of the same inputs at the same time, each has a folder of its own.
 
         Args:
             checkpoint_dir: Folder that holds the folder of the store; None for a store that saves nothing.
@@ -41,10 +50,26 @@ class BatchStore:
             depends_on: Everything else that the batches depend on; its JSON is part of the name.
         """
         if checkpoint_dir is None:
-            return cls(None)
+            yield cls(None)
+            return
         key = hashlib.sha256(weights_digest(model))
         key.update(json.dumps(depends_on).encode())
-        return cls(Path(checkpoint_dir) / f"activations-{key.hexdigest()[:24]}")
+        with _claim_folder(Path(checkpoint_dir), f"activations-{key.hexdigest()[:24]}") as folder:
+            yield cls(folder)
+
+    def part(self, start: int, stop: int) -> BatchStore:
+        """Return the store of a part of the inputs, in a folder inside this one.
+
+        Args:
+            start, stop: Number of the first input of the part, and of the first one after it.
+        """
+        return BatchStore(None if self.folder is None else self.folder / f"inputs-{start}-{stop}")
+
+    def _make_folder(self) -> Path:
+        assert self.folder is not None
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(mode=0o700, exist_ok=True)
+        return self.folder
 
     def _path(self, stage: str, number: int) -> Path:
         assert self.folder is not None
@@ -73,8 +98,8 @@ class BatchStore:
             tensors: Contents by name.
         """
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(self._path(stage, number), tensors)
+            self._make_folder()
+            write_tensors(self._path(stage, number), tensors, private=True)
 
     def load_sums(self) -> dict[str, Tensor] | None:
         """Return the saved sums, mapped from their file, or None if none were saved."""
@@ -89,8 +114,8 @@ class BatchStore:
             tensors: Sums by name; they may be larger than memory.
         """
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with new_file(self.folder / SUMS_NAME) as temporary, temporary.open("w+b") as file:
+            path = self._make_folder() / SUMS_NAME
+            with new_file(path, private=True) as temporary, temporary.open("w+b") as file:
                 mapped = map_tensors(file, {name: tensor.shape for name, tensor in tensors.items()}, torch.float64)
                 for name, tensor in tensors.items():
                     mapped[name].copy_(tensor)
@@ -99,3 +124,24 @@ class BatchStore:
         """Remove everything that was saved, including the temporary files of an interrupted save."""
         if self.folder is not None and self.folder.is_dir():
             shutil.rmtree(self.folder)
+
+
+@contextmanager
+def _claim_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield the first folder ``parent / NAME-NUMBER`` that no other run holds; those with saved batches come first."""
+    parent.mkdir(parents=True, exist_ok=True)
+    saved = sorted(path.name for path in parent.glob(f"{name}-*") if path.is_dir())
+    for candidate in itertools.chain(saved, (f"{name}-{number}" for number in itertools.count())):
+        lock = FileLock(parent / f"{candidate}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            yield parent / candidate
+        finally:
+            if not (parent / candidate).is_dir():
+                with suppress(OSError):  # where a file in use cannot be removed
+                    Path(lock.lock_file).unlink()  # a run that waits for it notices, and takes a new one
+            lock.release()
+        return

@@ -107,12 +107,14 @@ def collect(
         Path(checkpoint_dir).mkdir(parents=True, exist_ok=True)
     # A temporary file has no name, so that nothing is left of it even if the process is killed.
     on_disk = keep.place == "disk"
-    with tempfile.TemporaryFile(dir=checkpoint_dir) if on_disk else nullcontext() as file:
+    more = () if keep.kept == "rows" else config.statistics_settings()
+    with (
+        tempfile.TemporaryFile(dir=checkpoint_dir) if on_disk else nullcontext() as file,
+        collector.open_store(checkpoint_dir, demonstrations, *more) as store,
+    ):
         if keep.kept == "rows":
-            store = collector.open_store(checkpoint_dir, demonstrations)
             yield Collected(collector.run(demonstrations, store, file), config)
         else:
-            store = collector.open_store(checkpoint_dir, demonstrations, *config.statistics_settings())
             yield Collected(_accumulate(collector, demonstrations, config, store, file), config)
         store.clear()
 
@@ -132,7 +134,7 @@ def _accumulate(
     unsaved: list[BatchStore] = []
     for start in range(saved, len(demonstrations), CHUNK):
         chunk = demonstrations[start : start + CHUNK]
-        unsaved.append(collector.open_store(store.folder, chunk))
+        unsaved.append(store.part(start, start + len(chunk)))
         found = collector.run(chunk, unsaved[-1])
         widths = {layer: found.neutral[layer].shape[1] for layer in found.layers}
         by_layer = by_layer or _empty_statistics(widths, config, file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -71,9 +72,9 @@ def collect_activations(
     """
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
     collector = Collector(model, tokenizer, site, sites, config, track)
-    store = collector.open_store(checkpoint_dir, demonstrations)
-    found = collector.run(demonstrations, store)
-    store.clear()
+    with collector.open_store(checkpoint_dir, demonstrations) as store:
+        found = collector.run(demonstrations, store)
+        store.clear()
     return found
 
 
@@ -127,8 +128,8 @@ class Collector:
 
     def open_store(
         self, checkpoint_dir: str | Path | None, demonstrations: Sequence[Demonstration], *more: object
-    ) -> BatchStore:
-        """Return the store for finished batches of the given demonstrations.
+    ) -> AbstractContextManager[BatchStore]:
+        """Return the store for finished batches of the given demonstrations, to be used in a ``with`` block.
 
         Args:
             checkpoint_dir: Folder of the store; None to store nothing.

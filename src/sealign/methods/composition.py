@@ -114,7 +114,7 @@ class Composition(Intervention):
         """
         raise SettingError(f"'{place}' cannot be a composition, since compositions are not saved; load its parts")
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> None:  # noqa: ARG002
         """Raise: save the parts instead.
 
         Raises:

@@ -55,5 +55,5 @@ def fit_or_load(
     kept = folder / f"{method.name}-{key.hexdigest()[:12]}"
     if not (kept / RECORD_NAME).is_file():
         fitted = fit_edit(model, tokenizer, used, config=config, checkpoint_dir=folder / "checkpoints", track=track)
-        fitted.save_pretrained(kept)
+        fitted.save_pretrained(kept, overwrite=True)  # another process may have finished the same fit
     return load_edit(kept)

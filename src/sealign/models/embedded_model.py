@@ -7,9 +7,11 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 
 from sealign.errors import ModelError, first_sentence
-from sealign.files import cache_dir, new_folder
+from sealign.files import cache_dir
+from sealign.folders import new_folder
 from sealign.models.pretrained import gguf_source, quiet_transformers, read_pretrained
 
 EMBEDDED = "smollm2"
@@ -45,7 +47,7 @@ def embedded_model() -> Path:
 def convert_gguf(source: Path, parent: Path) -> Path:
     """Convert a GGUF file to a folder with safetensors and return the folder; an earlier conversion is reused.
 
-    The folder appears complete or not at all.
+    The folder appears complete or not at all, and only one process converts a file at a time.
 
     Args:
         source: GGUF file.
@@ -54,13 +56,22 @@ def convert_gguf(source: Path, parent: Path) -> Path:
     Raises:
         ModelError: transformers cannot read the file, the disk is full, or the package ``gguf`` is not installed.
     """
-    from safetensors import SafetensorError
-
     with source.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = parent / f"{source.stem}-{digest[:12]}"
     if (folder / "config.json").is_file():
         return folder
+    parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # other processes wait for the first
+        if not (folder / "config.json").is_file():
+            _convert(source, folder)
+    return folder
+
+
+def _convert(source: Path, folder: Path) -> None:
+    """Write a GGUF file as a folder with safetensors."""
+    from safetensors import SafetensorError
+
     model, tokenizer = read_pretrained(str(source), gguf_source(source), torch.float32)
     # The weights are no longer quantised, but transformers still marks the model as such and would not save it.
     model.hf_quantizer = None
@@ -68,12 +79,11 @@ def convert_gguf(source: Path, parent: Path) -> Path:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     try:
-        with quiet_transformers(), new_folder(folder, replaces="config.json") as temporary:
+        with quiet_transformers(), new_folder(folder) as temporary:
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
     except SafetensorError as error:
         raise ModelError(
-            f"cannot write the converted model to '{parent}': {first_sentence(error)}; no partial files remain; free "
-            "some space, or choose another folder with SEALIGN_CACHE"
+            f"cannot write the converted model to '{folder.parent}': {first_sentence(error)}; no partial files remain; "
+            "free some space, or choose another folder with SEALIGN_CACHE"
         ) from error
-    return folder

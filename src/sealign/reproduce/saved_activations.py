@@ -15,14 +15,14 @@ ROLES = ("neutral", "positive", "negative")
 
 
 def save_activations(activations: Activations, file: Path) -> None:
-    """Write activations to a safetensors file, atomically.
+    """Write activations to a safetensors file that only the user may read, atomically.
 
     Args:
         activations: Activations of one site.
-        file: File to write, in an existing folder.
+        file: File to write.
     """
     tensors = {f"{role}.{layer}": rows for role in ROLES for layer, rows in getattr(activations, role).items()}
-    write_tensors(file, tensors)
+    write_tensors(file, tensors, private=True)
 
 
 def read_activations(file: Path, site: str) -> Activations:

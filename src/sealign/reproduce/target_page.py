@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sealign.figures import Point, save_figure, save_points
 from sealign.files import write_bytes
+from sealign.folders import new_folder
 from sealign.reproduce.table_format import Table, to_csv, to_latex, to_markdown
 
 if TYPE_CHECKING:
@@ -60,14 +61,21 @@ class Provenance:
 
 
 def write_target(result: Table | Drawing, provenance: Provenance, folder: Path) -> None:
-    """Write the files of a target to a folder; the record is the last one, so a folder with a record is complete.
+    """Write the files of a target to a folder, which is complete at every moment; an earlier target is replaced.
 
     Args:
         result: A table or a figure.
         provenance: How it was computed, for the page and the record.
         folder: Folder to write to; created if it does not exist.
+
+    Raises:
+        EditFileError: The folder has files that are not a target's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder, overwrite=True) as temporary:
+        _write_files(result, provenance, temporary)
+
+
+def _write_files(result: Table | Drawing, provenance: Provenance, folder: Path) -> None:
     if isinstance(result, Table):
         write_bytes(folder / f"{result.name}.csv", to_csv(result).encode())
         write_bytes(folder / f"{result.name}.tex", to_latex(result).encode())

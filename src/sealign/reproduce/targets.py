@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sealign.errors import SealignError, SettingError, unknown_name
+from sealign.folders import check_folder
 from sealign.progress import Track, no_progress
 from sealign.reproduce import paper_figures as drawings
 from sealign.reproduce import paper_tables as tables
@@ -57,7 +58,7 @@ def chosen_targets(name: str) -> Sequence[str]:
 
 
 def reproduce(
-    name: str, config: ReproduceConfig, *, command: str = "", track: Track = no_progress
+    name: str, config: ReproduceConfig, *, overwrite: bool = False, command: str = "", track: Track = no_progress
 ) -> Iterator[tuple[str, Table | Drawing | SealignError | None]]:
     """Compute targets, write each to a folder of its own, and yield its name and result.
 
@@ -68,18 +69,24 @@ def reproduce(
     Args:
         name: Name of a target, or ``all``.
         config: Settings of the reproduction.
+        overwrite: Whether to replace targets that were finished with other settings.
         command: Command line that computes the targets again, for the record.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: There is no target of this name.
+        EditFileError: A target was finished with other settings and ``overwrite`` is False, or its folder has files
+            that are not a target's.
     """
     bench = Workbench(config, track=track)
     settings = _settings(config)
-    for target in chosen_targets(name):
+    finished = {target: (read_target(config.output / target) or {}).get("settings") for target in chosen_targets(name)}
+    for target, found in finished.items():
+        if found != settings:
+            check_folder(config.output / target, overwrite=overwrite)
+    for target, found in finished.items():
         folder = config.output / target
-        found = read_target(folder)
-        if found is not None and found.get("settings") == settings:
+        if found == settings:
             yield target, None
             continue
         try:

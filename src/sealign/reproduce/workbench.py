@@ -131,7 +131,7 @@ class Workbench:
                 model, tokenizer, join_activations(parts), used, config=config, track=self.track
             )
             record = dataclasses.replace(edit.record, fit_seconds=round(edit.fit_seconds + seconds, 3))
-            dataclasses.replace(edit, record=record).save_pretrained(folder)
+            dataclasses.replace(edit, record=record).save_pretrained(folder, overwrite=True)
         return Edit.from_pretrained(folder)
 
     def fit(self, config: Config, demonstrations: Sequence[Demonstration] = ()) -> Intervention:
@@ -169,7 +169,6 @@ class Workbench:
             checkpoint_dir=self.folder / "activations",
             track=self.track,
         )
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(file.with_suffix(".seconds"), f"{time.perf_counter() - started:.3f}\n".encode())
         save_activations(found, file)
         return found
