@@ -129,7 +129,7 @@ def test_refusals(tmp_path: Path, model_folder: Path) -> None:
     (tmp_path / "thesis" / "truthfulness").mkdir(parents=True)
     (tmp_path / "thesis" / "truthfulness" / "chapter.tex").write_text("x")
     args = ("demo", "--model", model_folder, "--output")
-    refused(*args, tmp_path / "thesis", words=("truthfulness' exists and was not written by Sealign", "choose a new"))
+    refused(*args, tmp_path / "thesis", words=("truthfulness' is not empty and has no edit.json", "choose a new"))
     refused(*args, tmp_path / "new", "--behaviours", "bravery", words=("unknown behaviour 'bravery'", "positivity"))
     refused(*args, tmp_path / "new", "--strength", "nan", words=("strength is nan", "must be finite"))
     refused(*args, tmp_path / "new", "--dtype", "floaty", words=("unknown dtype 'floaty'",))

@@ -163,7 +163,13 @@ def test_refusals(linear: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     for kind in ("lora", "merged"):
         refused(
-            "export", kind, "--edit", linear, "--output", tmp_path / "thesis", words=("was not written by Sealign",)
+            "export",
+            kind,
+            "--edit",
+            linear,
+            "--output",
+            tmp_path / "thesis",
+            words=("has no sealign.json written by Sealign",),
         )
     assert listing(tmp_path / "thesis") == ["chapter.tex"]
     refused(

@@ -642,7 +642,7 @@ def test_what_is_wrong_is_found_before_the_model_is_loaded(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
     args = ("fit", "--model", model_folder, "--demonstrations", rows)
-    words = ("thesis' exists and was not written by Sealign", "choose a new")
+    words = ("thesis' is not empty and has no edit.json written by Sealign", "choose a new")
     refused(*args, "--output", tmp_path / "thesis", words=words)
     refused(*args, "--output", rows, words=("rows.jsonl' is a file", "choose another name"))
     refused(*args, "--output", tmp_path / "new", "--combine", "x", words=("unknown combination",))

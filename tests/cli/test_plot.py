@@ -214,7 +214,7 @@ def test_wrong_layers_sites_and_places(
     refused(*args, *out, "--site", "mpl", words=("unknown site 'mpl'", "did you mean 'mlp'"))
     refused(*args, *out, "--demonstrations", "nowhere.jsonl", words=("there is no file 'nowhere.jsonl'",))
     refused(*args, "--output", tmp_path, words=("is a folder, but a figure needs a name", "--output"))
-    refused(*args, "--output", rows / "figure", words=(f"'{rows}' is a file", "choose another --output"))
+    refused(*args, "--output", rows / "figure", words=(f"'{rows}' is a file", "choose another output"))
     assert listing(tmp_path) == ["rows.jsonl"]
 
 

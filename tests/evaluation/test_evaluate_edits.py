@@ -155,10 +155,13 @@ def test_other_settings_do_not_replace_results(
     for edits, other in (({"mild": stronger}, config), ({"mild": small_edit}, config.replace(limit=4))):
         with pytest.raises(
             ResultsFileError,
-            match="an evaluation with other edits or settings; choose another --output",
+            match="with other edits or settings, which are replaced only with --overwrite",
         ):
             evaluate(llama, tokenizer, edits, config=other, output=tmp_path)
     assert (tmp_path / "results.json").read_bytes() == before
+    found = evaluate(llama, tokenizer, {"mild": stronger}, config=config, output=tmp_path, overwrite=True)
+    assert found.arms["mild"].hash == stronger.hash
+    assert (tmp_path / "results.json").read_bytes() != before
 
 
 def test_the_base_model_alone_and_chosen_items(llama: Any, tokenizer: Any, local: Path, tmp_path: Path) -> None:

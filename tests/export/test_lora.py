@@ -173,5 +173,5 @@ def test_another_model_or_another_folder(llama: Any, tokenizer: Any, tmp_path: P
     export_lora(other, edit, tmp_path / "adapter", ignore_mismatch=True)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(EditFileError, match="was not written by Sealign"):
+    with pytest.raises(EditFileError, match="has no sealign.json written by Sealign"):
         export_lora(llama, edit, tmp_path / "thesis")
