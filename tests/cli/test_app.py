@@ -46,6 +46,15 @@ def passed(*args: object, stdin: str | None = None) -> str:
     return str(result.stdout)
 
 
+def replaced(*args: object) -> str:
+    """Run the command line with ``--overwrite``, and return what it prints; it says what it replaces."""
+    result = run(*args, "--overwrite")
+    assert result.exit_code == 0, result.stderr or result.exception
+    assert all(line.endswith("exists and will be replaced.") for line in result.stderr.splitlines())
+    assert result.stderr
+    return str(result.stdout)
+
+
 def assert_told(exit_code: int, stdout: str, stderr: str, *words: str) -> None:
     """One sentence on standard error with the words in it, exit code 2, and nothing else."""
     assert exit_code == 2

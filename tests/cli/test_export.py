@@ -13,7 +13,7 @@ import torch
 import sealign
 from sealign.export.gguf_file import open_gguf, value_of
 from tests.cli import test_app as shared
-from tests.cli.test_app import listing, passed, refused, run
+from tests.cli.test_app import listing, passed, refused, replaced, run
 from tests.export.made_edits import edit_of, random_edit
 from tests.export.tiny_gguf import write_llama
 from tests.tiny_models import build_model
@@ -118,7 +118,7 @@ def test_a_shift_of_the_residual_stream(model_folder: Path, tmp_path: Path) -> N
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
-    assert "1 tensors carry the edit" in passed(*command, "--base", tmp_path / "base.gguf")
+    assert "1 tensors carry the edit" in replaced(*command, "--base", tmp_path / "base.gguf")
     assert value_of(open_gguf(tmp_path / "vector.gguf"), "controlvector.model_hint") == "qwen2"
     refused(
         "export", "merged", "--edit", tmp_path / "shift", "--output", tmp_path / "merged",
@@ -141,7 +141,7 @@ def test_gguf_files(tokenizer: Any, tmp_path: Path) -> None:
     assert "Wrote the GGUF model" in text
     assert "Without its rescaling the edit differs: KL" in text
     assert "Types of these tensors: F32. After rounding, 100% of the edit is left." in text
-    data = json.loads(passed(*command, "--base", base, "--approximate", "--lora", "--json"))
+    data = json.loads(replaced(*command, "--base", base, "--approximate", "--lora", "--json"))
     assert data["changed"] == ["blk.1.ffn_down.weight", "blk.3.ffn_down.weight"]
     assert data["rewritten"] == []
     assert value_of(open_gguf(tmp_path / "out.gguf"), "general.type") == "adapter"

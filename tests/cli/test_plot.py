@@ -17,7 +17,7 @@ from sealign import figures
 from sealign.figures import Point
 from sealign.spectral.signature import layer_signature
 from tests.cli import test_app as shared
-from tests.cli.test_app import listing, passed, refused, write_rows
+from tests.cli.test_app import listing, passed, refused, replaced, write_rows
 from tests.tiny_models import build_model
 
 cache = shared.cache
@@ -128,7 +128,7 @@ def test_signatures_of_several_sources(model_folder: Path, rows: Path, tmp_path:
         own = [(mark.x, mark.y) for mark in found if mark.series == name]
         assert [x for x, _ in own] == [0.25, 0.5, 0.75, 1.0]
         assert [y for _, y in own] == pytest.approx(expected, rel=1e-5)
-    passed(*args, "--layers", "1")
+    replaced(*args, "--layers", "1")
     assert {mark.x for mark in read(path.with_suffix(".csv"))} == {0.5}
 
 
@@ -172,10 +172,10 @@ def test_the_effect_of_an_edit(model_folder: Path, edit_folder: Path, rows: Path
     assert {mark.panel for mark in found} == {f"layer 1: {share:.0%} of variance"}
     assert [mark.series for mark in found[::6]] == ["positive", "negative", "neutral", "edited neutral"]
     # By default, the last edited layer.
-    passed(*args, "--embedding", "tsne")
+    replaced(*args, "--embedding", "tsne")
     assert {mark.panel for mark in read(path.with_suffix(".csv"))} == {"layer 3"}
     # Below the first edited layer nothing changes.
-    passed(*args, "--layers", "0")
+    replaced(*args, "--layers", "0")
     found = read(path.with_suffix(".csv"))
     assert [(mark.x, mark.y) for mark in found[12:18]] == [(mark.x, mark.y) for mark in found[18:]]
 
@@ -224,10 +224,9 @@ def test_too_few_for_tsne(edit_folder: Path, rows: Path, tmp_path: Path) -> None
     words = ("there are 4 demonstrations, but t-SNE needs at least 5",)
     refused("plot", "tsne", "--model", "nowhere", *few, words=words)  # before the model is loaded
     refused("plot", "effect", "--edit", edit_folder, "--model", "nowhere", *few, "--embedding", "tsne", words=words)
-    passed("plot", "effect", "--edit", edit_folder, *few)
-    refused(
-        "plot", "effect", "--edit", edit_folder, *few, "--embedding", "pac", words=("unknown embedding 'pac'", "'pca'")
-    )
+    args = ("plot", "effect", "--edit", edit_folder, *few)
+    refused(*args, "--embedding", "pac", words=("unknown embedding 'pac'", "'pca'"))
+    passed(*args)
 
 
 def test_an_effect_needs_edited_activations(model_folder: Path, rows: Path, tmp_path: Path) -> None:
@@ -246,7 +245,7 @@ def test_the_effect_of_other_methods_and_strengths(
     assert {mark.panel.partition(":")[0] for mark in read(path.with_suffix(".csv"))} == {
         f"layer {sealign.load_edit(shift).record.layers.popitem()[0]}"
     }
-    passed("plot", "effect", "--edit", f"{shift}+{edit_folder}", *args, "--strength", 0)
+    replaced("plot", "effect", "--edit", f"{shift}+{edit_folder}", *args, "--strength", 0)
     found = read(path.with_suffix(".csv"))
     points = {name: [(m.x, m.y) for m in found if m.series == name] for name in ("neutral", "edited neutral")}
     assert points["neutral"] == points["edited neutral"]

@@ -63,8 +63,8 @@ def test_one_rank_for_all_layers_and_the_record(llama: Any, tokenizer: Any, tmp_
     export_lora(llama, edit, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 5
-    assert config["target_modules"] == ["down_proj"]
-    assert config["layers_to_transform"] == [1, 3]
+    assert config["target_modules"] == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
+    assert config["layers_to_transform"] is None
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tuple(t.shape) for n, t in tensors.items() if "lora_A" in n} == {(5, 80)}
     assert {tuple(t.shape) for n, t in tensors.items() if "lora_B" in n} == {(48, 5)}
@@ -73,7 +73,7 @@ def test_one_rank_for_all_layers_and_the_record(llama: Any, tokenizer: Any, tmp_
         assert text is not None
         assert text in card
     assert {entry.name for entry in (tmp_path / "adapter").iterdir()} == {
-        "README.md", "adapter_config.json", "adapter_model.safetensors",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "sealign.json",
     }  # fmt: skip
 
 
@@ -95,6 +95,36 @@ def test_names_without_a_common_end(tokenizer: Any, tmp_path: Path) -> None:
     paths = export_lora(model, mixed, tmp_path / "adapter")
     assert paths == ["model.layers.1.mlp.down_proj", "model.layers.3.self_attn.o_proj"]
     assert sorted(_touched(_check(model, tokenizer, mixed, tmp_path / "adapter"))) == paths
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_are_combined_by_peft(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    """Two edits of other layers, sites and ranks, joined into one adapter, are both edits."""
+    model = build_model(name, vocab_size=len(tokenizer))
+    edits = {
+        "first": edit_of(model, tokenizer, {1: affine(48, rank=2), 3: affine(48, rank=3)}, strength=0.4),
+        "second": edit_of(model, tokenizer, {0: affine(48, rank=4, seed=5)}, site="attention"),
+        "third": edit_of(model, tokenizer, {2: affine(48, rank=1, seed=6), 3: affine(48, seed=7)}),
+    }
+    for key, edit in edits.items():
+        export_lora(model, edit, tmp_path / key)
+    with sealign.apply_edit(model, edits["first"]):
+        alone = logits(model, tokenizer)
+    # Both edit layer 3, where adapters add up while edits apply one after another.
+    both = {key: edits[key] for key in ("first", "second")}
+    with sealign.apply_edit(model, both["first"]), sealign.apply_edit(model, both["second"]):
+        expected = logits(model, tokenizer)
+    assert float((expected - alone).abs().max()) > 1e-2
+    adapted: Any = peft.PeftModel.from_pretrained(model, tmp_path / "first", adapter_name="first")
+    for key in ("second", "third"):
+        adapted.load_adapter(tmp_path / key, adapter_name=key)
+    adapted.add_weighted_adapter(list(both), [1.0, 1.0], adapter_name="cat", combination_type="cat")
+    adapted.set_adapter("cat")
+    torch.testing.assert_close(logits(adapted.eval(), tokenizer), expected, atol=2e-4, rtol=1e-4)
+    adapted.add_weighted_adapter(["first", "third"], [1.0, 1.0], adapter_name="wide", combination_type="cat")
+    adapted.set_adapter("wide")
+    touched = {key.split(".lora_A")[0] for key, _ in adapted.named_parameters() if ".lora_A.wide" in key}
+    assert len(touched) == 3
 
 
 def test_an_approximation_leaves_out_the_rescaling_only(tokenizer: Any, tmp_path: Path) -> None:

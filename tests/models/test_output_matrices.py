@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from sealign.errors import ExportError, SiteError
 from sealign.models.output_matrices import OutputMatrix, input_width, output_matrices, read_weight, resolve_heads
-from tests.tiny_models import build_model
+from sealign.models.sites import resolve_sites
+from tests.tiny_models import _GATED, build_model
 
 
 def test_the_matrix_is_the_one_that_returns_the_modules_output(tiny_model: Any) -> None:
@@ -33,6 +36,80 @@ def test_a_model_without_the_module() -> None:
     other = build_model("opt", vocab_size=50)
     with pytest.raises(ExportError, match="the model has no module 'model.layers.1.mlp', which the edit needs"):
         output_matrices(other, {1: "model.layers.1.mlp"})
+
+
+def _written_into(x: torch.Tensor) -> torch.Tensor:
+    return x.add_(0.5)
+
+
+def _written_into_a_view(x: torch.Tensor) -> torch.Tensor:
+    x.view(-1)[3:9] *= 2
+    return x
+
+
+def _written_past_the_count(x: torch.Tensor) -> torch.Tensor:
+    x.data.add_(0.5)
+    return x
+
+
+def _another_tensor(x: torch.Tensor) -> torch.Tensor:
+    return x + 0.5
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize(
+    "after", [_written_into, _written_into_a_view, _written_past_the_count, _another_tensor], ids=lambda f: f.__name__
+)
+def test_an_output_that_is_changed_after_the_matrix_is_not_its_output(
+    after: Callable[[torch.Tensor], torch.Tensor], inference: bool, device: str
+) -> None:
+    if device == "meta" and after is _written_past_the_count:
+        pytest.skip("values are compared where there are any")
+    model = build_model("llama", vocab_size=50).to(device)
+    mlp = model.model.layers[2].mlp
+    plain = mlp.forward
+    with torch.inference_mode(inference):
+        (found,) = output_matrices(model, {2: "model.layers.2.mlp"})
+        mlp.forward = lambda x: after(plain(x))
+        with pytest.raises(ExportError, match=r"output of 'model.layers.2.mlp' is not the output of a single matrix"):
+            output_matrices(model, {2: "model.layers.2.mlp"})
+    assert found.path == "model.layers.2.mlp.down_proj"
+    assert not mlp.down_proj._forward_hooks
+
+
+EXPERTS = _GATED | {"num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0}
+MIXTURES = {
+    # Adds the routed experts to the output of the shared one in place.
+    "Llama4TextConfig": EXPERTS | {"head_dim": 12, "intermediate_size_mlp": 80, "attention_chunk_size": 64},
+    "GraniteMoeConfig": EXPERTS | {"num_experts_per_tok": 2, "num_local_experts": 3},
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("name", [*MIXTURES, "qwen3_moe", "mixtral", "deepseek_v3"])
+def test_mixtures_of_experts_have_no_output_matrix(name: str, device: str) -> None:
+    if name in MIXTURES:
+        config = getattr(transformers, name)(vocab_size=50, **MIXTURES[name])
+        model: Any = transformers.AutoModelForCausalLM.from_config(config).eval()  # type: ignore[no-untyped-call]
+    else:
+        model = build_model(name, vocab_size=50)
+    (site,) = resolve_sites(model, "mlp", [3])
+    with pytest.raises(ExportError, match="is not the output of a single matrix"):
+        output_matrices(model.to(device), {3: site.path})
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_weight_that_is_used_elsewhere_too(device: str) -> None:
+    paths = {1: "model.layers.1.mlp"}
+    model = build_model("llama", vocab_size=50).to(device)
+    model.model.layers[3].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
+    with pytest.raises(ExportError, match=r"weight of 'model.layers.1.mlp.down_proj' is used in several places"):
+        output_matrices(model, paths)
+    model = build_model("llama", vocab_size=50).to(device)
+    model.model.layers[3].mlp = model.model.layers[1].mlp
+    with pytest.raises(ExportError, match="is used in several places"):
+        output_matrices(model, paths)
 
 
 def test_transposed_weights_are_read_as_out_in(tiny_model: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from sealign.export.requirements import serve_or_attach
 from sealign.files import write_tensors
 from sealign.folders import new_folder
 from sealign.models.output_matrices import OutputMatrix, read_weight
-from sealign.models.structure import unwrap_model
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -87,8 +85,7 @@ def export_lora(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=rank,
-        target_modules=_target_modules(model, matrices),
-        layers_to_transform=[matrix.layer for matrix in matrices],
+        target_modules=list(factors),  # whole paths, which PEFT joins when it combines adapters
         fan_in_fan_out=matrices[0].transposed,
         inference_mode=True,
     )
@@ -144,16 +141,3 @@ def _factors(change: MatrixChange, rank: int) -> LoraFactors:
     a = torch.nn.functional.pad(a, (0, 0, 0, padding))
     b = torch.nn.functional.pad(b, (0, padding))
     return LoraFactors(change.matrix, a.float().contiguous(), b.float().contiguous())
-
-
-def _target_modules(model: nn.Module, matrices: Sequence[OutputMatrix]) -> list[str]:
-    """Return the shortest common end of the paths that no other module of these layers has, or the whole paths."""
-    paths = [matrix.path for matrix in matrices]
-    layers = {str(matrix.layer) for matrix in matrices}
-    names = [name for name, _ in unwrap_model(model).named_modules()]
-    parts = paths[0].split(".")
-    for length in range(1, len(parts)):
-        suffix = ".".join(parts[-length:])
-        if {name for name in names if name.endswith(f".{suffix}") and layers & set(name.split("."))} == set(paths):
-            return [suffix]
-    return paths

@@ -11,6 +11,7 @@ from sealign.edits.edit import Edit
 from sealign.edits.layer_edit import AffineEdit
 from sealign.edits.provenance import warn_of_other_weights
 from sealign.errors import ExportError
+from sealign.export.hook_check import check_hooks
 from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.output_matrices import OutputMatrix, output_matrices
@@ -76,6 +77,8 @@ def matrix_changes(
 ) -> list[MatrixChange]:
     """Return the change of the matrix behind each edited module, by ascending layer.
 
+    A model with its weights is run on two tokens, with the edit at the modules and at the matrices, which must agree.
+
     Args:
         model: The base model. May be on the meta device.
         edit: An affine edit of modules whose output is the output of a single matrix.
@@ -84,7 +87,7 @@ def matrix_changes(
 
     Raises:
         ExportError: The edit is not affine, acts on the residual stream, or acts on a module whose output is not the
-            output of a single matrix.
+            output of a single matrix, or of one that is used elsewhere, too.
         FingerprintError: The model is not the one that the edit was fitted on.
     """
     check_exportable(edit, approximate=approximate)
@@ -100,5 +103,7 @@ def matrix_changes(
     if not ignore_mismatch:
         check_fingerprint(model, edit.base_model.fingerprint, edit.base_model.id)
         warn_of_other_weights(model, edit)
-    paths = dict(zip(edit.layers, edit.modules, strict=True))
-    return [MatrixChange(found, affine[found.layer], edit.strength) for found in output_matrices(model, paths)]
+    matrices = output_matrices(model, dict(zip(edit.layers, edit.modules, strict=True)))
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        check_hooks(model, edit, matrices)
+    return [MatrixChange(found, affine[found.layer], edit.strength) for found in matrices]

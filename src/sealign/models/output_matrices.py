@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -89,40 +90,68 @@ def input_width(module: nn.Module) -> int:
     return int(width)
 
 
+@dataclass(frozen=True)
+class _Output:
+    """The output of one call of a module.
+
+    Attributes:
+        tensor: The output, into which other modules may have written since.
+        version: Number of times that something had been written into it.
+        values: Its values.
+    """
+
+    tensor: Tensor
+    version: int
+    values: Tensor
+
+    def is_output(self, other: _Output) -> bool:
+        """Return whether another module returned this tensor unchanged; on the meta device, values are not compared."""
+        same = self.tensor is other.tensor and self.version == other.version
+        return same and (self.tensor.is_meta or torch.equal(self.values, other.values))
+
+
 @torch.no_grad()
 def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMatrix]:
     """Find the output matrix of each edited module, by running the model once on two tokens.
 
-    A matrix qualifies if it returns the very tensor that the module returns: then a change of its output is the same
-    change of the module's output, whatever the architecture.
+    A matrix qualifies if it returns the very tensor that the module returns, and nothing is written into the tensor in
+    between: then a change of its output is the same change of the module's output, whatever the architecture. Nor may
+    anything else use its weight, which an edit of this module would change, too.
 
     Args:
         model: The base model; may be on the meta device.
         paths: Dotted path of the edited module, by layer.
 
     Raises:
-        ExportError: The model lacks a module, or the output of a module is not the output of a single matrix.
+        ExportError: The model lacks a module, the output of a module is not the output of a single matrix, or the
+            matrix is used elsewhere, too.
     """
     base = unwrap_model(model)
     known = {name for name, _ in base.named_modules()}
     absent = [path for path in paths.values() if path not in known]
     if absent:
         raise ExportError(f"the model has no module '{absent[0]}', which the edit needs; load the edit's base model")
-    outputs: dict[str, Any] = {}
+    outputs: dict[str, list[_Output]] = defaultdict(list)
 
     def keep(path: str) -> Any:
         def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            outputs[path] = output[0] if isinstance(output, tuple) else output
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, Tensor):
+                outputs[path].append(_Output(tensor, tensor._version, tensor.clone()))
 
         return hook
 
-    with ExitStack() as stack, eval_mode(base):
+    # Tensors that are made in inference mode do not count what is written into them.
+    with ExitStack() as stack, eval_mode(base), torch.inference_mode(False), torch.no_grad():
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
                 stack.callback(add_hook(module, keep(name)))
         # With a mask and positions given, the forward pass reads no values, which the meta device does not have.
         bare = all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map")
         device = torch.device("meta") if bare else input_device(base)
+        if bare:  # the default implementation of experts reads values, or needs a type that the model may not have
+            stack.callback(base.set_experts_implementation, base.get_experts_implementation())
+            base.set_experts_implementation("batched_mm")
         ids = torch.zeros(1, 2, dtype=torch.long, device=device)
         mask = torch.zeros(1, 1, 2, 2, dtype=next(base.parameters()).dtype, device=device)
         positions = torch.tensor([[0, 1]], device=device)
@@ -130,18 +159,28 @@ def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMa
     return [OutputMatrix(layer, *_matrix_of(base, path, outputs)) for layer, path in paths.items()]
 
 
-def _matrix_of(base: nn.Module, path: str, outputs: dict[str, Any]) -> tuple[str, nn.Module]:
+def _matrix_of(base: nn.Module, path: str, outputs: Mapping[str, Sequence[_Output]]) -> tuple[str, nn.Module]:
     found = [
         (name, module)
         for name, module in base.get_submodule(path).named_modules(prefix=path)
-        if outputs.get(name) is outputs[path] and _holds_weight(module) and not list(module.children())
+        if _holds_weight(module)
+        and not list(module.children())
+        and any(own.is_output(output) for own in outputs.get(name, ()) for output in outputs.get(path, ()))
     ]
     if not found:
         raise ExportError(
             f"the output of '{path}' is not the output of a single matrix, for example because it is a mixture of "
             "experts, so weights cannot carry the edit; serve it with sealign serve"
         )
-    return found[-1]
+    name, module = found[-1]
+    weight = getattr(module, "weight", None)
+    users = sum(weight is not None and getattr(other, "weight", None) is weight for other in base.modules())
+    if max(users, len(outputs[path]), len(outputs[name])) > 1:
+        raise ExportError(
+            f"the weight of '{name}' is used in several places, and a change of the weight would edit all of them; "
+            "serve the edit with sealign serve"
+        )
+    return name, module
 
 
 def _holds_weight(module: nn.Module) -> bool:
