@@ -138,13 +138,13 @@ def test_gguf_files_are_not_replaced(linear: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("no_loading")
 def test_files_of_others_in_the_folder_of_a_run(model_folder: Path, linear: Path, rows: Path, tmp_path: Path) -> None:
-    for module in ("lm_eval", "optuna", "matplotlib"):
+    for module in ("lm_eval", "matplotlib"):
         pytest.importorskip(module)
     (tmp_path / "mine").mkdir()
-    for name in ("report.html", "trials.csv"):
+    for name in ("report.html", "evaluation"):
         (tmp_path / "mine" / name).write_text("mine")
     common = ("--tasks", "truthfulqa_mc1", "--output", tmp_path / "mine", "--overwrite")
     refused("evaluate", "--edit", linear, *common, words=("report.html' was not written by Sealign",))
     args = ("tune", "--model", model_folder, "--demonstrations", rows, *common)
-    refused(*args, words=("trials.csv' was not written by Sealign",))
-    assert listing(tmp_path / "mine") == ["report.html", "trials.csv"]
+    refused(*args, words=("evaluation' was not written by Sealign",))
+    assert listing(tmp_path / "mine") == ["evaluation", "report.html"]

@@ -117,7 +117,6 @@ def evaluate(
     from sealign.folders import check_unmarked
     from sealign.models.prompt_format import prompt_format_of
 
-
     check_unmarked(output_folder, [REPORT_NAME, TABLE_NAME, FIGURES_NAME], mark=RESULTS_NAME)
     if overwrite:
         say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
