@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sealign
 from sealign.export.gguf_file import open_gguf, value_of
+from sealign.models import loading
 from tests.cli import test_app as shared
 from tests.cli.test_app import listing, passed, refused, replaced, run
 from tests.export.made_edits import edit_of, random_edit
@@ -51,6 +54,31 @@ def test_export_and_verify(linear: Path, tmp_path: Path) -> None:
         assert agreement["largest"] < 1e-3
         assert agreement["same_tokens"] == 1.0
     assert "equal" in passed(*args)
+
+
+def test_a_lora_is_exported_without_loading_the_model(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless the checkpoint is not in safetensors, or the model is needed to measure a deviation."""
+    folder = tmp_path / "model"
+    shutil.copytree(sealign.Edit.from_pretrained(linear).base_model.id, folder)
+    loaded: list[object] = []
+    load = loading.load_model
+
+    def counting(*args: Any, **settings: Any) -> Any:
+        loaded.append(args)
+        return load(*args, **settings)
+
+    monkeypatch.setattr(loading, "load_model", counting)
+    args: tuple[object, ...] = ("export", "lora", "--edit", linear, "--model", folder, "--output")
+    passed(*args, tmp_path / "read")
+    assert loaded == []
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    passed(*args, tmp_path / "loaded")
+    assert len(loaded) == 1
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "read" / name).read_bytes() == (tmp_path / "loaded" / name).read_bytes()
 
 
 def test_a_deployment_that_differs_fails(linear: Path, model_folder: Path, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import sealign
 from sealign.errors import EditFileError, ExportError, FingerprintError
 from sealign.export.lora import export_lora
+from sealign.models.checkpoint_tensors import checkpoint_tensors
 from tests.export.made_edits import affine, edit_of, random_edit
 from tests.tiny_models import build_model, logits
 
@@ -173,6 +175,41 @@ def test_a_bias_that_the_edit_would_change(tokenizer: Any, tmp_path: Path) -> No
         model.transformer.h[3].mlp.c_proj.bias.add_(1.0)
     with pytest.raises(ExportError, match=r"the edit changes the bias of 'transformer.h.3.mlp.c_proj', which a LoRA"):
         export_lora(model, edit, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gpt2"])
+def test_the_edited_matrices_are_read_from_the_checkpoint(tokenizer: Any, tmp_path: Path, name: str) -> None:
+    """The same adapter as from the loaded model, to the byte, from no other tensors."""
+    model = build_model(name, vocab_size=len(tokenizer))
+    edit = random_edit(model, tokenizer)
+    model.save_pretrained(tmp_path / "base", max_shard_size="60KB")
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(model.config).eval()  # type: ignore[no-untyped-call]
+    checkpoint = checkpoint_tensors(tmp_path / "base", skeleton)
+    edited = {path: f"{path}.weight" for path in export_lora(model, edit, tmp_path / "loaded")}
+    biases = {f"{path}.bias" for path in edited}
+    kept = {key: stored for key, stored in checkpoint.tensors.items() if key in {*edited.values(), *biases}}
+    only = dataclasses.replace(checkpoint, tensors=kept)
+    export_lora(skeleton, edit, tmp_path / "read", checkpoint=only)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (tmp_path / "read" / file).read_bytes() == (tmp_path / "loaded" / file).read_bytes()
+
+
+def test_a_checkpoint_with_a_bias_that_the_edit_would_change(tokenizer: Any, tmp_path: Path) -> None:
+    model = build_model("gpt2", vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.transformer.h[3].mlp.c_proj.bias.add_(1.0)
+    model.save_pretrained(tmp_path / "base")
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(model.config).eval()  # type: ignore[no-untyped-call]
+    checkpoint = checkpoint_tensors(tmp_path / "base", skeleton)
+    with pytest.raises(ExportError, match=r"the edit changes the bias of 'transformer.h.3.mlp.c_proj', which a LoRA"):
+        export_lora(skeleton, random_edit(model, tokenizer), tmp_path / "adapter", checkpoint=checkpoint)
+
+
+def test_an_update_that_is_not_finite(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"'model.layers.1.mlp.down_proj' holds NaN or infinity in float32"):
+        export_lora(llama, random_edit(llama, tokenizer, strength=1e39), tmp_path / "adapter")
 
 
 def test_a_bias_where_the_edit_leaves_it_alone(tokenizer: Any, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def lora(
     """Export an edit as a LoRA adapter, which PEFT and servers load.
 
     The edit must act on the MLP or attention output, be of low rank, have no constant part, and not be rescaled (or
-    pass --approximate).
+    pass --approximate). Only the edited matrices are read from the checkpoint if it is in safetensors.
     """
     require_extra("peft", "peft")
     from sealign.export.lora import export_lora
@@ -69,10 +69,15 @@ def lora(
     loaded = load_single_edit(edit, strength=strength)
     check_exportable(loaded, approximate=approximate)
     check_output_folder(output_path, overwrite=overwrite, sources=[edit])
-    base, tokenizer = model.or_base_of(loaded).load()
-    deviation = _deviation(base, tokenizer, loaded, ignore_mismatch)
+    chosen = model.or_base_of(loaded)
+    deviation, checkpoint, base = None, None, None
+    if loaded.normalization == "none" and model.quantization is None:
+        base, checkpoint = chosen.open_checkpoint() or (None, None)
+    if base is None:
+        base, tokenizer = chosen.load()
+        deviation = _deviation(base, tokenizer, loaded, ignore_mismatch)
     settings: dict[str, Any] = {"approximate": approximate, "ignore_mismatch": ignore_mismatch, "overwrite": overwrite}
-    paths = export_lora(base, loaded, output_path, deviation=deviation, **settings)
+    paths = export_lora(base, loaded, output_path, checkpoint=checkpoint, deviation=deviation, **settings)
     _report("LoRA adapter", output_path, paths, deviation, json)
 
 

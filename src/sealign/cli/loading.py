@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from sealign.edits.intervention import Intervention
+    from sealign.models.checkpoint_tensors import CheckpointTensors
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,16 @@ class ModelOptions:
 
         with messages.status("Loading the model"):
             return loading.load_model(self.name or EMBEDDED, **self.arguments())
+
+    def open_checkpoint(self) -> tuple[PreTrainedModel, CheckpointTensors] | None:
+        """Return the model without weights and the tensors of its checkpoint, or None if it must be loaded."""
+        from sealign.models import loading
+        from sealign.models.embedded_model import EMBEDDED
+
+        with messages.status("Reading the checkpoint"):
+            return loading.open_checkpoint(
+                self.name or EMBEDDED, revision=self.revision, trust_remote_code=self.trust_remote_code
+            )
 
     def load_skeleton(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
         """Return the model without weights and its tokenizer."""

@@ -88,7 +88,9 @@ def file_names(reader: gguf.GGUFReader, model: nn.Module, names: Iterable[str]) 
         )
     table = gguf.get_tensor_name_map(known[architecture], text_config(model).num_hidden_layers)
     present = {tensor.name for tensor in reader.tensors}
-    found = {name: table.get_name(name, try_suffixes=(".weight", ".bias")) for name in names}
+    # llama.cpp's converter leaves out this part of the names in vision-language models.
+    plain = {name: name.replace("language_model.", "", 1) for name in names}
+    found = {name: table.get_name(text, try_suffixes=(".weight", ".bias")) for name, text in plain.items()}
     return {name: stored for name, stored in found.items() if stored in present}
 
 

@@ -16,7 +16,8 @@ from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
 from sealign.files import write_tensors
-from sealign.folders import new_folder
+from sealign.folders import check_folder, new_folder
+from sealign.models.checkpoint_tensors import CheckpointTensors
 from sealign.models.output_matrices import OutputMatrix, read_weight
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -43,6 +44,7 @@ def export_lora(
     edit: Edit,
     folder: str | Path,
     *,
+    checkpoint: CheckpointTensors | None = None,
     approximate: bool = False,
     deviation: Deviation | None = None,
     overwrite: bool = False,
@@ -54,10 +56,11 @@ def export_lora(
     layers get the same rank, padded with zeros, because servers require one; lora_alpha equals it, so the scale is 1.
 
     Args:
-        model: The base model, with its weights.
+        model: The base model, with its weights; without them, on the meta device, if a checkpoint is given.
         edit: An affine edit of low rank and without a constant part, of modules whose output is the output of a single
             matrix.
         folder: Folder to write.
+        checkpoint: Tensors of the base model, of which only those of the edited matrices are read.
         approximate: Whether to leave out the rescaling of a rescaled edit.
         deviation: Measured effect of leaving it out, to write beside the export.
         overwrite: Whether to replace an earlier export.
@@ -73,7 +76,8 @@ def export_lora(
     """
     from peft import LoraConfig
 
-    factors = lora_factors(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    check_folder(Path(folder), overwrite=overwrite)
+    factors = lora_factors(model, edit, checkpoint=checkpoint, approximate=approximate, ignore_mismatch=ignore_mismatch)
     matrices = [factor.matrix for factor in factors.values()]
     rank = next(iter(factors.values())).a.shape[0]
     tensors: dict[str, Tensor] = {}
@@ -100,24 +104,47 @@ def export_lora(
 
 
 def lora_factors(
-    model: nn.Module, edit: Edit, *, approximate: bool = False, ignore_mismatch: bool = False
+    model: nn.Module,
+    edit: Edit,
+    *,
+    checkpoint: CheckpointTensors | None = None,
+    approximate: bool = False,
+    ignore_mismatch: bool = False,
 ) -> dict[str, LoraFactors]:
     """Return the factors of each matrix that an edit changes, by path of the matrix, padded to a common rank.
 
     Args:
-        model, edit, approximate, ignore_mismatch: As for ``export_lora``.
+        model, edit, checkpoint, approximate, ignore_mismatch: As for ``export_lora``.
 
     Raises:
         ExportError, FingerprintError: As for ``export_lora``.
     """
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     for change in changes:
-        _check_low_rank(change)
+        _check_low_rank(change, _bias(change, checkpoint))
     rank = max(1, *(change.layer_edit.rank for change in changes))
-    return {change.matrix.path: _factors(change, rank) for change in changes}
+    return {change.matrix.path: _factors(change, _weight(change, checkpoint), rank) for change in changes}
 
 
-def _check_low_rank(change: MatrixChange) -> None:
+def _weight(change: MatrixChange, checkpoint: CheckpointTensors | None) -> Float[Tensor, "out in"]:
+    if checkpoint is None:
+        return read_weight(change.matrix)
+    stored = checkpoint.find(f"{change.matrix.path}.weight").read()
+    if not stored.is_floating_point() or stored.element_size() < 2:
+        raise ExportError(
+            f"the weight of '{change.matrix.path}' is stored as {stored.dtype}; export from the model before "
+            "quantisation"
+        )
+    return (stored.T if change.matrix.transposed else stored).float()
+
+
+def _bias(change: MatrixChange, checkpoint: CheckpointTensors | None) -> Float[Tensor, " out"] | None:
+    if checkpoint is None or change.bias is None:
+        return change.bias
+    return checkpoint.find(f"{change.matrix.path}.bias").read()
+
+
+def _check_low_rank(change: MatrixChange, bias: Tensor | None) -> None:
     path = change.matrix.path
     remedy = f"export a merged checkpoint, or {serve_or_attach(change.layer_edit)}"
     if change.strength and change.layer_edit.scale:
@@ -129,15 +156,21 @@ def _check_low_rank(change: MatrixChange) -> None:
             f"the edit adds a constant vector to the output of '{path}', which needs a bias, and a LoRA adapter has "
             f"none; {remedy}"
         )
-    bias = None if change.bias is None else change.bias.detach().double().cpu()
-    if bias is not None and not torch.equal(change.new_bias(bias), bias):
+    if bias is not None and not torch.equal(
+        change.new_bias(bias.detach().double().cpu()), bias.detach().double().cpu()
+    ):
         raise ExportError(f"the edit changes the bias of '{path}', which a LoRA adapter cannot do; {remedy}")
 
 
-def _factors(change: MatrixChange, rank: int) -> LoraFactors:
+def _factors(change: MatrixChange, weight: Float[Tensor, "out in"], rank: int) -> LoraFactors:
     left, right = change.layer_edit.left.double().cpu(), change.layer_edit.right.double().cpu()
-    a, b = right @ read_weight(change.matrix).double(), change.strength * left
+    a, b = right @ weight.double(), change.strength * left
     padding = rank - change.layer_edit.rank
     a = torch.nn.functional.pad(a, (0, 0, 0, padding))
     b = torch.nn.functional.pad(b, (0, padding))
-    return LoraFactors(change.matrix, a.float().contiguous(), b.float().contiguous())
+    a, b = a.float().contiguous(), b.float().contiguous()
+    if not bool(a.isfinite().all() and b.isfinite().all()):
+        raise ExportError(
+            f"the update of '{change.matrix.path}' holds NaN or infinity in float32; use a lower strength"
+        )
+    return LoraFactors(change.matrix, a, b)

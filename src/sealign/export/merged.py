@@ -20,11 +20,10 @@ from sealign.export.export_card import export_card
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
 from sealign.folders import MARK_NAME, check_folder, new_folder
+from sealign.models.checkpoint_tensors import INDEX_NAME, CheckpointTensors, checkpoint_tensors, weight_files
 from sealign.models.output_matrices import BIAS_SWITCHES
+from sealign.models.pretrained import auto_model
 from sealign.models.structure import text_config
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 _WRITTEN = (INDEX_NAME, "README.md", MARK_NAME, DEVIATION_NAME)
@@ -83,10 +82,10 @@ def export_merged(
     """
     source = Path(checkpoint)
     check_folder(Path(folder), overwrite=overwrite, sources=[source])
-    files = _weight_files(source)
     model = _structure(source)
+    stored, files = checkpoint_tensors(source, model), weight_files(source)
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
-    plan = _plan(source, model, changes, edit.site, set(_tensor_names(source, files)))
+    plan = _plan(source, model, changes, edit.site, stored)
     with new_folder(Path(folder), overwrite=overwrite, sources=[source]) as temporary:
         _copy_others(source, temporary)
         _write_config(source, temporary, plan)
@@ -100,48 +99,29 @@ def export_merged(
     return [*plan.changed, *plan.added]
 
 
-def _weight_files(source: Path) -> list[str]:
-    if (source / SINGLE_NAME).is_file():
-        return [SINGLE_NAME]
-    if (source / INDEX_NAME).is_file():
-        weight_map = json.loads((source / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-        return sorted(set(weight_map.values()))
-    raise ExportError(
-        f"'{source}' has no safetensors weights; save the model with save_pretrained and export from that folder"
-    )
-
-
-def _tensor_names(source: Path, files: Sequence[str]) -> list[str]:
-    from safetensors import safe_open
-
-    found: list[str] = []
-    for name in files:
-        with safe_open(source / name, framework="pt") as shard:
-            found += shard.keys()
-    return found
-
-
 def _structure(source: Path, **changes: Any) -> nn.Module:
     """Return the model on the meta device, with some values of its configuration changed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(source)
     for name, value in changes.items():
         setattr(config.get_text_config(decoder=True), name, value)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        model: nn.Module = auto_model(config).from_config(config)
     return model.eval()
 
 
-def _plan(source: Path, model: nn.Module, changes: Sequence[MatrixChange], site: str, stored: set[str]) -> _Plan:
+def _plan(
+    source: Path, model: nn.Module, changes: Sequence[MatrixChange], site: str, stored: CheckpointTensors
+) -> _Plan:
     changed: dict[str, Callable[[Tensor], Tensor]] = {}
     shifts: dict[str, Tensor] = {}
     for change in changes:
         path = change.matrix.path
         if change.changes_weight:
-            changed[_stored_name(f"{path}.weight", model, stored)] = partial(_new_weight, change)
+            changed[stored.find(f"{path}.weight").name] = partial(_new_weight, change)
         if change.bias is not None and (change.changes_weight or change.shift is not None):
-            changed[_stored_name(f"{path}.bias", model, stored)] = change.new_bias
+            changed[stored.find(f"{path}.bias").name] = change.new_bias
         elif change.shift is not None:
             shifts[f"{path}.bias"] = change.shift
     if not shifts:
@@ -159,24 +139,17 @@ def _plan(source: Path, model: nn.Module, changes: Sequence[MatrixChange], site:
             f"bias, and the configuration of this architecture cannot add one there; "
             f"{serve_or_attach(changes[0].layer_edit)}"
         )
-    return _Plan(changed, added, switch)
+    return _Plan(changed, {_bias_name(name, stored): tensor for name, tensor in added.items()}, switch)
+
+
+def _bias_name(name: str, stored: CheckpointTensors) -> str:
+    """Return the name of a new bias in the checkpoint, beside the weight that it belongs to."""
+    return stored.find(name.removesuffix("bias") + "weight").name.removesuffix("weight") + "bias"
 
 
 def _new_weight(change: MatrixChange, stored: Tensor) -> Tensor:
     """Return the new weight in the same orientation as the stored weight."""
     return change.new_weight(stored.T).T if change.matrix.transposed else change.new_weight(stored)
-
-
-def _stored_name(name: str, model: nn.Module, stored: set[str]) -> str:
-    """Return the name of a tensor in the checkpoint, where the prefix of the base model may be absent."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if candidate in stored:
-            return candidate
-    raise ExportError(
-        f"the checkpoint has no tensor '{name}', because it is quantised or stored in another layout; merge into the "
-        "original checkpoint"
-    )
 
 
 def _write_shard(source: Path, target: Path, plan: _Plan, *, last: bool) -> None:

@@ -11,9 +11,17 @@ import torch
 
 from sealign.errors import ModelError, first_sentence, suggestion
 from sealign.files import cache_dir
+from sealign.models.checkpoint_tensors import CheckpointTensors, checkpoint_tensors, weight_files
 from sealign.models.devices import SPLIT, choose_device, choose_dtype
 from sealign.models.embedded_model import EMBEDDED, convert_gguf, embedded_model
-from sealign.models.pretrained import ModelSource, gguf_source, loading_error, quiet_transformers, read_pretrained
+from sealign.models.pretrained import (
+    ModelSource,
+    auto_model,
+    gguf_source,
+    loading_error,
+    quiet_transformers,
+    read_pretrained,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -142,7 +150,7 @@ def load_skeleton(
         >>> model.device.type
         'meta'
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     on_cpu = device != SPLIT and choose_device(device).type == "cpu"
     chosen = choose_dtype(dtype)
@@ -155,7 +163,7 @@ def load_skeleton(
             if loaded == torch.float16 and chosen == "auto" and on_cpu:
                 loaded = torch.float32
             trusted = {"trust_remote_code": True} if trust_remote_code else {}
-            model = AutoModelForCausalLM.from_config(config, dtype=loaded, **trusted)  # type: ignore[no-untyped-call]
+            model = auto_model(config).from_config(config, dtype=loaded, **trusted)
     except Exception as error:  # transformers and the Hub client raise many unrelated types
         if source.on_hub:
             raise _loading_error(name, source, error) from error
@@ -167,6 +175,32 @@ def load_skeleton(
             return model, AutoTokenizer.from_pretrained(source.place, **arguments)
     except Exception:  # as above
         return model, None
+
+
+def open_checkpoint(
+    name: str = EMBEDDED, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, CheckpointTensors] | None:
+    """Return a model without weights, and the tensors of its checkpoint, which are read one at a time.
+
+    Args:
+        name: As for ``load_model``.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether to run Python code that comes with the checkpoint.
+
+    Returns:
+        The model on the meta device and its tensors; None if the checkpoint is a GGUF file, is quantised or is not in
+        safetensors, so that the model must be loaded.
+
+    Raises:
+        ModelError: The model is not found, or is no causal language model.
+    """
+    if locate_model(name).gguf_file is not None:
+        return None
+    model, _ = load_skeleton(name, revision=revision, trust_remote_code=trust_remote_code)
+    folder = checkpoint_folder(name, revision=revision)
+    if getattr(model.config, "quantization_config", None) is not None or not weight_files(folder):
+        return None
+    return model, checkpoint_tensors(folder, model)
 
 
 def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> Path:

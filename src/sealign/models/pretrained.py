@@ -55,6 +55,22 @@ def gguf_source(path: Path) -> ModelSource:
     return ModelSource(path.parent, path.name)
 
 
+def auto_model(config: Any) -> Any:
+    """Return the class of transformers that builds or loads a language model of a configuration.
+
+    It is ``AutoModelForCausalLM``, or ``AutoModelForImageTextToText`` for vision-language models that transformers does
+    not list under the former, such as Qwen2.5-VL.
+
+    Args:
+        config: Configuration of transformers.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    return AutoModelForCausalLM if known else AutoModelForImageTextToText
+
+
 def read_pretrained(
     name: str,
     source: ModelSource,
@@ -72,18 +88,19 @@ def read_pretrained(
         dtype: Type of the weights, or ``auto`` for the type that they are stored in.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether to run code from the checkpoint.
-        **options: Further arguments of ``AutoModelForCausalLM.from_pretrained``.
+        **options: Further arguments of ``from_pretrained``.
 
     Raises:
         ModelError: The checkpoint cannot be read, or lacks weights of the model.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     arguments = source.arguments(revision, trust_remote_code)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source.place, **arguments)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            config = AutoConfig.from_pretrained(source.place, **arguments)
+            loaded: Any = auto_model(config).from_pretrained(
                 source.place,
                 dtype=dtype,
                 output_loading_info=True,

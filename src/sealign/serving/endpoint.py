@@ -174,7 +174,8 @@ def adapter_key(edit: Edit, weights: Path) -> str:
 
 async def _export_adapter(folder: Path, model: str, adapter: Path) -> None:
     """Export an edit as a LoRA in a process of its own, so that the memory of the model is freed afterwards."""
-    command = ["-m", "sealign", "export", "lora", "--edit", str(folder), "--model", model, "--output", str(adapter)]
+    command = ["-m", "sealign", "export", "lora", "--edit", str(folder), "--model", model]
+    command += ["--output", str(adapter), "--device", "cpu"]  # the memory of the device is the engine's
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
