@@ -17,7 +17,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-from filelock import FileLock
 from hypothesis import settings
 
 import tests.shapes
@@ -27,7 +26,6 @@ tests.shapes.install()
 import torch  # noqa: E402
 
 import sealign  # noqa: E402
-from sealign.files import cache_dir  # noqa: E402
 from sealign.models.embedded_model import embedded_model  # noqa: E402
 from tests.tiny_models import build_model, save_stand_in  # noqa: E402
 
@@ -41,9 +39,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Convert the embedded model in one worker while the others wait, rather than in each of them."""
     if "PYTEST_XDIST_WORKER" in os.environ and session.items:
-        cache_dir().mkdir(parents=True, exist_ok=True)
-        with FileLock(cache_dir() / "tests.lock"):
-            embedded_model()
+        embedded_model()
 
 
 def our_hooks(model: Any) -> int:

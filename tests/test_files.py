@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import Timeout
 
 from sealign.errors import EditFileError
 from sealign.files import (
     check_file,
+    hold_lock,
     locate_folder,
     read_tensors,
     tensors_hash,
@@ -75,6 +77,18 @@ def test_an_existing_file_is_replaced_only_if_asked(tmp_path: Path) -> None:
         check_file(path.parent, overwrite=True)
     with pytest.raises(EditFileError, match=r"a.gguf' is a file, but '.*/b' needs a folder there"):
         check_file(path / "b")
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with hold_lock(path):
+        with pytest.raises(Timeout), hold_lock(path, timeout=0):
+            pass
+        assert path.exists()
+    assert not path.exists()
+    with pytest.raises(RuntimeError, match="stop"), hold_lock(path, timeout=0):
+        raise RuntimeError("stop")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["base", "symbolic", "hard"])

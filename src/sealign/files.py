@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -71,6 +71,27 @@ def new_file(path: Path, *, private: bool = False) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_lock(path: Path, *, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock until the block ends; no other process or thread holds it at the same time.
+
+    Args:
+        path: File of the lock, in an existing folder; it exists only as long as the lock is held.
+        timeout: Number of seconds to wait; without end if it is negative.
+
+    Raises:
+        filelock.Timeout: Another process or thread still holds the lock.
+    """
+    from filelock import FileLock
+
+    with FileLock(path, timeout=timeout):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # where a file in use cannot be removed
+                path.unlink()  # those who wait for it notice, and take a new one
 
 
 def write_bytes(path: Path, data: bytes, *, private: bool = False) -> None:

@@ -17,7 +17,7 @@ from sealign.models import embedded_model
 from sealign.reproduce import embedded_demo as demo
 from sealign.reproduce.embedded_demo import DEMO_BEHAVIOURS, BehaviourResult, run_demo
 from tests.cli import test_app as shared
-from tests.cli.test_app import listing, passed, printed_python, program, refused, table_rows
+from tests.cli.test_app import listing, passed, printed_python, program, refused, replaced, table_rows
 
 cache = shared.cache
 model_folder = shared.model_folder
@@ -117,7 +117,7 @@ def test_tables_and_json_hold_the_same_figures(
 def test_options(calls: list[dict[str, Any]], model_folder: Path, tmp_path: Path) -> None:
     args = ("demo", "--model", model_folder, "--output", tmp_path / "edits", "--json")
     passed(*args, "--behaviours", "truthfulness")
-    passed(*args, "--strength", 0.5, "--seed", 3)
+    replaced(*args, "--strength", 0.5, "--seed", 3)
     assert [(call["behaviour"], call["strength"], call["seed"]) for call in calls] == [
         ("truthfulness", None, 0),
         ("positivity", 0.5, 3),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import sealign
 from sealign.errors import ExportError, FingerprintError
 from sealign.export.merged import export_merged
+from sealign.models.checkpoint_tensors import CheckpointTensors
 from tests.export.made_edits import random_edit
 from tests.tiny_models import build_model, logits
 
@@ -111,6 +113,19 @@ def test_edits_of_every_affine_method(
     if edit.rank == 0:  # a pure shift leaves the weights alone
         assert all(key.endswith("bias") for key in changed)
     _check(model, edit, tokenizer, tmp_path / "merged")
+
+
+def test_what_is_not_the_hooks_is_not_written(tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change in the weight of another layer, as after a mistake in a name."""
+    model = build_model("llama", vocab_size=len(tokenizer))
+    source, edit = _save(model, tokenizer, tmp_path / "base"), random_edit(model, tokenizer)
+    find = CheckpointTensors.find
+    monkeypatch.setattr(CheckpointTensors, "find", lambda self, name: find(self, name.replace("layers.3", "layers.2")))
+    with pytest.raises(ExportError, match=r"the merged checkpoint changes logits by .* from those of the hooks"):
+        export_merged(source, edit, tmp_path / "merged")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base"]
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
+    export_merged(source, edit, tmp_path / "unchecked")
 
 
 @pytest.mark.parametrize("site", ["mlp", "attention"])

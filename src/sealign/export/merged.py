@@ -17,6 +17,7 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.deviation import DEVIATION_NAME, Deviation
 from sealign.export.export_card import export_card
+from sealign.export.hook_check import check_checkpoint
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
 from sealign.export.requirements import serve_or_attach
 from sealign.folders import MARK_NAME, check_folder, new_folder
@@ -59,7 +60,8 @@ def export_merged(
     See ``MatrixChange`` for the formulas. If the edit needs a bias that the checkpoint lacks, and the architecture has
     a configuration option that enables such biases, the option is set and all other new biases are zero. New values are
     computed in float64 and written in the stored data type. Files are processed one at a time, so peak memory is
-    about the size of the largest file.
+    about the size of the largest file. Where free memory can hold the model twice, the result is compared with the
+    hooks on two tokens before it takes its place.
 
     Args:
         checkpoint: Folder of the base model, with safetensors files.
@@ -74,8 +76,8 @@ def export_merged(
         Names of the tensors that are changed or added.
 
     Raises:
-        ExportError: The edit cannot be merged, the checkpoint is quantised or not safetensors, or a new weight is not
-            finite. Nothing is written.
+        ExportError: The edit cannot be merged, the checkpoint is quantised or not safetensors, a new weight is not
+            finite, or the result does not compute what the hooks compute. Nothing is written.
         FingerprintError: The model is not the one that the edit was fitted on.
         EditFileError: The folder is that of the base model, holds an earlier export and ``overwrite`` is False, or
             holds something else.
@@ -93,6 +95,7 @@ def export_merged(
             _write_shard(source / name, temporary / name, plan, last=number == len(files) - 1)
         if len(files) > 1:
             _write_index(source, temporary, plan, files[-1])
+        check_checkpoint(source, temporary, edit)
         export_card(edit, "Merged checkpoint", approximate=approximate).save(temporary / "README.md")
         if deviation is not None:
             deviation.save(temporary)

@@ -7,17 +7,17 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sealign.files import new_file, read_tensors, write_tensors
+from sealign.files import hold_lock, new_file, read_tensors, write_tensors
 from sealign.fitting.mapped_tensors import map_tensors
 from sealign.models.weights import weights_digest
 
@@ -132,16 +132,11 @@ def _claim_folder(parent: Path, name: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     saved = sorted(path.name for path in parent.glob(f"{name}-*") if path.is_dir())
     for candidate in itertools.chain(saved, (f"{name}-{number}" for number in itertools.count())):
-        lock = FileLock(parent / f"{candidate}.lock")
+        stack = ExitStack()
         try:
-            lock.acquire(timeout=0)
+            stack.enter_context(hold_lock(parent / f"{candidate}.lock", timeout=0))
         except Timeout:
             continue
-        try:
+        with stack:
             yield parent / candidate
-        finally:
-            if not (parent / candidate).is_dir():
-                with suppress(OSError):  # where a file in use cannot be removed
-                    Path(lock.lock_file).unlink()  # a run that waits for it notices, and takes a new one
-            lock.release()
         return

@@ -7,10 +7,9 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 
 from sealign.errors import ModelError, first_sentence
-from sealign.files import cache_dir
+from sealign.files import cache_dir, hold_lock
 from sealign.folders import new_folder
 from sealign.models.pretrained import gguf_source, quiet_transformers, read_pretrained
 
@@ -62,7 +61,7 @@ def convert_gguf(source: Path, parent: Path) -> Path:
     if (folder / "config.json").is_file():
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):  # other processes wait for the first
+    with hold_lock(parent / f"{folder.name}.lock"):  # other processes wait for the first
         if not (folder / "config.json").is_file():
             _convert(source, folder)
     return folder
