@@ -65,7 +65,7 @@ def test_one_rank_for_all_layers_and_the_record(llama: Any, tokenizer: Any, tmp_
     export_lora(llama, edit, tmp_path / "adapter")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["r"] == config["lora_alpha"] == 5
-    assert config["target_modules"] == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
+    assert sorted(config["target_modules"]) == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
     assert config["layers_to_transform"] is None
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert {tuple(t.shape) for n, t in tensors.items() if "lora_A" in n} == {(5, 80)}
@@ -191,8 +191,11 @@ def test_the_edited_matrices_are_read_from_the_checkpoint(tokenizer: Any, tmp_pa
     kept = {key: stored for key, stored in checkpoint.tensors.items() if key in {*edited.values(), *biases}}
     only = dataclasses.replace(checkpoint, tensors=kept)
     export_lora(skeleton, edit, tmp_path / "read", checkpoint=only)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        assert (tmp_path / "read" / file).read_bytes() == (tmp_path / "loaded" / file).read_bytes()
+    read, loaded = tmp_path / "read", tmp_path / "loaded"
+    assert (read / "adapter_model.safetensors").read_bytes() == (loaded / "adapter_model.safetensors").read_bytes()
+    one, two = (json.loads((each / "adapter_config.json").read_text()) for each in (read, loaded))
+    assert sorted(one.pop("target_modules")) == sorted(two.pop("target_modules")) == sorted(edited)
+    assert one == two
 
 
 def test_a_checkpoint_with_a_bias_that_the_edit_would_change(tokenizer: Any, tmp_path: Path) -> None:
@@ -208,8 +211,12 @@ def test_a_checkpoint_with_a_bias_that_the_edit_would_change(tokenizer: Any, tmp
 
 
 def test_an_update_that_is_not_finite(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    llama.save_pretrained(tmp_path / "base")
+    with torch.device("meta"):
+        skeleton: Any = AutoModelForCausalLM.from_config(llama.config).eval()  # type: ignore[no-untyped-call]
+    checkpoint, edit = checkpoint_tensors(tmp_path / "base", skeleton), random_edit(llama, tokenizer, strength=1e39)
     with pytest.raises(ExportError, match=r"'model.layers.1.mlp.down_proj' holds NaN or infinity in float32"):
-        export_lora(llama, random_edit(llama, tokenizer, strength=1e39), tmp_path / "adapter")
+        export_lora(skeleton, edit, tmp_path / "adapter", checkpoint=checkpoint)
 
 
 def test_a_bias_where_the_edit_leaves_it_alone(tokenizer: Any, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tests.tiny_models import _GATED, logits
 
 peft = pytest.importorskip("peft")
 
-TEXT = _GATED | {"vocab_size": 400, "head_dim": 12}
+TEXT: dict[str, Any] = _GATED | {"vocab_size": 400, "head_dim": 12}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 QWEN_VISION = {"depth": 4, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 48}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
@@ -102,7 +102,7 @@ def test_names_in_gguf_files(prefix: str, tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     model = transformers.AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-        transformers.Gemma3TextConfig(vocab_size=50, **{**_GATED, "head_dim": 12})
+        transformers.Gemma3TextConfig(**TEXT)
     )
     name = f"{prefix}layers.2.mlp.down_proj.weight"
     assert file_names(open_gguf(tmp_path / "base.gguf"), model, [name]) == {name: "blk.2.ffn_down.weight"}

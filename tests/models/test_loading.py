@@ -80,7 +80,7 @@ def test_types_and_devices_of_torch(folder: Path) -> None:
 
 
 def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     model, _ = sealign.load_model(str(folder), device="cpu", attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
@@ -90,6 +90,13 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
     def spy(_place: Any, **arguments: Any) -> Any:
         given.update(arguments)
         return read(folder, dtype=torch.float32, output_loading_info=True)
+
+    configurations: list[dict[str, Any]] = []
+    read_configuration = AutoConfig.from_pretrained
+
+    def spy_configuration(_place: Any, **arguments: Any) -> Any:
+        configurations.append(arguments)
+        return read_configuration(folder)
 
     tokenizers: list[dict[str, Any]] = []
     read_tokenizer = AutoTokenizer.from_pretrained
@@ -101,13 +108,15 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", spy_tokenizer)
     quantisation = object()
-    sealign.load_model(
-        "owner/name", device="cpu", revision="v2", trust_remote_code=True, quantization_config=quantisation
-    )
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoConfig, "from_pretrained", spy_configuration)
+        sealign.load_model(
+            "owner/name", device="cpu", revision="v2", trust_remote_code=True, quantization_config=quantisation
+        )
     assert given["quantization_config"] is quantisation
     assert given["device_map"] == {"": torch.device("cpu")}  # quantised weights are loaded in place
     assert (given["revision"], given["trust_remote_code"]) == ("v2", True)
-    assert tokenizers == [{"revision": "v2", "trust_remote_code": True}]
+    assert tokenizers == configurations == [{"revision": "v2", "trust_remote_code": True}]
     given.clear()
     sealign.load_model(str(folder), device="cpu", revision="v2")
     assert given.keys() == {"dtype", "output_loading_info", "ignore_mismatched_sizes"}

@@ -78,8 +78,8 @@ def test_an_output_that_is_changed_after_the_matrix_is_not_its_output(
     assert not mlp.down_proj._forward_hooks
 
 
-EXPERTS = _GATED | {"num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0}
-MIXTURES = {
+EXPERTS: dict[str, Any] = _GATED | {"num_local_experts": 2, "num_experts_per_tok": 1, "pad_token_id": 0}
+MIXTURES: dict[str, dict[str, Any]] = {
     # Adds the routed experts to the output of the shared one in place.
     "Llama4TextConfig": EXPERTS | {"head_dim": 12, "intermediate_size_mlp": 80, "attention_chunk_size": 64},
     "GraniteMoeConfig": EXPERTS | {"num_experts_per_tok": 2, "num_local_experts": 3},

@@ -93,14 +93,16 @@ def read_pretrained(
     Raises:
         ModelError: The checkpoint cannot be read, or lacks weights of the model.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     arguments = source.arguments(revision, trust_remote_code)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source.place, **arguments)
-            config = AutoConfig.from_pretrained(source.place, **arguments)
-            loaded: Any = auto_model(config).from_pretrained(
+            chosen: Any = AutoModelForCausalLM
+            if source.gguf_file is None:  # reading the configuration of a GGUF file takes seconds
+                chosen = auto_model(AutoConfig.from_pretrained(source.place, **arguments))
+            loaded: Any = chosen.from_pretrained(
                 source.place,
                 dtype=dtype,
                 output_loading_info=True,
