@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sealign.cli import options
 from sealign.cli.app import ORDER, app, messages, output
 from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.errors import SettingError
+from sealign.errors import SealignWarning, SettingError
 from sealign.methods import edit_sources
 from sealign.methods.registry import METHODS
 from tests.tiny_models import build_model
@@ -368,6 +369,16 @@ def test_errors_are_told_in_one_sentence(
     result = failing(error)
     assert isinstance(result.exception, SystemExit)
     assert_told(result.exit_code, result.stdout, result.stderr, *words)
+
+
+@pytest.mark.filterwarnings("always::sealign.errors.SealignWarning")
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def warn(*_: object) -> Any:
+        warnings.warn("mind the [gap]; " * 20, SealignWarning, stacklevel=2)
+        raise SettingError("wrong")
+
+    monkeypatch.setattr(edit_sources, "load_edit_source", warn)
+    assert run("inspect", "--edit", "x").stderr == "warning: " + "mind the [gap]; " * 20 + "\nerror: wrong\n"
 
 
 def test_faults_of_our_own_are_not_hidden(failing: Callable[[BaseException], Any]) -> None:

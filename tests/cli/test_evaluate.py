@@ -13,7 +13,7 @@ from sealign.cli.app import output
 from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from tests.cli import test_app as shared
-from tests.cli.test_app import passed, refused, table_rows
+from tests.cli.test_app import passed, refused, run, table_rows
 from tests.evaluation.planted import planted_demonstrations, planted_model
 from tests.evaluation_data import HARNESS_WARNINGS, planted_results, write_rows, write_truthfulqa
 
@@ -87,6 +87,30 @@ def test_compare(evaluated: tuple[Path, list[object]], tmp_path: Path) -> None:
     refused("compare", folder, tmp_path / "nothing", words=("there are no results at", "nothing'"))
     planted_results().save(tmp_path)
     refused("compare", folder, tmp_path, words=("item 0 of task 'truthfulqa_mc2' differs between the evaluations",))
+
+
+def test_comparing_an_evaluation_with_itself_says_so(tmp_path: Path) -> None:
+    for name, gain in (("first", 0.05), ("copy", 0.05), ("other", 0.04)):
+        (tmp_path / name).mkdir()
+        planted_results(gain).save(tmp_path / name)
+    for folder in ("first", "copy"):
+        result = run("compare", tmp_path / "first", tmp_path / folder)
+        assert (result.exit_code, result.stderr.count("\n")) == (0, 1)
+        assert "A and B hold the same results" in result.stderr
+    passed("compare", tmp_path / "first", tmp_path / "other")
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    results = planted_results(0.05)
+    results.tasks["truthfulqa_mc2"].metrics["mc2"].arms["mild"].numerators[7] = None
+    results.damage["mild"].divergence[0] = None
+    results.save(tmp_path)
+    (tmp_path / "finite").mkdir()
+    planted_results(0.05).save(tmp_path / "finite")
+    data = json.loads(passed("compare", tmp_path / "finite", tmp_path, "--json"), parse_constant=pytest.fail)
+    row = next(row for row in data[1]["rows"] if row["metric"] == "mc2")
+    assert (row["edited"], row["difference"], row["broken"]) == (None, None, 1)
+    assert "not finite in 1 item" in passed("compare", tmp_path / "finite", tmp_path)
 
 
 def test_the_base_model_alone(model_folder: Path, local: Path, tmp_path: Path) -> None:

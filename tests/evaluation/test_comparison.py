@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,13 +31,13 @@ def test_rows_are_the_statistics_of_their_arms() -> None:
     (report,) = report_edits(results, seed=3)
     rows = {row.name: row for row in report.rows}
     metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
-    base, edited = (np.array(metric.arms[arm].numerators) for arm in ("base", "mild"))
-    random = np.mean([metric.arms[f"mild random {n}"].numerators for n in (0, 1)], axis=0)
+    base, edited = (metric.item_scores(arm).numerators for arm in ("base", "mild"))
+    random = np.mean([metric.item_scores(f"mild random {n}").numerators for n in (0, 1)], axis=0)
     mc2 = rows["truthfulqa_mc2 mc2"]
     assert mc2.difference == paired_difference(base, edited, seed=3)
     assert mc2.random == paired_difference(base, random, seed=3)
     assert mc2.over_random == paired_difference(random, edited, seed=3)
-    assert mc2.reversed == paired_difference(base, metric.arms["mild reversed"].numerators, seed=3)
+    assert mc2.reversed == paired_difference(base, metric.item_scores("mild reversed").numerators, seed=3)
     bias = results.tasks["bbq"].metrics["bias"]
     pairs = [(bias.arms[arm].numerators, bias.arms[arm].denominators) for arm in ("base", "mild")]
     groups = results.tasks["bbq"].groups
@@ -131,3 +132,47 @@ def test_evaluations_of_other_tasks_or_data_are_refused() -> None:
         match="item 2 of task 'bbq' differs between the evaluations .*'who was it, 2.*'something else'",
     ):
         compare_results(first, second)
+
+
+def test_scores_that_are_not_finite() -> None:
+    results = planted_results(0.05)
+    metrics = results.tasks["truthfulqa_mc2"].metrics["mc2"], results.tasks["bbq"].metrics["bias"]
+    for metric in metrics:
+        metric.arms["mild"].numerators[3:5] = [None, None]
+    (report,) = report_edits(results)
+    rows = {row.name: row for row in report.rows}
+    for name in ("truthfulqa_mc2 mc2", "bbq bias"):
+        row = rows[name]
+        assert (row.difference, row.over_random, row.broken, row.missing) == (None, None, 2, "not finite in 2 items")
+        assert np.isnan(row.edited)
+        assert row.random is not None
+    assert rows["bbq acc/Religion"].missing == "too few items for an interval"
+    assert report.verdict.word == "broken"
+    assert report.verdict.sentence == "Broken: NaN or infinite numbers in truthfulqa_mc2 mc2 and bbq bias."
+    base, edited = compare_results(planted_results(0.05), results)
+    assert [row.broken for row in base.rows] == [0] * len(base.rows)
+    assert [row.broken for row in edited.rows if row.headline] == [2, 0, 2]
+
+
+def test_a_random_control_that_is_not_finite_is_left_out() -> None:
+    results = planted_results(0.05)
+    arms = results.tasks["truthfulqa_mc2"].metrics["mc2"].arms
+    arms["mild random 0"].numerators[:] = [None] * 80
+    (report,) = report_edits(results)
+    row = report.headlines[0]
+    assert row.random == paired_difference(arms["base"].numerators, arms["mild random 1"].numerators)  # type: ignore[arg-type]
+    assert report.verdict.word == "helps"
+    arms["mild random 1"].numerators[0] = None
+    (report,) = report_edits(results)
+    assert report.headlines[0].random is None
+    assert "has no random control" in report.verdict.sentence
+
+
+@pytest.mark.parametrize("kind", ["damage", "domain_damage"])
+def test_a_loss_that_is_not_finite_is_broken(kind: str) -> None:
+    results = planted_results(0.05)
+    records = {name: dataclasses.replace(record, edited=list(record.edited)) for name, record in results.damage.items()}
+    records["mild"].edited[1] = None
+    changed: dict[str, Any] = {kind: records}
+    (report,) = report_edits(dataclasses.replace(results, **changed))
+    assert report.verdict.word == "broken"

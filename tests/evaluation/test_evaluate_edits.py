@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ import pytest
 pytest.importorskip("lm_eval")
 
 import sealign
-from sealign.errors import ResultsFileError, SettingError
+from sealign.errors import FingerprintError, ResultsFileError, SettingError
+from sealign.evaluation import evaluate_edits
+from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.damage import measure_damage
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.judge import NOT_JUDGED
 from sealign.evaluation.results import Results
+from sealign.versions import library_versions
 from tests.conftest import our_hooks
+from tests.evaluation.test_scoring import forward_calls
 from tests.evaluation_data import HARNESS_WARNINGS, write_controls, write_truthfulqa
 from tests.tiny_models import build_model
 
@@ -143,6 +148,56 @@ def test_an_interrupted_run_continues(
     assert after_kill > 0
     assert passes[0] == 0  # a finished evaluation is read, not run
     assert _without_times(resumed) == _without_times(whole) == _without_times(again)
+
+
+def test_scores_of_other_versions_are_not_continued(
+    llama: Any, tokenizer: Any, config: EvaluationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.replace(tasks=["truthfulqa_mc1"])
+    journal = tmp_path / "journal"
+    evaluate(llama, tokenizer, {}, config=config, output=tmp_path / "old", journal=journal)
+    before = {file.name for file in journal.iterdir()}
+    versions = library_versions("lm_eval") | {"torch": "1.0"}
+    monkeypatch.setattr(evaluate_edits, "library_versions", lambda *_: versions)
+    with forward_calls(llama) as calls:
+        evaluate(llama, tokenizer, {}, config=config, output=tmp_path / "new", journal=journal)
+    assert calls
+    assert before < {file.name for file in journal.iterdir()}
+
+
+def test_an_edit_that_gives_nan_is_broken(
+    llama: Any, tokenizer: Any, small_edit: sealign.Edit, demonstrations: Any, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    config = config.replace(
+        demonstrations=demonstrations, prompt_format=sealign.PromptFormat("plain"), control_seeds=()
+    )
+    beyond = small_edit.with_strength(3.4e38)  # some products are infinite in float32
+    results = evaluate(llama, tokenizer, {"mad": beyond}, config=config, output=tmp_path)
+    data = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    assert data["tasks"]["truthfulqa_mc1"]["metrics"]["acc"]["arms"]["mad"]["numerators"] == [None] * 10
+    for file in (tmp_path / "journal").iterdir():
+        for line in file.read_text().splitlines():
+            json.loads(line, parse_constant=pytest.fail)
+    (report,) = report_edits(Results.load(tmp_path))
+    assert report.verdict.word == "broken"
+    names = ["truthfulqa_mc1 acc", "truthfulqa_mc2 mc2", "truthfulqa_mc2 mc3", "preference preference_margin"]
+    assert all(name in report.verdict.sentence for name in [*names, "the loss on neutral text"])
+    assert {row.missing for row in report.headlines if row.task != "preference"} == {"not finite in 10 items"}
+    again = evaluate(llama, tokenizer, {"mad": beyond}, config=config, output=tmp_path)
+    assert again.tasks == results.tasks
+
+
+def test_an_edit_of_another_model_is_accepted_to_the_last_step(
+    tokenizer: Any, small_edit: sealign.Edit, demonstrations: Any, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    wider = build_model("llama", vocab_size=len(tokenizer), intermediate_size=96)
+    config = config.replace(demonstrations=demonstrations, prompt_format=sealign.PromptFormat("plain"))
+    with pytest.raises(FingerprintError):
+        evaluate(wider, tokenizer, {"mild": small_edit}, config=config, output=tmp_path / "a")
+    results = evaluate(
+        wider, tokenizer, {"mild": small_edit}, config=config, output=tmp_path / "b", ignore_mismatch=True
+    )
+    assert {"mild", "mild random 0", "mild reversed"} <= set(results.damage) & set(results.domain_damage)
 
 
 def test_other_settings_do_not_replace_results(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 pytest.importorskip("lm_eval")
 
 import sealign
-from tests.tiny_models import build_model
+from sealign.errors import SealignWarning, SettingError
+from tests.tiny_models import OTHER_CONFIGS, build_model
 
 pytestmark = [
     pytest.mark.slow,
@@ -111,6 +113,9 @@ def test_the_common_prefix_of_prompts_runs_once_for_generation(
     def run() -> tuple[list[str], int]:
         tokens: list[int] = []
         ours = _sealign_model(llama, tokenizer, edit=fitted)
+        # The first wide batch is compared with one that shares nothing.
+        longer = [(request.args[0] + " Again and again.", request.args[1]) for request in requests]
+        ours.generate_until(_instances("generate_until", longer))
         hook = llama.model.register_forward_pre_hook(
             lambda _module, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
         )
@@ -174,3 +179,123 @@ def test_from_the_harness_entry_points(tokenizer: Any, small_edit: sealign.Edit,
     recorded = json.loads(written.read_text())
     assert recorded["results"]["sealign_mini"]["sample_len"] == 2
     assert recorded["config"]["sealign_edit_hash"] == small_edit.hash
+
+
+def _instances(kind: str, rows: list[Any]) -> list[Any]:
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, row, index) for index, row in enumerate(rows)]
+
+
+def test_each_repeat_of_a_sampled_request_has_its_own_sample(llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+    """The harness repeats the same instance."""
+    sampled = {"until": ["\n\n"], "do_sample": True, "temperature": 1.0, "max_gen_toks": 6}
+    requests = _instances("generate_until", [(CONTEXTS[0], sampled)]) * 5
+    path = tmp_path / "answers.jsonl"
+    texts = _sealign_model(llama, tokenizer, journal=path).generate_until(requests)
+    assert len(set(texts)) == 5
+    assert _sealign_model(llama, tokenizer, journal=path).generate_until(requests) == texts
+
+
+def test_the_batch_size_is_detected(llama: Any, tokenizer: Any, harness_model: Any) -> None:
+    from sealign.evaluation.harness import SealignLM
+
+    ours = SealignLM(llama, tokenizer=tokenizer, batch_size="auto", max_batch_size=2)
+    assert ours.generate_until([]) == []
+    _close(ours.loglikelihood(_requests()), harness_model.loglikelihood(_requests()))
+    expected = harness_model.generate_until(_requests("generate_until"))
+    assert ours.generate_until(_requests("generate_until")) == expected
+    assert ours.batch_size == 2
+
+
+def test_an_answer_longer_than_the_context_is_refused(llama: Any, tokenizer: Any) -> None:
+    ours = _sealign_model(llama, tokenizer, max_length=16)
+    requests = _instances("loglikelihood", [("The clerk", " asks"), ("The clerk", " asks for a form and" * 6)])
+    with pytest.raises(
+        SettingError, match=r"the answer ' asks for a form.* is \d\d tokens long, .* model is 16 tokens"
+    ):
+        ours.loglikelihood(requests)
+
+
+def test_long_contexts_lose_their_beginning_as_in_the_harness(llama: Any, tokenizer: Any) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    requests = _instances("loglikelihood", [(BEGINNING * 2, " the baker"), (BEGINNING, " rises in the night")])
+    theirs = HFLM(pretrained=llama, tokenizer=tokenizer, batch_size=1, max_length=16)
+    _close(_sealign_model(llama, tokenizer, max_length=16).loglikelihood(requests), theirs.loglikelihood(requests))
+
+
+class TestExpectationsOfTheHarness:
+    """What the harness's own tests of a model ask of it, against its own Hugging Face model."""
+
+    def test_log_likelihoods_of_odd_requests(self, llama: Any, tokenizer: Any, harness_model: Any) -> None:
+        tokenizer_ours = _sealign_model(llama, tokenizer)
+        rows = [("", "The clerk"), ("Ask ", "the clerk"), ("Ask", " the"), ("", "the"), ("Ask", " the")]
+        requests = _instances("loglikelihood", rows)
+        _close(tokenizer_ours.loglikelihood(requests), harness_model.loglikelihood(requests))
+
+    def test_rolling_log_likelihoods(self, llama: Any, tokenizer: Any) -> None:
+        from lm_eval.models.huggingface import HFLM
+
+        requests = _instances("loglikelihood_rolling", [(BEGINNING * 3,), ("The clerk",), (BEGINNING,)])
+        theirs = HFLM(pretrained=llama, tokenizer=tokenizer, batch_size=1, max_length=24)
+        expected = theirs.loglikelihood_rolling(requests, disable_tqdm=True)
+        found = _sealign_model(llama, tokenizer, max_length=24).loglikelihood_rolling(requests)
+        assert found == pytest.approx(expected, abs=2e-3)
+
+    def test_generation_in_batches_of_one_kind(self, llama: Any, tokenizer: Any, harness_model: Any) -> None:
+        kinds = [{"until": ["."], "max_gen_toks": 5}, {"until": ["e"], "max_gen_toks": 7}]
+        requests = _instances("generate_until", [(text, kinds[n % 2]) for n, text in enumerate(CONTEXTS * 2)])
+        expected = harness_model.generate_until(requests, disable_tqdm=True)
+        assert _sealign_model(llama, tokenizer).generate_until(requests) == expected
+
+    def test_tokens_and_plain_generation(self, llama: Any, tokenizer: Any, harness_model: Any) -> None:
+        ours = _sealign_model(llama, tokenizer)
+        assert ours.tok_encode("foo bar") == harness_model.tok_encode("foo bar")
+        assert ours.tok_decode(ours.tok_encode("foo bar")) == "foo bar"
+        context, _ = ours.tok_batch_encode(["foo bar", "bar"])
+        assert context.tolist() == harness_model.tok_batch_encode(["foo bar", "bar"])[0].tolist()
+        context, mask = ours.tok_batch_encode(["foo bar"])
+        for given in ({}, {"attention_mask": mask}):
+            texts = [lm._model_generate(context, max_length=10, stop=["\n\n"], **given) for lm in (ours, harness_model)]
+            assert torch.equal(*texts)
+
+    def test_the_cache_of_the_harness(self, llama: Any, tokenizer: Any, tmp_path: Path) -> None:
+        from lm_eval.api.model import CachingLM
+
+        ours = _sealign_model(llama, tokenizer, preamble="Once. ")
+        cached = CachingLM(ours, str(tmp_path / "cache.db"))
+        first = cached.loglikelihood(_requests()), cached.generate_until(_requests("generate_until"))
+        calls: list[int] = []
+        hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
+        again = cached.loglikelihood(_requests()), cached.generate_until(_requests("generate_until"))
+        hook.remove()
+        cached.dbdict.close()
+        assert again == first
+        assert calls == []
+
+
+@pytest.mark.parametrize("name", OTHER_CONFIGS)
+def test_other_architectures(name: str, tokenizer: Any) -> None:
+    """One at a time, as packing, batches and shared prefixes may be wrong there."""
+    from lm_eval.models.huggingface import HFLM
+
+    from sealign.evaluation.harness import SealignLM
+
+    model = build_model(name, vocab_size=len(tokenizer))
+    scored = [(BEGINNING + context, text) for context in CONTEXTS for text in CONTINUATIONS]
+    written = [
+        (BEGINNING + text, {"until": ["."], "max_gen_toks": 6}) for text in ("Who?", "The baker and the clerk " * 3)
+    ]
+    ours = SealignLM(model, tokenizer=tokenizer, batch_size=2)
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+    requests = _instances("loglikelihood", scored)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", SealignWarning)
+        _close(ours.loglikelihood(requests), theirs.loglikelihood(requests, disable_tqdm=True))
+        requests = _instances("generate_until", written)
+        assert ours.generate_until(requests) == theirs.generate_until(requests, disable_tqdm=True)
+    sentences = [str(found.message) for found in said if found.category is SealignWarning]
+    reasons = ["packed scores of GPTNeo", "a shared prefix changes the next token of GPTNeo"]
+    for reason in reasons:
+        assert sum(reason in sentence for sentence in sentences) == (name == "gpt_neo")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,18 @@ def test_an_unfinished_line_is_ignored(tmp_path: Path, cut: int) -> None:
     assert after.get("first") == 1
     assert after.get("third") == 3
     assert ("second" * 5 in after) == (cut == 1)  # only the line's end was lost
+
+
+def test_numbers_that_json_does_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "scores.jsonl"
+    nan, below = float("nan"), float("-inf")
+    Journal(path).put({"scores": [[below, False], (nan, True)], "score": below, "text": "nan"})
+    for line in path.read_text().splitlines():
+        json.loads(line, parse_constant=pytest.fail)
+    again = Journal(path)
+    assert float(again.get("score")) == below
+    (first, greedy), (second, _) = again.get("scores")
+    assert (float(first), greedy, str(float(second))) == (below, False, "nan")
 
 
 def test_without_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

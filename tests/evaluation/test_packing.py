@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import sealign
+from sealign.errors import SealignWarning
 from sealign.evaluation.packing import packs
 from tests.evaluation.test_scoring import forward_calls, make_requests
 from tests.tiny_models import CONFIGS, build_model
@@ -22,7 +23,7 @@ def test_ordinary_decoders_are_packed(name: str, tiny_model: Callable[[str], Any
 
 def test_a_model_whose_packed_scores_are_wrong_is_refused_and_said_once(tokenizer: Any) -> None:
     model = build_model("gpt_neo", vocab_size=len(tokenizer))
-    with pytest.warns(UserWarning, match=r"GPTNeoForCausalLM differ from plain ones by .* nats, more than 0.001"):
+    with pytest.warns(SealignWarning, match=r"GPTNeoForCausalLM differ from plain ones by .* nats, more than 0.001"):
         assert not packs(model, make_requests(21), 64)
     assert not packs(model, make_requests(0), 64)  # and without a word
 
@@ -30,7 +31,7 @@ def test_a_model_whose_packed_scores_are_wrong_is_refused_and_said_once(tokenize
 def test_rows_shorter_than_the_window_do_not_vouch_for_longer_ones(tokenizer: Any) -> None:
     model = build_model("gpt_neo", vocab_size=len(tokenizer))
     assert packs(model, make_requests(0), 8)
-    with pytest.warns(UserWarning, match="differ"):
+    with pytest.warns(SealignWarning, match="differ"):
         assert not packs(model, make_requests(21, count=30), 128)
 
 
@@ -42,7 +43,7 @@ def test_a_packed_row_that_raises_is_refused_with_its_reason(tokenizer: Any) -> 
             raise RuntimeError("this kernel takes no mask. More words.")
 
     model.register_forward_pre_hook(refuse, with_kwargs=True)
-    with pytest.warns(UserWarning, match=r"cannot be computed \(this kernel takes no mask\); scoring without packing"):
+    with pytest.warns(SealignWarning, match=r"cannot be computed \(this kernel takes no mask\); scoring"):
         assert not packs(model, make_requests(21), 64)
 
 
@@ -50,7 +51,7 @@ def test_a_hook_that_mixes_tokens_is_found(tokenizer: Any) -> None:
     model, requests = build_model("llama", vocab_size=len(tokenizer)), make_requests(0)
     assert packs(model, requests, 64)
     handle = model.model.layers[1].mlp.register_forward_hook(lambda _m, _i, out: out + 3 * out.cumsum(1) / 40)
-    with pytest.warns(UserWarning, match="differ"):
+    with pytest.warns(SealignWarning, match="differ"):
         assert not packs(model, requests, 64)
     handle.remove()
 

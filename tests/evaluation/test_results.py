@@ -11,7 +11,8 @@ import pytest
 
 from sealign.errors import ResultsFileError
 from sealign.evaluation.damage import Damage
-from sealign.evaluation.results import DamageRecord, Results
+from sealign.evaluation.item_scores import ItemScores
+from sealign.evaluation.results import DamageRecord, Results, Scores
 from tests.evaluation_data import planted_results
 
 
@@ -29,9 +30,9 @@ def test_values_and_arms() -> None:
     assert results.controls("mild", "random") == ["mild random 0", "mild random 1"]
     assert results.controls("mild", "reversed") == ["mild reversed"]
     bias = results.tasks["bbq"].metrics["bias"]
-    above, below = bias.arms["mild"].numerators, bias.arms["mild"].denominators
-    assert below is not None
-    assert bias.value("mild") == pytest.approx(2 * sum(above) / sum(below) - 1)
+    scores = bias.item_scores("mild")
+    assert scores.denominators is not None
+    assert bias.value("mild") == pytest.approx(2 * sum(scores.numerators) / sum(scores.denominators) - 1)
 
 
 def test_damage_is_restored_from_its_record() -> None:
@@ -82,6 +83,21 @@ def test_missing_and_truncated_files_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:1000])
     with pytest.raises(ResultsFileError, match="is not JSON"):
         Results.load(tmp_path)
+
+
+def test_scores_that_are_not_finite_are_null(tmp_path: Path) -> None:
+    scores = ItemScores(np.arange(3), np.array([0.5, np.nan, -np.inf]))
+    damage = Damage(*np.array([[3.0, 4.0], [1.0, 2.0], [np.inf, 2.5], [np.nan, 0.1]]))
+    results = planted_results()
+    results.tasks["bbq"].metrics["bias"].arms["mild"] = Scores.of(scores)
+    results.damage["mild"] = DamageRecord.of(damage)
+    path = results.save(tmp_path)
+    data = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert data["tasks"]["bbq"]["metrics"]["bias"]["arms"]["mild"]["numerators"] == [0.5, None, None]
+    assert data["damage"]["mild"]["edited"] == [None, 2.5]
+    loaded = Results.load(tmp_path)
+    assert loaded == results
+    assert str(loaded.damage["mild"].damage.edited_loss) == str(loaded.damage["mild"].damage.perplexity_ratio) == "nan"
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

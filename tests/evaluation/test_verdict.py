@@ -99,3 +99,18 @@ def test_a_planted_gain_is_found() -> None:
     first, second, third = (paired_difference(*pair) for pair in ((base, edited), (base, random), (random, edited)))
     assert judge_effects([Effect("acc", first, second, third)], 0.0).word == "helps"
     assert judge_effects([Effect("acc", first, first, paired_difference(edited, edited))], 0.0).word != "helps"
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), float("-inf")])
+def test_damage_that_is_not_finite_is_broken(damage: float) -> None:
+    verdict = judge_effects([GAIN, LOSS], damage)
+    assert (verdict.word, verdict.sentence) == (
+        "broken",
+        "Broken: NaN or infinite numbers in the loss on neutral text.",
+    )
+
+
+def test_scores_that_are_not_finite_are_broken_whatever_else() -> None:
+    for effects in ([], [GAIN], [LOSS]):
+        verdict = judge_effects(effects, 0.2, broken=["mc2", "acc"])
+        assert (verdict.word, verdict.sentence) == ("broken", "Broken: NaN or infinite numbers in mc2 and acc.")

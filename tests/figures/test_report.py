@@ -88,7 +88,7 @@ def test_items_that_changed_most_both_ways(results: Results) -> None:
     assert [change.change for change in changes] == [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
     metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
     change = changed_items(results, report, mc2, count=1)[0]
-    gains = [b - a for a, b in zip(metric.arms["base"].numerators, metric.arms["mild"].numerators, strict=True)]
+    gains = (metric.item_scores("mild").numerators - metric.item_scores("base").numerators).tolist()
     assert change.change == max(gains)
     item = gains.index(max(gains))
     assert change.question == f"question {item}"
@@ -123,6 +123,22 @@ def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
     assert f"{tasks['truthfulqa_mc2'].metrics['mc2'].value('base'):.3f}" in page
 
 
+def test_scores_and_losses_that_are_not_finite(tmp_path: Path) -> None:
+    broken = planted_results(0.05)
+    broken.tasks["truthfulqa_mc2"].metrics["mc2"].arms["mild"].numerators[3] = None
+    broken.damage["mild"].edited[0] = None
+    write_report(broken, report_edits(broken), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "Broken: NaN or infinite numbers in truthfulqa_mc2 mc2 and the loss on neutral text." in page
+    assert "not finite in 1 item<" in page
+    assert "<td>not finite</td>" in page
+    assert ">nan" not in page
+    assert ">+nan" not in page
+    with (tmp_path / "table.csv").open() as file:
+        row = next(csv.DictReader(file))
+    assert (row["metric"], row["edited"], row["difference"]) == ("mc2", "", "")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Debian's Chromium, driven by Playwright."""
@@ -139,7 +155,7 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [360, 1100])
+@pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_a_browser(browser: Any, folder: Path, width: int, scheme: str) -> None:
     context = browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme, offline=True)
@@ -151,6 +167,7 @@ def test_in_a_browser(browser: Any, folder: Path, width: int, scheme: str) -> No
     assert page.title() == "Sealign evaluation: tiny <model>"
     # Nothing is wider than the screen: tables scroll within themselves.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("[...document.querySelectorAll('#table .metrics')].every(e => e.scrollWidth <= e.clientWidth)")
     loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
     assert len(loaded) == 3
     assert all(loaded)

@@ -31,6 +31,7 @@ messages = Console(stderr=True, highlight=False)
 """Console of progress and errors: standard error."""
 
 
+_show_other_warning = warnings.showwarning
 _RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -83,7 +84,9 @@ class _Group(PlainGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return super().invoke(ctx)
         except SealignError as error:
             _fail(str(error))
         except KeyboardInterrupt:
@@ -97,6 +100,14 @@ class _Group(PlainGroup):
             if error.errno == errno.EPIPE:
                 raise
             _fail(_describe(error))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
+    """Print a warning of ours as one line, without the line of code."""
+    if issubclass(category, SealignWarning):
+        messages.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
+    else:
+        _show_other_warning(message, category, *place, **settings)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

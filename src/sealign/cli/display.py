@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,12 +36,21 @@ def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
 
 
 def print_json(data: Any) -> None:
-    """Print data as JSON on standard output; a dataclass as an object of its fields."""
+    """Print data as JSON on standard output: a dataclass as an object of its fields, NaN and infinity as null."""
     import json
 
     if dataclasses.is_dataclass(data) and not isinstance(data, type):
         data = dataclasses.asdict(data)
-    output.out(json.dumps(data, indent=2, allow_nan=False), highlight=False)
+    output.out(json.dumps(_finite(data), indent=2, allow_nan=False), highlight=False)
+
+
+def _finite(data: Any) -> Any:
+    """Return data with None for numbers that JSON does not have."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_record(edit: Intervention) -> None:

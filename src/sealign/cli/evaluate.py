@@ -212,7 +212,10 @@ def compare(
     from sealign.evaluation.comparison import compare_results
     from sealign.evaluation.results import Results
 
-    comparisons = compare_results(Results.load(first), Results.load(second), seed=seed)
+    ours, theirs = Results.load(first), Results.load(second)
+    if ours == theirs:
+        messages.print("[yellow]note:[/] A and B hold the same results, so that every difference is 0.")
+    comparisons = compare_results(ours, theirs, seed=seed)
     if json:
         print_json(comparisons_as_data(comparisons))
         return

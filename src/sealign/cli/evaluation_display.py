@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sealign.evaluation.results import Results
     from sealign.evaluation.statistics import Difference
 
-_STYLES = {"helps": "bold green", "no evidence": "bold", "harms": "bold red"}
+_STYLES = {"helps": "bold green", "no evidence": "bold", "harms": "bold red", "broken": "bold red"}
 
 
 def print_evaluation(results: Results, reports: Sequence[EditReport]) -> None:
@@ -56,7 +56,7 @@ def _headline_table(results: Results, reports: Sequence[EditReport]) -> Table:
 def _add_metric(table: Table, row: Row) -> None:
     """Add the base model's score, and below it the edit and its controls."""
     if row.difference is None:
-        table.add_row(row.name, _number(row.base), "", "too few items")
+        table.add_row(row.name, _number(row.base), "", row.missing)
         table.add_row("  edited", _number(row.edited))
         return
     seen = row.difference.smallest_detectable
@@ -117,9 +117,15 @@ def comparison_tables(comparisons: Sequence[Comparison], first: str, second: str
             table.add_column(name, justify="right", no_wrap=True)
         for row in comparison.rows:
             d = row.difference
-            if row.headline and d is not None:
-                figures = (f"{row.base:.3f}", f"{row.edited:.3f}", f"{d.difference:+.3f}", _interval(d))
-                table.add_row(row.name, str(d.items), *figures, _number(row.adjusted_p))
+            if not row.headline:
+                continue
+            values = (_number(row.base), _number(row.edited))
+            if d is None:
+                table.add_row(row.name, "", *values, "", row.missing)
+            else:
+                table.add_row(
+                    row.name, str(d.items), *values, f"{d.difference:+.3f}", _interval(d), _number(row.adjusted_p)
+                )
         table.caption = "p: after Holm's correction."
         table.caption_justify = "left"
         tables.append(table)
@@ -134,7 +140,7 @@ def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str
             {
                 "name": report.edit,
                 "verdict": dataclasses.asdict(report.verdict),
-                "rows": [_row_data(row) for row in report.rows],
+                "rows": [dataclasses.asdict(row) for row in report.rows],
                 "damage": {
                     arm: {
                         "base_loss": damage.base_loss,
@@ -150,7 +156,7 @@ def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str
             for report in reports
         ],
         "base": {
-            name: {metric: _finite(scores.value("base")) for metric, scores in task.metrics.items()}
+            name: {metric: scores.value("base") for metric, scores in task.metrics.items()}
             for name, task in results.tasks.items()
         },
         "notes": {name: task.notes for name, task in results.tasks.items() if task.notes},
@@ -159,16 +165,7 @@ def reports_as_data(results: Results, reports: Sequence[EditReport]) -> dict[str
 
 def comparisons_as_data(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Return comparisons as JSON data."""
-    return [{"a": c.first, "b": c.second, "rows": [_row_data(row) for row in c.rows]} for c in comparisons]
-
-
-def _row_data(row: Row) -> dict[str, Any]:
-    data = dataclasses.asdict(row)
-    return data | {"base": _finite(row.base), "edited": _finite(row.edited)}
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
+    return [{"a": c.first, "b": c.second, "rows": [dataclasses.asdict(row) for row in c.rows]} for c in comparisons]
 
 
 def _number(value: float | None) -> str:

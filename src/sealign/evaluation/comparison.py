@@ -24,14 +24,16 @@ class Row:
         metric: Name of the metric; the name of a subgroup is ``metric/subgroup``.
         headline: Whether the verdict depends on the metric.
         aim: Which values are good.
-        base: Value of the base model; NaN if the denominators of a ratio sum to 0.
+        base: Value of the base model; NaN if the denominators of a ratio sum to 0, or if a score is not finite.
         edited: Value of the edited model, likewise.
-        difference: From the base model to the edited model; None if there are too few items for an interval.
+        difference: From the base model to the edited model; None if there are too few items for an interval, or if a
+            score is not finite.
         adjusted_p: P-value after Holm's correction over the headline metrics of the run; for a subgroup, over the
             subgroups of its metric. None for other metrics, and without a difference.
         random: Difference from the base model to the mean of the random controls; None if there are none.
         over_random: Difference from that mean to the edited model, likewise.
         reversed: Difference from the base model to the reversed edit, likewise.
+        broken: Number of items whose score, of the base model or the edited model, is NaN or infinite.
     """
 
     task: str
@@ -45,6 +47,14 @@ class Row:
     random: Difference | None = None
     over_random: Difference | None = None
     reversed: Difference | None = None
+    broken: int = 0
+
+    @property
+    def missing(self) -> str:
+        """Why there is no difference."""
+        if not self.broken:
+            return "too few items for an interval"
+        return f"not finite in {self.broken} item{'' if self.broken == 1 else 's'}"
 
     @property
     def name(self) -> str:
@@ -102,7 +112,10 @@ def _report(results: Results, edit: str, max_damage: float, seed: int) -> EditRe
         for row in rows
         if row.headline and row.difference is not None
     ]
-    verdict = judge_effects(effects, damage[edit].loss_increase, max_damage=max_damage)
+    broken = [row.name for row in rows if row.headline and row.broken]
+    if edit in domain_damage and not np.isfinite(domain_damage[edit].loss_increase):
+        broken.append("the loss on the model's own answers")
+    verdict = judge_effects(effects, damage[edit].loss_increase, max_damage=max_damage, broken=broken)
     return EditReport(edit, rows, damage, domain_damage, verdict)
 
 
@@ -119,14 +132,21 @@ def _row(results: Results, edit: str, task_name: str, task: Task, name: str, met
         base=base.value,
         edited=edited.value,
         difference=compare(base, edited),
+        broken=broken_items(base, edited),
     )
-    random = results.controls(edit, "random")
+    random = [metric.item_scores(arm) for arm in results.controls(edit, "random")]
+    random = [scores for scores in random if scores.finite.all()]
     if random:
-        mean = mean_scores([metric.item_scores(arm) for arm in random])
+        mean = mean_scores(random)
         row = replace(row, random=compare(base, mean), over_random=compare(mean, edited))
     for arm in results.controls(edit, "reversed"):
         row = replace(row, reversed=compare(base, metric.item_scores(arm)))
     return row
+
+
+def broken_items(*arms: ItemScores) -> int:
+    """Return the number of items whose score is not finite in one of several arms."""
+    return int((~np.all([scores.finite for scores in arms], axis=0)).sum())
 
 
 def item_groups(task: Task, scores: ItemScores) -> list[str] | None:
@@ -147,7 +167,7 @@ def mean_scores(arms: Sequence[ItemScores]) -> ItemScores:
 def difference_of(
     first: ItemScores, second: ItemScores, *, groups: Sequence[str] | None = None, seed: int = 0
 ) -> Difference | None:
-    """Return the paired difference of two arms of a metric, or None if there are too few items for an interval.
+    """Return the paired difference of two arms, or None if there are too few items or a score is not finite.
 
     Args:
         first, second: Scores of the two arms over the same items.
@@ -258,6 +278,7 @@ def _rows(first: Results, second: Results, task: str, ours: str, theirs: str, se
                 base=before.value,
                 edited=after.value,
                 difference=difference,
+                broken=broken_items(before, after),
             )
         )
     return rows

@@ -59,7 +59,8 @@ class Damage:
     @property
     def perplexity_ratio(self) -> float:
         """Edited perplexity divided by base perplexity, exp(loss increase); 1 means no damage."""
-        return float(np.exp(self.loss_increase))
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.loss_increase))
 
     @property
     def mean_divergence(self) -> float:
@@ -227,7 +228,7 @@ def measure_passages(
             if key not in journal:
                 journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer), ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
-                rows[index] += measured
+                rows[index] += [[float(value) for value in text] for text in measured]
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
     return [Damage(*of_edit) for of_edit in columns]
 

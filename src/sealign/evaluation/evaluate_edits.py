@@ -86,7 +86,9 @@ def evaluate(
     if not overwrite:
         _check_output(folder, settings, [arm.record.hash for arm in arms.values()])
     kept = folder / "journal" if journal is None else Path(journal)
-    digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash)
+    versions = library_versions("lm_eval", "datasets", "scipy", "numpy")
+    # Other versions may compute other scores, so they do not continue a journal.
+    digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash, versions)
     tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
     measured = Journal(kept / f"{digest}-damage.jsonl")
     neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
@@ -100,7 +102,7 @@ def evaluate(
         command=command,
         settings=settings,
         model=record,
-        versions=library_versions("lm_eval", "datasets", "scipy", "numpy"),
+        versions=versions,
         arms={name: arm.record for name, arm in arms.items()},
         tasks=tasks,
         damage=damage,
@@ -152,7 +154,8 @@ def _score_arms(
             finally:
                 lm.close()
     if JUDGED_TASK in tasks:
-        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, kept, track)
+        judged = kept / f"{Journal.key(config.judge and config.judge.name, digest)}-judge.jsonl"
+        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, Journal(judged), track)
     return tasks
 
 
@@ -236,17 +239,15 @@ def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headli
             offset=values.offset,
             headline=headline,
         )
-    below = None if values.denominators is None else values.denominators.tolist()
-    task.metrics[metric].arms[arm] = Scores(values.numerators.tolist(), below)
+    task.metrics[metric].arms[arm] = Scores.of(values)
 
 
-def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, kept: Path, track: Track) -> Task:
+def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, journal: Journal, track: Track) -> Task:
     """Return the task with the judgements of its answers as headline metrics, or with a note that there are none."""
     if judge is None:
         return dataclasses.replace(task, notes=[*task.notes, NOT_JUDGED])
     for metric in task.metrics:
         task.metrics[metric] = dataclasses.replace(task.metrics[metric], headline=False)
-    journal = Journal(kept / f"{Journal.key(judge.name)}-judge.jsonl")
     for arm, answers in task.answers.items():
         judged = judge_answers(judge, docs, answers, journal=journal, track=track)
         for metric, values in judged.items():

@@ -9,6 +9,8 @@ command line as
 from __future__ import annotations
 
 import dataclasses
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
 from sealign.edits.provenance import warn_of_other_tokenizer
 from sealign.edits.strength import check_strength
-from sealign.errors import SettingError
+from sealign.errors import SealignWarning, SettingError
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.packed_scoring import can_be_packed, layer_kinds
+from sealign.evaluation.packing import tolerance
 from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import load_edit
 from sealign.models.loading import load_model
@@ -85,6 +88,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         self._shares_prefix = _can_share_prefix(pretrained, loaded)
         self._before = preamble + (loaded.prefix if loaded is not None else "")
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size if self._causal else 1, **kwargs)
+        self._proved_width = 0
         self._journal = Journal(journal)
         self._track = track
         self._handle: EditHandle | None = None
@@ -130,6 +134,8 @@ class SealignLM(HFLM):  # type: ignore[misc]
         """Return log-likelihoods; only ``track`` shows progress."""
         asked = [self._prefixed(request) for request in requests]
         scores: list[tuple[float, bool]] = super().loglikelihood(asked, disable_tqdm=True)
+        for request, score in zip(requests, scores, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, score)
         return scores
 
     def _prefixed(self, request: Instance) -> Instance:
@@ -180,21 +186,54 @@ class SealignLM(HFLM):  # type: ignore[misc]
         requests: list[Instance],
         disable_tqdm: bool = False,  # noqa: ARG002
     ) -> list[str]:
-        """Return greedy or sampled completions; the longest prompts run first."""
+        """Return greedy or sampled completions; the longest prompts run first.
+
+        A request that is repeated is answered anew each time, since its samples differ.
+        """
         requests = [self._prefixed(request) for request in requests]
-        keys = [Journal.key("generate", *request.args) for request in requests]
+        seen: Counter[str] = Counter()
+        keys = []
+        for request in requests:
+            key = Journal.key("generate", *request.args)
+            keys.append(f"{key}-{seen[key]}" if seen[key] else key)
+            seen[key] += 1
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
         items = sorted(missing.items(), key=lambda item: len(item[1].args[0]), reverse=True)
-        size = int(self.batch_size)
+        if items and self.batch_size == "auto":
+            self.batch_size_per_gpu = self._detect_batch_size()
+        size = int(self.batch_size) if items else 1
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         for batch in self._track(batches, "Generating", len(batches)):
             texts = super().generate_until([request for _, request in batch], disable_tqdm=True)
             self._journal.put(dict(zip([key for key, _ in batch], texts, strict=True)))
         return [str(self._journal.get(key)) for key in keys]
 
+    def _share(self, ids: Any, mask: Any) -> Any:
+        """Run the common prefix of a batch once; see ``share_prefix``. None if that is not possible, or not right.
+
+        A batch that is padded and wider than any before is first compared, by the next token after its shortest and
+        longest row: layers that mask by distance in the row would count the padding.
+        """
+        lengths = mask.sum(1)
+        if ids.shape[1] > self._proved_width and lengths.min() < lengths.max():
+            pair = lengths.argsort()[[0, -1]]
+            gap = _gap_of_sharing(self.model, ids[pair], mask[pair])
+            if not gap <= tolerance(self.model.dtype):
+                self._shares_prefix = False
+                warnings.warn(
+                    f"a shared prefix changes the next token of {type(self.model).__name__} by {gap:.2g} nats; "
+                    "generating without it, slower",
+                    SealignWarning,
+                    stacklevel=2,
+                )
+                return None
+            self._proved_width = ids.shape[1]
+        return share_prefix(self.model, ids, mask)
+
     def _model_generate(self, context: Any, *args: Any, **kwargs: Any) -> Any:
         if self._causal:
-            shared = share_prefix(self.model, context, kwargs["attention_mask"]) if self._shares_prefix else None
+            mask = kwargs.get("attention_mask")
+            shared = self._share(context, mask) if self._shares_prefix and mask is not None else None
             if shared is not None:
                 context, kwargs["attention_mask"], kwargs["past_key_values"] = shared
             return super()._model_generate(context, *args, **kwargs)
@@ -215,6 +254,24 @@ def _can_share_prefix(model: Any, edit: Intervention | None) -> bool:
     if edit is not None and edit.has_own_cache:
         return False
     return can_be_packed(model) and layer_kinds(model) == {"full_attention"}
+
+
+def _gap_of_sharing(model: Any, ids: Any, mask: Any) -> float:
+    """Return the mean difference of log p(next token) over the vocabulary that a shared prefix makes in two rows."""
+    shared = share_prefix(model, ids, mask)
+    if shared is None:
+        return 0.0
+    tokens, seen, cache = shared
+    start = cache.get_seq_length()
+
+    def next_token(ids: Any, seen: Any, **kwargs: Any) -> Any:
+        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        output = model(input_ids=ids, attention_mask=seen, position_ids=positions, logits_to_keep=1, **kwargs)
+        return torch.log_softmax(output.logits[:, -1].float(), dim=-1)
+
+    apart = next_token(ids, mask, use_cache=False)
+    together = next_token(tokens[:, start:], seen, use_cache=True, past_key_values=cache)
+    return float((together - apart).abs().mean())
 
 
 if __name__ == "__main__":

@@ -40,8 +40,15 @@ class ItemScores:
     offset: float = 0.0
 
     @property
+    def finite(self) -> NDArray[np.bool_]:
+        """Whether the score of each item is a finite number, (items,)."""
+        return np.isfinite(self.numerators + (0.0 if self.denominators is None else self.denominators))
+
+    @property
     def value(self) -> float:
-        """The metric over all items; NaN if the denominators of a ratio sum to 0."""
+        """The metric over all items; NaN if the denominators of a ratio sum to 0, or if a score is not finite."""
+        if not self.finite.all():
+            return float("nan")
         if self.denominators is None:
             return float(self.numerators.mean())
         total = self.denominators.sum()
@@ -70,9 +77,22 @@ def item_scores(
     """
     ordered = sorted(samples, key=lambda sample: int(sample["doc_id"]))
     own = {"truthfulqa_mc2": _truthfulqa_mc2, "bbq": _bbq, "crows_pairs_english": _crows_pairs}
-    if task in own:
-        return own[task](ordered)
-    return _plain(ordered, higher_is_better or {})
+    found = own[task](ordered) if task in own else _plain(ordered, higher_is_better or {})
+    return {name: _mark_broken(scores, ordered) for name, scores in found.items()}
+
+
+def _mark_broken(scores: ItemScores, samples: Sequence[Sample]) -> ItemScores:
+    """Return scores with NaN for items with a log-likelihood of NaN, in which the harness still finds a choice."""
+    broken = [int(s["doc_id"]) for s in samples if any(_is_nan(reply) for reply in s["filtered_resps"])]
+    if not broken:
+        return scores
+    return replace(scores, numerators=np.where(np.isin(scores.items, broken), np.nan, scores.numerators))
+
+
+def _is_nan(reply: Any) -> bool:
+    """Return whether a reply of the harness's model is a log-likelihood, or a pair that begins with one, of NaN."""
+    number = reply[0] if isinstance(reply, tuple | list) and reply else reply
+    return isinstance(number, float) and number != number
 
 
 def join_scores(parts: Sequence[ItemScores]) -> ItemScores:

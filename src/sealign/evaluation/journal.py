@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +49,7 @@ class Journal:
         return len(self._results)
 
     def get(self, key: str) -> Any:
-        """Return the result of a key.
+        """Return the result of a key; a number that is not finite, as ``nan``, ``inf`` or ``-inf``, may be its text.
 
         Raises:
             KeyError: The journal has no result of this key.
@@ -57,6 +58,7 @@ class Journal:
 
     def put(self, results: Mapping[str, Any]) -> None:
         """Save results by key; they are on disk when this returns."""
+        results = {key: _as_json(value) for key, value in results.items()}
         self._results |= results
         if self._path is None:
             return
@@ -64,7 +66,9 @@ class Journal:
         # A last line that an earlier run left unfinished must not merge with the first line of this one.
         torn = self._path.is_file() and self._path.stat().st_size > 0 and not self._ends_with_newline()
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(("\n" if torn else "") + "".join(f"{json.dumps(item)}\n" for item in results.items()))
+            file.write(
+                ("\n" if torn else "") + "".join(f"{json.dumps(item, allow_nan=False)}\n" for item in results.items())
+            )
             file.flush()
             os.fsync(file.fileno())
 
@@ -73,3 +77,10 @@ class Journal:
         with self._path.open("rb") as file:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
+
+
+def _as_json(value: Any) -> Any:
+    """Return a result with numbers that JSON does not have, NaN and infinity, as texts that ``float`` reads."""
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

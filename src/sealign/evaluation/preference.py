@@ -86,10 +86,10 @@ def preference_metrics(log_probabilities: npt.ArrayLike, tokens: npt.ArrayLike) 
     """
     logs, lengths = (np.asarray(column, dtype=np.float64) for column in (log_probabilities, tokens))
     total, mean = (column[0::2] - column[1::2] for column in (logs, logs / lengths))
-    items = np.arange(len(total))
+    items, correct = np.arange(len(total)), np.where(mean == 0, 0.5, mean > 0)
     return {
         "preference_margin": ItemScores(items, mean),
-        "preference_accuracy": ItemScores(items, np.where(mean == 0, 0.5, mean > 0).astype(np.float64)),
+        "preference_accuracy": ItemScores(items, np.where(np.isnan(mean), np.nan, correct)),
         "preference_margin_total": ItemScores(items, total),
     }
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sealign.edits.record import ModelRecord
 from sealign.errors import ResultsFileError
@@ -25,6 +26,11 @@ BASE = "base"
 """Name of the arm of the base model."""
 
 ArmKind = Literal["base", "edit", "random", "reversed"]
+
+
+def finite_or_none(values: NDArray[np.float64]) -> list[float | None]:
+    """Return numbers as a list that JSON can hold, with None for those that are NaN or infinite."""
+    return [float(value) if np.isfinite(value) else None for value in values]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +71,19 @@ class Scores:
     """Scores of one metric in one arm.
 
     Attributes:
-        numerators: Score of each item, or numerator of a ratio.
+        numerators: Score of each item, or numerator of a ratio; None if it is NaN or infinite.
         denominators: Denominator of each item if the metric is a ratio, else None.
     """
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
-    numerators: list[float]
+    numerators: list[float | None]
     denominators: list[float] | None
+
+    @classmethod
+    def of(cls, scores: ItemScores) -> Scores:
+        """Return the record of the scores of an arm."""
+        below = None if scores.denominators is None else scores.denominators.tolist()
+        return cls(finite_or_none(scores.numerators), below)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +115,8 @@ class Metric:
         """Return the scores of one arm."""
         scores = self.arms[arm]
         below = None if scores.denominators is None else np.array(scores.denominators)
-        return ItemScores(np.array(self.items), np.array(scores.numerators), below, self.aim, self.scale, self.offset)
+        above = np.array(scores.numerators, dtype=np.float64)  # None becomes NaN
+        return ItemScores(np.array(self.items), above, below, self.aim, self.scale, self.offset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +143,25 @@ class Task:
 
 @dataclass(frozen=True)
 class DamageRecord:
-    """Damage of one arm, text by text; see ``Damage``."""
+    """Damage of one arm, text by text; see ``Damage``. None stands for NaN and infinity."""
 
     __pydantic_config__: ClassVar[Any] = RECORD_CONFIG
     tokens: list[float]
-    base: list[float]
-    edited: list[float]
-    divergence: list[float]
+    base: list[float | None]
+    edited: list[float | None]
+    divergence: list[float | None]
 
     @classmethod
     def of(cls, damage: Damage) -> DamageRecord:
         """Return the record of a damage."""
-        return cls(*(column.tolist() for column in (damage.tokens, damage.base, damage.edited, damage.divergence)))
+        columns = (damage.base, damage.edited, damage.divergence)
+        return cls(damage.tokens.tolist(), *(finite_or_none(column) for column in columns))
 
     @property
     def damage(self) -> Damage:
         """The damage as arrays."""
-        return Damage(*(np.array(column) for column in (self.tokens, self.base, self.edited, self.divergence)))
+        columns = (self.tokens, self.base, self.edited, self.divergence)
+        return Damage(*(np.array(column, dtype=np.float64) for column in columns))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
-"""The verdict on an edit: helps, no evidence, or harms, and at what damage."""
+"""The verdict on an edit: helps, no evidence, harms or broken, and at what damage."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -52,26 +53,29 @@ class Verdict:
     """The verdict on an edit.
 
     Attributes:
-        word: ``helps``, ``no evidence`` or ``harms``.
+        word: ``helps``, ``no evidence``, ``harms`` or ``broken``, from the best to the worst.
         sentence: The word with its reasons.
     """
 
-    word: Literal["helps", "no evidence", "harms"]
+    word: Literal["helps", "no evidence", "harms", "broken"]
     sentence: str
 
 
-def judge_effects(effects: Sequence[Effect], damage: float, *, max_damage: float = MAX_DAMAGE) -> Verdict:
+def judge_effects(
+    effects: Sequence[Effect], damage: float, *, max_damage: float = MAX_DAMAGE, broken: Sequence[str] = ()
+) -> Verdict:
     """Return the verdict on an edit, given its effects on all metrics of a run.
 
-    A metric has changed if its p-value is at most 0.05 after Holm's correction over all effects. An edit *harms* if a
-    metric got worse or the damage is over the budget. Otherwise it *helps* if a metric got better by more than in
-    random directions, with an interval of that difference that excludes 0. In all other cases there is *no evidence*;
-    a gain without a random control is no evidence.
+    An edit is *broken* if a score or the damage is NaN or infinite. A metric has changed if its p-value is at most 0.05
+    after Holm's correction over all effects. An edit *harms* if a metric got worse or the damage is over the budget.
+    Otherwise it *helps* if a metric got better by more than in random directions, with an interval of that difference
+    that excludes 0. In all other cases there is *no evidence*; a gain without a random control is no evidence.
 
     Args:
-        effects: Effects on at least 1 metric.
+        effects: Effects on all metrics with finite scores.
         damage: Increase of the mean loss on neutral text, in nats per token.
         max_damage: Budget of the damage, in nats per token. Must be at least 0.
+        broken: Descriptions of the scores that are not finite.
 
     Example:
         >>> from sealign.evaluation.statistics import paired_difference
@@ -79,6 +83,10 @@ def judge_effects(effects: Sequence[Effect], damage: float, *, max_damage: float
         >>> judge_effects([Effect("acc", same)], 0.01).word
         'no evidence'
     """
+    if not math.isfinite(damage):
+        broken = [*broken, "the loss on neutral text"]
+    if broken:
+        return Verdict("broken", f"Broken: NaN or infinite numbers in {' and '.join(broken)}.")
     adjusted = holm([effect.edited.p_value for effect in effects])
     changed = [effect for effect, p in zip(effects, adjusted, strict=True) if p <= LEVEL]
     better = [effect for effect in changed if effect.gain > 0]

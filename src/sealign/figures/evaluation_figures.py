@@ -102,8 +102,9 @@ def damage_figure(report: EditReport, max_damage: float) -> Figure:
         for position, name in enumerate(names):
             own = name == report.edit
             value = report.damage[name].loss_increase
-            axes.barh(position, value, 0.6, color="0.3" if own else "0.82", edgecolor="black")
-            axes.annotate(f" {value:+.3f}", (max(value, 0), position), va="center")
+            label, width = (f" {value:+.3f}", value) if math.isfinite(value) else (" not finite", 0.0)
+            axes.barh(position, width, 0.6, color="0.3" if own else "0.82", edgecolor="black")
+            axes.annotate(label, (max(width, 0), position), va="center")
         axes.axvline(0, color="black", linewidth=0.8)
         axes.axvline(max_damage, color="black", linewidth=1, linestyle="--", label=f"budget {max_damage:g}")
         axes.set_yticks(range(len(names)), names)

@@ -141,8 +141,8 @@ def _table_row(edit: str, row: Row) -> dict[str, Any]:
         "headline": row.headline,
         "items": d and d.items,
         "groups": d and d.groups,
-        "base": row.base,
-        "edited": row.edited,
+        "base": _finite(row.base),
+        "edited": _finite(row.edited),
         "difference": d and d.difference,
         "low": d and d.low,
         "high": d and d.high,
@@ -184,9 +184,13 @@ def _data_url(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg_text(figure).encode()).decode()
 
 
-def _number(value: Any) -> str:
-    return "" if value is None or value != value else f"{value:.3f}"
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _number(value: Any, sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.3f}" if np.isfinite(value) else "not finite"
 
 
 def _signed(value: Any) -> str:
-    return "" if value is None or value != value else f"{value:+.3f}"
+    return _number(value, "+")
