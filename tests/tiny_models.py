@@ -90,11 +90,165 @@ OTHER_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """Decoders with distances in the row, recurrent state or short convolutions, which packing and caches may break."""
 
 
+_HYBRID = _GATED | {"layer_types": ["linear_attention", "full_attention"] * 2}
+_DELTA_NET = _HYBRID | {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+_GPT = {"n_embd": 48, "n_layer": 4, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 1}
+_MAMBA = {"hidden_size": 48, "num_hidden_layers": 4, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+_GRANITE_HYBRID = _HYBRID | {
+    "layer_types": ["mamba", "attention"] * 2,
+    "num_experts_per_tok": 2,
+    "shared_intermediate_size": 64,
+    "mamba_n_heads": 8,
+    "mamba_d_head": 12,
+    "mamba_d_state": 16,
+    "mamba_n_groups": 1,
+}
+
+UNUSUAL_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = OTHER_CONFIGS | {
+    "mpt": ("MptConfig", {"d_model": 48, "n_layers": 4, "n_heads": 4, "max_seq_len": 256}),
+    "dbrx": (
+        "DbrxConfig",
+        {
+            "d_model": 48,
+            "n_layers": 4,
+            "n_heads": 4,
+            "max_seq_len": 256,
+            "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+            "ffn_config": {"ffn_hidden_size": 40, "moe_num_experts": 3, "moe_top_k": 2},
+        },
+    ),
+    "openai-gpt": ("OpenAIGPTConfig", _GPT),
+    "gptj": ("GPTJConfig", _GPT | {"rotary_dim": 8}),
+    "ctrl": ("CTRLConfig", {"n_embd": 48, "n_layer": 4, "n_head": 4, "dff": 80, "n_positions": 256}),
+    "xglm": (
+        "XGLMConfig",
+        {"d_model": 48, "num_layers": 4, "attention_heads": 4, "ffn_dim": 80, "max_position_embeddings": 256},
+    ),
+    "cohere": ("CohereConfig", _GATED | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}),
+    "glm4": ("Glm4Config", _GATED | {"head_dim": 12, "pad_token_id": 0, "eos_token_id": 1}),
+    "llama4_text": (
+        "Llama4TextConfig",
+        _GATED
+        | {
+            "head_dim": 12,
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "intermediate_size_mlp": 80,
+            "attention_chunk_size": 64,
+            "pad_token_id": 0,
+        },
+    ),
+    "gpt_oss": (
+        "GptOssConfig",
+        _GATED
+        | {
+            "head_dim": 12,
+            "num_local_experts": 3,
+            "num_experts_per_tok": 2,
+            "sliding_window": 16,
+            "pad_token_id": 0,
+            "eos_token_id": 1,
+        },
+    ),
+    "granitemoeshared": (
+        "GraniteMoeSharedConfig",
+        _GATED | {"num_local_experts": 3, "num_experts_per_tok": 2, "shared_intermediate_size": 64},
+    ),
+    "granite4_dense": ("GraniteMoeHybridConfig", _GRANITE_HYBRID | {"num_local_experts": 0}),
+    "granite4_moe": ("GraniteMoeHybridConfig", _GRANITE_HYBRID | {"num_local_experts": 3}),
+    "jamba": (
+        "JambaConfig",
+        _GATED
+        | {
+            "num_experts": 2,
+            "num_experts_per_tok": 1,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "mamba_d_state": 8,
+            "mamba_dt_rank": 8,
+            "use_mamba_kernels": False,
+        },
+    ),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        _DELTA_NET | _EXPERTS | {"num_experts": 4, "shared_expert_intermediate_size": 40},
+    ),
+    "qwen3_5_text": (
+        "Qwen3_5TextConfig",
+        _DELTA_NET
+        | {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "mrope_section": [2, 1, 1],
+            }
+        },
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        _GATED | {"mamba_d_ssm": 48, "mamba_n_heads": 4, "mamba_d_head": 12, "mamba_d_state": 8, "mamba_n_groups": 1},
+    ),
+    "recurrent_gemma": (
+        "RecurrentGemmaConfig",
+        _GATED
+        | {
+            "lru_width": 48,
+            "attention_window_size": 64,
+            "head_dim": 12,
+            "block_types": ["recurrent", "attention"],
+            "eos_token_id": 1,
+        },
+    ),
+    "mamba2": ("Mamba2Config", _MAMBA | {"num_heads": 8, "head_dim": 12, "state_size": 16, "n_groups": 1}),
+    "rwkv": (
+        "RwkvConfig",
+        _MAMBA | {"attention_hidden_size": 48, "intermediate_size": 80, "context_length": 256},
+    ),
+    "gemma3n_text": (
+        "Gemma3nTextConfig",
+        _GATED
+        | {
+            "head_dim": 12,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 400,
+            "num_kv_shared_layers": 2,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "intermediate_size": [80] * 4,
+            "activation_sparsity_pattern": [0.0] * 4,
+        },
+    ),
+    "gemma4_text": (
+        "Gemma4TextConfig",
+        _GATED
+        | {
+            "head_dim": 12,
+            "global_head_dim": 12,
+            "hidden_size_per_layer_input": 16,
+            "vocab_size_per_layer_input": 400,
+            "num_kv_shared_layers": 0,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+        },
+    ),
+}
+"""Architectures whose blocks or caches are not those of a plain decoder, in the same form."""
+
+
 def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     """Return a random model of an architecture, in evaluation mode, float32, without dropout."""
     import transformers
 
-    class_name, settings = (CONFIGS | OTHER_CONFIGS)[name]
+    class_name, settings = (CONFIGS | UNUSUAL_CONFIGS)[name]
     config = getattr(transformers, class_name)(vocab_size=vocab_size, **(settings | changes))
     torch.manual_seed(1)
     model = transformers.AutoModelForCausalLM.from_config(config).float().eval()

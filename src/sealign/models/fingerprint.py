@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from sealign.errors import FingerprintError
+from sealign.errors import FingerprintError, SiteError
 from sealign.models.structure import decoder_layers, text_config, unwrap_model
 
 if TYPE_CHECKING:
@@ -52,9 +52,15 @@ def model_fingerprint(model: nn.Module) -> Fingerprint:
     return fingerprint
 
 
-def _layer_classes(model: nn.Module) -> str:
-    """Return the classes of the decoder layers, such as ``LlamaDecoderLayer x 30``."""
-    names = [type(layer).__name__ for layer in decoder_layers(model)[1]]
+def _layer_classes(model: nn.Module) -> str | None:
+    """Return the classes of the decoder layers, such as ``LlamaDecoderLayer x 30``; None if they cannot be identified.
+
+    An edit of such a model names its modules by a pattern.
+    """
+    try:
+        names = [type(layer).__name__ for layer in decoder_layers(model)[1]]
+    except SiteError:
+        return None
     return ", ".join(f"{name} x {names.count(name)}" for name in dict.fromkeys(names))
 
 

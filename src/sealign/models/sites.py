@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from torch import nn
 
 from sealign.errors import SettingError, SiteError, unknown_name
+from sealign.models.site_check import check_sites
 from sealign.models.structure import (
     decoder_layers,
     has_matrix,
@@ -58,35 +59,52 @@ def resolve_sites(
     *,
     module_pattern: str | None = None,
 ) -> tuple[ResolvedSite, ...]:
-    """Find the module for the site in each given layer.
+    """Find the module for the site in each given layer, and check by numbers that it is what the site's name says.
+
+    The model is run once on a few tokens for the check, which ``site_check.check_sites`` describes.
 
     Args:
-        model: Any decoder of transformers; PEFT and compiled wrappers are unwrapped.
+        model: Any decoder of transformers; PEFT and compiled wrappers are unwrapped. A model on the meta device, which
+            has no values, is searched but not checked.
         site: ``mlp``, ``attention`` or ``residual``.
         layers: Indices in [0, number of layers); all layers if None.
         module_pattern: Dotted path of the modules, with ``{layer}`` as placeholder for the layer index, such as
-            ``model.layers.{layer}.mlp``. Found by structure if None.
+            ``model.layers.{layer}.mlp``. Found by structure if None. For the site ``residual`` it may name any modules
+            that put out one vector of the model's width for each token.
 
     Raises:
-        SiteError: The site is unknown, a layer is outside the model, or there is not exactly one candidate module in
-            a layer; the message names the candidates; or a module is part of several layers.
+        SiteError: The site is unknown, a layer is outside the model, there is not exactly one candidate module in a
+            layer, a module is part of several layers, or it is not what the site's name says; the message names the
+            modules.
     """
     if site not in SITES:
         raise SiteError(unknown_name("site", site, SITES))
     model = unwrap_model(model)
     depth = text_config(model).num_hidden_layers
-    wanted = list(range(depth)) if layers is None else list(layers)
+    wanted = list(range(depth)) if layers is None else [operator.index(layer) for layer in layers]
     for layer in wanted:
         if not 0 <= layer < depth:
             raise SiteError(f"layer {layer} is outside the model, which has layers 0 to {depth - 1}")
-    if module_pattern is not None:
-        found = tuple(_by_pattern(model, module_pattern, layer) for layer in wanted)
-    else:
+    if module_pattern is None:
         path, stack = decoder_layers(model)
         width = text_config(model).hidden_size
-        found = tuple(_by_structure(f"{path}.{layer}", stack[layer], site, layer, width) for layer in wanted)
-    check_unshared(model, {each.layer: each.module for each in found})
-    return found
+        found = [_by_structure(f"{path}.{layer}", stack[layer], site, layer, width) for layer in wanted]
+        owners: list[nn.Module | None] = [stack[layer] for layer in wanted]
+    else:
+        found = [_by_pattern(model, module_pattern, layer) for layer in wanted]
+        owners = [None if site == "residual" else _owner(model, resolved) for resolved in found]
+    check_unshared(model, {resolved.layer: resolved.module for resolved in found})
+    check_sites(model, site, {resolved.path: resolved.module for resolved in found}, owners)
+    return tuple(found)
+
+
+def _owner(model: nn.Module, resolved: ResolvedSite) -> nn.Module | None:
+    """Return the decoder layer that contains a module named by the caller, or None if there is none."""
+    try:
+        layer = decoder_layers(model)[1][resolved.layer]
+    except SiteError:
+        return None
+    return layer if any(module is resolved.module for child in layer.children() for module in child.modules()) else None
 
 
 def check_unshared(model: nn.Module, modules: Mapping[int, nn.Module]) -> None:
@@ -139,7 +157,8 @@ def _by_structure(path: str, layer: nn.Module, site: str, index: int, width: int
         listed = ", ".join(f"{path}.{name}: {type(blocks[name]).__name__}" for name in found or blocks)
         raise SiteError(
             f"cannot identify the {_SITE_NAMES[site]} of layer {index}: {len(found)} candidate modules"
-            f"{f' ({listed})' if listed else ''}; name it with module_pattern"
+            f"{f' ({listed})' if listed else ''}; {'' if found else 'choose layers that have one, or '}"
+            "name it with module_pattern"
         )
     return ResolvedSite(index, f"{path}.{found[0]}", blocks[found[0]])
 
@@ -147,11 +166,11 @@ def _by_structure(path: str, layer: nn.Module, site: str, index: int, width: int
 def _feed_forward(blocks: dict[str, nn.Module], attention: list[str], width: int) -> list[str]:
     """Return the names of the blocks that may be the feed-forward block of a layer."""
     rest = [name for name in blocks if name not in attention]
-    if len(rest) <= 1:
-        return rest
-    named = [name for name in rest if is_feed_forward(name, blocks[name])]
-    if named:
-        return named
+    # The name of a class contains that of the model, which may be a mixture of experts in another block.
+    named = [name for name in rest if is_feed_forward(name)]
+    named = named or [name for name in rest if is_feed_forward(type(blocks[name]).__name__)]
+    if named or not attention or len(rest) <= 1:
+        return named or (rest if attention else [])
     # In OPT, the matrices of the feed-forward block are children of the layer itself; the last gives the output.
     leaves = [name for name in rest if not list(blocks[name].children())]
     outputs = [name for name in leaves if getattr(blocks[name], "out_features", None) == width]

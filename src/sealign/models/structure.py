@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,19 +68,15 @@ def context_length(model: nn.Module) -> int | None:
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """Return the path of the list of decoder layers, and the list itself.
 
-    It is the outermost ``ModuleList`` that has as many members as the configuration has layers and whose members
-    contain an attention or feed-forward block.
+    It is the outermost ``ModuleList`` that has as many members as the configuration has layers. If there are several,
+    it is the one whose members contain an attention or feed-forward block, and then the one in the model's decoder.
 
     Raises:
         SiteError: There is no such list, or several; the message names the lists of the model.
     """
     model = unwrap_model(model)
     depth = text_config(model).num_hidden_layers
-    found: dict[str, nn.ModuleList] = {}
-    for path, module in model.named_modules():
-        nested = any(path.startswith(outer + ".") for outer in found)
-        if isinstance(module, nn.ModuleList) and len(module) == depth and _is_layer(module[0]) and not nested:
-            found[path] = module
+    found = _lists(model, depth, _has_named_block) or _lists(model, depth, has_matrix)
     if len(found) > 1 and hasattr(model, "get_decoder"):
         decoder: nn.Module = model.get_decoder()
         inside = {id(module) for module in decoder.modules()}
@@ -93,13 +90,23 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     return next(iter(found.items()))
 
 
+def _lists(model: nn.Module, depth: int, is_layer: Callable[[nn.Module], bool]) -> dict[str, nn.ModuleList]:
+    """Return the outermost lists of ``depth`` modules, one of which is a layer, by their paths."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in model.named_modules():
+        nested = any(path.startswith(outer + ".") for outer in found)
+        if isinstance(module, nn.ModuleList) and len(module) == depth and not nested and any(map(is_layer, module)):
+            found[path] = module
+    return found
+
+
 def has_matrix(module: nn.Module) -> bool:
     """Return whether a module contains a weight matrix, quantised or not."""
     # Quantised weights keep two dimensions; norms and gates have one or none.
     return any(parameter.dim() >= 2 for parameter in module.parameters())
 
 
-def _is_layer(module: nn.Module) -> bool:
+def _has_named_block(module: nn.Module) -> bool:
     return any(
         (_FEED_FORWARD.search(name) or is_attention(name, child)) and has_matrix(child)
         for name, child in module.named_children()
@@ -111,9 +118,9 @@ def is_attention(name: str, module: nn.Module) -> bool:
     return bool(_ATTENTION.search(type(module).__name__) or _ATTENTION.search(name)) and has_matrix(module)
 
 
-def is_feed_forward(name: str, module: nn.Module) -> bool:
-    """Return whether a child module of a decoder layer is a feed-forward block, judged by its name and class."""
-    return bool(_FEED_FORWARD.search(name) or _FEED_FORWARD.search(type(module).__name__))
+def is_feed_forward(name: str) -> bool:
+    """Return whether a name, of a child module of a decoder layer or of its class, is that of a feed-forward block."""
+    return bool(_FEED_FORWARD.search(name))
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
