@@ -19,6 +19,7 @@ from sealign.methods.lora_training import LoRATrainingConfig, install_lora, trai
 from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
 from sealign.models.fingerprint import tokenizer_hash
 from sealign.models.loading import load_model
+from sealign.models.shared_prefix import repeat_cache
 from sealign.models.structure import unwrap_model
 
 _TWIN = "_sealign_amateur"
@@ -83,8 +84,13 @@ class Amateur:
             with self.active():
                 ids = torch.tensor([list(self.prefix)], device=device)
                 start = self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-            start.batch_repeat_interleave(rows)
-            return start
+            repeated = start if rows == 1 else repeat_cache(start, rows)
+            if repeated is None:
+                raise ModelError(
+                    f"the cache of {type(unwrap_model(self.model)).__name__} cannot be repeated for a batch of {rows}; "
+                    "run one sequence at a time"
+                )
+            return repeated
         if cache is None:
             return None
         from transformers import DynamicCache

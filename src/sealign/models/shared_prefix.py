@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os.path
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +59,7 @@ class Prefix:
             return cls([], None)
         output = runner(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, **kwargs)
         cache = getattr(output, "past_key_values", None)
-        return cls(list(ids), cache) if hasattr(cache, "batch_repeat_interleave") else cls([], None)
+        return cls([], None) if repeat_cache(cache, 2) is None else cls(list(ids), cache)
 
     def continue_batch(
         self, runner: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"], **kwargs: Any
@@ -78,8 +78,7 @@ class Prefix:
         if self.cache is None:
             return runner(input_ids=ids, attention_mask=mask, **({"use_cache": False} | kwargs))
         rows, length = ids.shape[0], len(self.ids)
-        cache = copy.deepcopy(self.cache)
-        cache.batch_repeat_interleave(rows)
+        cache = repeat_cache(self.cache, rows)
         past = torch.ones(rows, length, dtype=mask.dtype, device=mask.device)
         return runner(
             input_ids=ids,
@@ -108,7 +107,6 @@ def share_prefix(
     prefix = Prefix.run(model, common_prefix(rows), ids.device, logits_to_keep=1)
     if prefix.cache is None:
         return None
-    prefix.cache.batch_repeat_interleave(len(rows))
     length = len(prefix.ids)
     shared, seen = ids.clone(), mask.clone()
     for number, row in enumerate(rows):
@@ -117,4 +115,31 @@ def share_prefix(
         shared[number, length : length + padding] = ids[number, :padding]
         seen[number, :length] = 1
         seen[number, length : length + padding] = 0
-    return shared, seen, prefix.cache
+    return shared, seen, repeat_cache(prefix.cache, len(rows))
+
+
+def repeat_cache(cache: Any, rows: int) -> Any:
+    """Return a copy of the cache of one sequence for a batch of equal rows, or None if it cannot be repeated.
+
+    Caches of recurrent layers, such as Mamba's, cannot: they have states that transformers does not repeat.
+
+    Args:
+        cache: A cache of transformers, or whatever a model returns in its place.
+        rows: Number of rows. Must be at least 2 to find out whether the cache can be repeated.
+    """
+    layers = getattr(cache, "layers", None)
+    if not layers or not all(hasattr(layer, "batch_repeat_interleave") for layer in layers):
+        return None
+    repeated = copy.deepcopy(cache)
+    repeated.batch_repeat_interleave(rows)
+    states = [tensor for layer in repeated.layers for tensor in _tensors(vars(layer))]
+    return repeated if all(tensor.shape[0] == rows for tensor in states if tensor.dim() > 1) else None
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested dictionaries and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
