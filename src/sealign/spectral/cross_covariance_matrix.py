@@ -23,6 +23,13 @@ but these errors cancel in the sum.
 """
 
 
+def _float32_is_exact() -> bool:
+    """Return whether products in float32 have its precision; users of PyTorch may allow TF32 or bfloat16 instead."""
+    # The older torch.get_float32_matmul_precision raises an error once these have been set.
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+    return all(backend.fp32_precision in ("none", "ieee") for backend in backends)
+
+
 class CovarianceFactor:
     """Factor X or Y of a cross-covariance, with its Gram matrix, which is computed on first use.
 
@@ -50,7 +57,7 @@ class CovarianceFactor:
 
         float32 is about twice as fast as float64, and symmetry halves the work again.
         """
-        exact = torch.get_float32_matmul_precision() == "highest"  # otherwise PyTorch may use TF32
+        exact = _float32_is_exact()
         count, width = self.values.shape
         total = torch.zeros(count, count, dtype=torch.float64, device=self.values.device)
         for column in range(0, width, GRAM_COLUMNS):
