@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import psutil
-
 from sealign.errors import check_choice
+from sealign.fitting.free_memory import free_memory as measure_free_memory
 
 Kept = Literal["rows", "sums"]
 """``rows``: the matrices H, H+ and H- of each layer; ``sums``: the products H^T H+ and H^T H- of each layer."""
@@ -71,7 +70,7 @@ def choose_keep(count: int, widths: Sequence[int], *, needs_rows: bool = False, 
         count: Number n of demonstrations.
         widths: Number of features d of each layer.
         needs_rows: Whether the method cannot be fitted from sums, so that rows are stored in any case.
-        free_memory: Free memory in bytes. Default: what the system reports.
+        free_memory: Free memory in bytes. Default: what this process may use.
 
     Example:
         >>> choose_keep(2000, [4096] * 21, free_memory=2**36)
@@ -79,7 +78,7 @@ def choose_keep(count: int, widths: Sequence[int], *, needs_rows: bool = False, 
         >>> choose_keep(100_000, [4096] * 21, free_memory=2**33)
         Keep(kept='sums', place='disk')
     """
-    free = psutil.virtual_memory().available if free_memory is None else free_memory
+    free = measure_free_memory() if free_memory is None else free_memory
     rows, sums = rows_bytes(count, widths), sums_bytes(widths)
     kept: Kept = "rows" if needs_rows or rows <= sums else "sums"
     size = rows if kept == "rows" else sums

@@ -109,7 +109,7 @@ def plan_fit(
         config: Settings of the fit.
         device: Device that a model without weights would be loaded to; the rate is measured there.
         tflops: Sustained throughput of other hardware in TFLOP/s, above 0. Default: measured here.
-        free_memory: Free memory of other hardware in bytes. Default: what this system reports.
+        free_memory: Free memory of other hardware in bytes. Default: what this process may use.
 
     Raises:
         SettingError: ``tflops`` is not above 0.

@@ -31,6 +31,12 @@ def rank_and_size() -> tuple[int, int]:
     return (distributed.get_rank(), distributed.get_world_size()) if _SHARING.get() else (0, 1)
 
 
+def workers_on_this_machine() -> int:
+    """Return the number of workers that share the memory of this machine; 1 outside ``worker_group``."""
+    size = rank_and_size()[1]
+    return size if size == 1 else int(os.environ.get("LOCAL_WORLD_SIZE", size))
+
+
 @contextmanager
 def worker_group() -> Iterator[bool]:
     """Share the work of a block among the processes of a launcher, and yield whether this is the first process.
