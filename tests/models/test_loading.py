@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 
 import sealign
 from sealign.errors import ModelError
@@ -16,7 +17,7 @@ from sealign.models import embedded_model as embedded
 from sealign.models.devices import choose_device, choose_dtype
 from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model
 from sealign.models.pretrained import ModelSource, read_pretrained
-from tests.tiny_models import build_model
+from tests.tiny_models import CONFIGS, build_model
 
 
 @pytest.fixture
@@ -89,7 +90,7 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
 
     def spy(_place: Any, **arguments: Any) -> Any:
         given.update(arguments)
-        return read(folder, dtype=torch.float32, output_loading_info=True)
+        return read(folder, config=model.config, dtype=torch.float32, output_loading_info=True)
 
     configurations: list[dict[str, Any]] = []
     read_configuration = AutoConfig.from_pretrained
@@ -107,6 +108,8 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
         return read_tokenizer(folder)
 
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", spy_tokenizer)
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: None)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: model.config)
     quantisation = object()
     with monkeypatch.context() as patch:
         patch.setattr(AutoConfig, "from_pretrained", spy_configuration)
@@ -123,8 +126,59 @@ def test_arguments_of_transformers_are_passed_on(folder: Path, monkeypatch: pyte
 
 
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="cannot load model"):
-        sealign.load_model(str(tmp_path), device="cpu")
+    for load in (sealign.load_model, load_skeleton, checkpoint_folder):
+        with pytest.raises(ModelError, match=r"there is no model in the folder '.*', which has no config.json; give"):
+            load(str(tmp_path))
+    (tmp_path / "x.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="no config.json; give the file .*x.gguf$"):
+        sealign.load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["owner/name", "gpt2"])
+def test_without_a_network_there_is_one_attempt(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub client and transformers would try again for half a minute, and say so each time."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    calls: list[str] = []
+
+    class ConnectError(Exception):
+        """Stands for that of the Hub's HTTP library, which is no OSError."""
+
+    def unreachable(_self: Any, repo_id: str, **_: Any) -> None:
+        calls.append(repo_id)
+        raise ConnectError("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    for kind in (AutoConfig, AutoTokenizer):
+        monkeypatch.setattr(kind, "from_pretrained", lambda *_, **__: pytest.fail("tried again"))
+    message = "cannot load model 'owner/name': .*Name or service not known; check the name and the network"
+    for load in (sealign.load_model, load_skeleton):
+        with pytest.raises(ModelError, match=message if "/" in name else "there is no model 'gpt2', or it cannot"):
+            load(name)
+    assert calls == [name, name]
+
+
+def test_vision_language_models_are_edited_in_their_text_decoder(
+    tokenizer: Any, demonstrations: Any, tmp_path: Path
+) -> None:
+    """Also where transformers has no causal language model for the configuration, and the vision tower is as deep."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = CONFIGS["qwen2"][1] | {"vocab_size": len(tokenizer)}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]}
+    vision = {"depth": 4, "hidden_size": 32, "intermediate_size": 40, "num_heads": 2, "out_hidden_size": 48}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=399, video_token_id=398)
+    built = Qwen2_5_VLForConditionalGeneration(config).eval()
+    built.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model, read = sealign.load_model(str(tmp_path), device="cpu")
+    ids = torch.tensor([[7, 31, 12, 55]])
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, built(input_ids=ids).logits)
+    edit = sealign.fit_edit(model, read, demonstrations, config=sealign.SEAConfig(rank=2, layers=[1, 3]))
+    assert edit.modules == [f"model.language_model.layers.{layer}.mlp" for layer in (1, 3)]
+    skeleton, _ = load_skeleton(str(tmp_path))
+    assert sum(x.numel() for x in skeleton.parameters()) == sum(x.numel() for x in built.parameters())
 
 
 def test_a_truncated_checkpoint(folder: Path) -> None:

@@ -26,6 +26,9 @@ from sealign.models.pretrained import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+HUB_TIMEOUT = 10.0
+"""Largest number of seconds to wait for the Hub's answer whether a model exists."""
+
 
 def locate_model(name: str) -> ModelSource:
     """Return the place that a name stands for: the embedded model, a GGUF file, a local folder or a Hub repository.
@@ -35,7 +38,8 @@ def locate_model(name: str) -> ModelSource:
             as in ``gpt2``; whether the repository exists is not checked.
 
     Raises:
-        ModelError: The name is none of these, the file does not exist, or a required package is not installed.
+        ModelError: The name is none of these, the folder has no model, the file does not exist, or a required package
+            is not installed.
 
     Example:
         >>> locate_model("gpt2")
@@ -50,6 +54,10 @@ def locate_model(name: str) -> ModelSource:
     if path.suffix == ".gguf":
         return gguf_source(path)
     if path.is_dir():
+        if not (path / "config.json").is_file():
+            files = sorted(path.glob("*.gguf"))
+            remedy = f"give the file {files[0]}" if files else "give the folder of a model, a Hub id or a .gguf file"
+            raise ModelError(f"there is no model in the folder '{name}', which has no config.json; {remedy}")
         return ModelSource(path)
     try:
         validate_repo_id(name)
@@ -68,7 +76,9 @@ def load_model(
     attn_implementation: str | None = None,
     quantization_config: Any = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a causal language model and its tokenizer, in evaluation mode.
+    """Load a language model and its tokenizer, in evaluation mode.
+
+    A vision-language model is loaded whole, and edited in its text decoder.
 
     Args:
         name: ``smollm2`` (embedded; converted once into the user's cache), a Hub id, a local folder, or a ``.gguf``
@@ -95,7 +105,7 @@ def load_model(
     """
     target = None if device == SPLIT else choose_device(device)
     chosen = choose_dtype(dtype)
-    source = locate_model(name)
+    source = _find_model(name, revision)
     given = {"attn_implementation": attn_implementation, "quantization_config": quantization_config}
     options: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if target is None:
@@ -154,7 +164,7 @@ def load_skeleton(
 
     on_cpu = device != SPLIT and choose_device(device).type == "cpu"
     chosen = choose_dtype(dtype)
-    source = locate_model(name)
+    source = _find_model(name, revision)
     arguments = source.arguments(revision, trust_remote_code)
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -225,6 +235,27 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
         return Path(snapshot_download(source.place, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the Hub client raises many unrelated types
         raise _loading_error(name, source, error) from error
+
+
+def _find_model(name: str, revision: str | None) -> ModelSource:
+    """Return the place of a model, after a check in one attempt that it is in the cache or on the Hub.
+
+    The Hub client tries several times for half a minute, with a message each time.
+
+    Raises:
+        ModelError: As for ``locate_model``, or the repository cannot be reached.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    source = locate_model(name)
+    if isinstance(source.place, str):
+        cached = try_to_load_from_cache(source.place, "config.json", revision=revision)
+        try:
+            if not isinstance(cached, str):
+                HfApi().model_info(source.place, revision=revision, timeout=HUB_TIMEOUT)
+        except Exception as error:  # the Hub client raises many unrelated types
+            raise (loading_error(name, source, error) if "/" in name else _no_model(name)) from error
+    return source
 
 
 def _loading_error(name: str, source: ModelSource, error: Exception) -> ModelError:

@@ -62,7 +62,7 @@ def auto_model(config: Any) -> Any:
     not list under the former, such as Qwen2.5-VL.
 
     Args:
-        config: Configuration of transformers.
+        config: Configuration of transformers; None for a causal language model.
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -88,21 +88,19 @@ def read_pretrained(
         dtype: Type of the weights, or ``auto`` for the type that they are stored in.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Whether to run code from the checkpoint.
-        **options: Further arguments of ``from_pretrained``.
+        **options: Further arguments of ``from_pretrained`` of the model's class.
 
     Raises:
         ModelError: The checkpoint cannot be read, or lacks weights of the model.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     arguments = source.arguments(revision, trust_remote_code)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(source.place, **arguments)
-            chosen: Any = AutoModelForCausalLM
-            if source.gguf_file is None:  # reading the configuration of a GGUF file takes seconds
-                chosen = auto_model(AutoConfig.from_pretrained(source.place, **arguments))
-            loaded: Any = chosen.from_pretrained(
+            config = None if source.gguf_file else AutoConfig.from_pretrained(source.place, **arguments)
+            loaded: Any = auto_model(config).from_pretrained(
                 source.place,
                 dtype=dtype,
                 output_loading_info=True,
