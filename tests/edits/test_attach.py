@@ -326,6 +326,13 @@ def test_another_model_is_refused_and_says_what_differs(
         assert handle.modules == small_edit.modules
 
 
+def test_what_is_no_edit_is_refused(llama: Any) -> None:
+    others: list[Any] = ["my-edit", Path("my-edit"), [], None]
+    for given in others:
+        with pytest.raises(SettingError, match="edit is .*, but it must be an edit; read a folder with load_edit"):
+            sealign.attach(llama, given)
+
+
 def test_strength_must_be_finite(llama: Any, small_edit: sealign.Edit) -> None:
     with pytest.raises(SettingError, match="must be finite"):
         sealign.attach(llama, small_edit, strength=float("nan"))

@@ -7,6 +7,7 @@ import json
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from typing import Literal, NamedTuple, get_args
 
 from sealign.errors import DemonstrationError
@@ -113,3 +114,31 @@ def demonstrations_hash(demonstrations: Iterable[Demonstration]) -> str:
         history = [item.history] if item.history else []
         digest.update(json.dumps([item.prompt, item.positive, item.negative, *history]).encode())
     return digest.hexdigest()
+
+
+def check_demonstrations(items: Iterable[Demonstration]) -> tuple[Demonstration, ...]:
+    """Return demonstrations as a tuple.
+
+    Args:
+        items: Any iterable of demonstrations, which is read once.
+
+    Raises:
+        DemonstrationError: ``items`` is a path, or an item is no demonstration.
+
+    Example:
+        >>> len(check_demonstrations(Demonstration("a", f"{number}", "c") for number in range(3)))
+        3
+    """
+    if isinstance(items, str | PathLike) or not isinstance(items, Iterable):
+        raise DemonstrationError(
+            f"demonstrations is {items!r}, but it must be a sequence of demonstrations; read files and named sets with "
+            "load_demonstrations"
+        )
+    found = tuple(items)
+    for number, item in enumerate(found):
+        if not isinstance(item, Demonstration):
+            raise DemonstrationError(
+                f"demonstrations[{number}] is of type {type(item).__name__}, but it must be a Demonstration; make one "
+                "with Demonstration(prompt, positive, negative)"
+            )
+    return found

@@ -14,7 +14,7 @@ from sealign.edits.handle import EditHandle, Uncopied
 from sealign.edits.intervention import Intervention
 from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.provenance import warn_of_other_weights
-from sealign.errors import NormalizationError
+from sealign.errors import NormalizationError, SettingError
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.structure import unwrap_model
 
@@ -49,7 +49,7 @@ def attach(
 
     Raises:
         FingerprintError: The model is not the one that the edit was fitted on, or lacks one of the edited modules.
-        SettingError: The strength is not finite, or the method has no strength.
+        SettingError: The strength is not finite, the method has no strength, or ``edit`` is no edit.
         SiteError: Layers of the model share a module of the edit.
 
     Example:
@@ -62,6 +62,8 @@ def attach(
         ['model.layers.29.mlp']
         >>> handle.detach()
     """
+    if not isinstance(edit, Intervention):
+        raise SettingError(f"edit is {edit!r}, but it must be an edit; read a folder with load_edit")
     if strength is not None:
         edit = edit.with_strength(strength)
     if not ignore_mismatch:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
 from sealign.configuration import Config
-from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.demonstration import Demonstration, check_demonstrations
 from sealign.demonstrations.splits import Holdout, split_demonstrations
 from sealign.edits.edit import Edit
 from sealign.edits.edit_files import read_edit_files
@@ -155,7 +155,8 @@ def fit_edit(
         ['model.layers.28.mlp', 'model.layers.29.mlp']
     """
     if holdout is not None:
-        demonstrations, _ = split_demonstrations(tuple(demonstrations), holdout=holdout.fraction, seed=holdout.seed)
+        given = check_demonstrations(demonstrations)
+        demonstrations, _ = split_demonstrations(given, holdout=holdout.fraction, seed=holdout.seed)
     method, used = check_fit(config, demonstrations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     context = FitContext(model, tokenizer, used, holdout=holdout, checkpoint_dir=folder, keep=keep, track=track)
@@ -227,7 +228,7 @@ def check_fit(config: Config, demonstrations: Iterable[Demonstration]) -> tuple[
         raise SettingError(
             f"{method.name} needs the package {missing[0]}, which is not installed; run: pip install 'sealign[methods]'"
         )
-    used = tuple(demonstrations)
+    used = check_demonstrations(demonstrations)
     if method.needs_demonstrations(config) and len(used) < 2:
         raise DemonstrationError(f"there are {len(used)} demonstrations, but {method.name} needs at least 2")
     return method, used
