@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sealign.models.batching import pad_left, pad_right, pad_token
 from sealign.models.shared_prefix import Prefix, common_prefix, share_prefix
 from sealign.models.structure import decoder_of, input_device
-from tests.tiny_models import CONFIGS
+from tests.tiny_models import CONFIGS, UNUSUAL_CONFIGS
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
@@ -55,6 +55,39 @@ def test_a_continued_prefix_is_the_whole_sequence(name: str, tiny_model: Callabl
             torch.testing.assert_close(states[row, : len(tail)], alone, rtol=1e-4, atol=1e-4)
 
 
+WITHOUT_REPEATABLE_CACHE = {
+    "openai-gpt",
+    "granite4_dense",
+    "granite4_moe",
+    "jamba",
+    "lfm2",
+    "qwen3_next",
+    "qwen3_5_text",
+    "falcon_h1",
+    "recurrent_gemma",
+    "mamba",
+    "mamba2",
+    "rwkv",
+}
+"""Architectures without a cache, or with states of recurrent layers that transformers cannot repeat for a batch."""
+
+
+@pytest.mark.parametrize("name", UNUSUAL_CONFIGS)
+@torch.no_grad()
+def test_caches_that_cannot_be_repeated_are_not_used(name: str, tiny_model: Callable[[str], Any]) -> None:
+    model = tiny_model(name)
+    shared = torch.randint(4, 90, (18,)).tolist()  # longer than the sliding windows
+    tails = [torch.randint(4, 90, (length,)).tolist() for length in (4, 2)]
+    prefix = Prefix.run(decoder_of(model), shared, input_device(model))
+    assert (prefix.cache is None) == (name in WITHOUT_REPEATABLE_CACHE)
+    rest = [(shared + tail)[len(prefix.ids) :] for tail in tails]
+    ids, mask = pad_right(rest, 0, torch.device("cpu"))
+    states = prefix.continue_batch(decoder_of(model), ids, mask)[0]
+    for row, tail in enumerate(tails):
+        alone = decoder_of(model)(input_ids=torch.tensor([shared + tail]))[0][0, len(prefix.ids) :]
+        torch.testing.assert_close(states[row, : len(rest[row])], alone, rtol=1e-4, atol=1e-4)
+
+
 @torch.no_grad()
 def test_short_prefixes_are_not_worth_a_run(llama: Any) -> None:
     prefix = Prefix.run(decoder_of(llama), [5, 6, 7], torch.device("cpu"))
@@ -93,12 +126,16 @@ def test_rows_that_share_too_little(llama: Any) -> None:
     assert share_prefix(llama, ids[:1], mask[:1]) is None
 
 
-def test_pad_token_is_any_token_that_exists(tokenizer: Any) -> None:
-    assert pad_token(tokenizer) == tokenizer.pad_token_id
+def test_pad_token_is_any_token_that_the_model_embeds(tokenizer: Any, llama: Any) -> None:
+    assert pad_token(tokenizer, llama) == tokenizer.pad_token_id
 
     class Bare:
-        pad_token_id = None
+        pad_token_id: int | None = None
         eos_token_id = None
         unk_token_id = 7
 
-    assert pad_token(Bare()) == 7
+    assert pad_token(Bare(), llama) == 7
+    assert pad_token(object(), llama) == 0
+    added = Bare()  # to the vocabulary of the tokenizer, but not to the embedding
+    added.pad_token_id = llama.get_input_embeddings().weight.shape[0]
+    assert pad_token(added, llama) == 7

@@ -101,7 +101,7 @@ def text_losses(
     with eval_mode(model):
         for start in range(0, len(encoded), batch_size):
             batch = encoded[start : start + batch_size]
-            ids, mask = pad_right(batch, pad_token(tokenizer), input_device(model))
+            ids, mask = pad_right(batch, pad_token(tokenizer, model), input_device(model))
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
             seen = mask[:, 1:]
@@ -222,11 +222,12 @@ def measure_passages(
         batch_size = 1  # padding would change the edit
     batches = [passages[i : i + batch_size] for i in range(0, len(passages), batch_size)]
     rows: list[list[Sequence[float]]] = [[] for _ in edits]
+    pad = pad_token(tokenizer, model)
     with eval_mode(model):
         for batch in track(batches, "Measuring damage", len(batches)):
             key = Journal.key("damage", hashes, [[passage.ids, passage.start] for passage in batch])
             if key not in journal:
-                journal.put({key: list(_measure_batch(model, edits, batch, pad_token(tokenizer), ignore_mismatch))})
+                journal.put({key: list(_measure_batch(model, edits, batch, pad, ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
                 rows[index] += [[float(value) for value in text] for text in measured]
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]

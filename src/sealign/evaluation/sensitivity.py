@@ -150,7 +150,8 @@ def _derivatives(
     with eval_mode(model), _recording(model, sites, by_place) as recorded, torch.enable_grad():
         for batch in track(batches, "Computing sensitivities", len(batches)):
             chosen = [passages[index] for index in batch]
-            ids, mask = pad_right([passage.ids for passage in chosen], pad_token(tokenizer), input_device(model))
+            pad = pad_token(tokenizer, model)
+            ids, mask = pad_right([passage.ids for passage in chosen], pad, input_device(model))
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
             logs = torch.log_softmax(logits.float(), dim=-1)
             positions = torch.arange(1, ids.shape[1], device=logs.device)

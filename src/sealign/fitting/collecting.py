@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
+from sealign.demonstrations.demonstration import Demonstration, check_demonstrations, demonstrations_hash
 from sealign.errors import ActivationError, DemonstrationError
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.mapped_tensors import map_tensors
-from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, plan_sequences
+from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, check_tokens, plan_sequences
 from sealign.fitting.token_ranges import TokenRanges
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
@@ -68,8 +68,10 @@ def collect_activations(
     Raises:
         DemonstrationError: There are no demonstrations, or one is longer than the model's context.
         ActivationError: An activation is NaN or infinite; the message names the layer and the demonstration.
-        SiteError: The modules of a layer cannot be identified.
+        ModelError: The tokenizer gives a token that the model does not embed.
+        SiteError: The modules of a layer cannot be identified, or are not what the site's name says.
     """
+    demonstrations = check_demonstrations(demonstrations)
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
     collector = Collector(model, tokenizer, site, sites, config, track)
     with collector.open_store(checkpoint_dir, demonstrations) as store:
@@ -157,7 +159,7 @@ class Collector:
                 may be larger than memory.
 
         Raises:
-            DemonstrationError, ActivationError: As for ``collect_activations``.
+            DemonstrationError, ActivationError, ModelError: As for ``collect_activations``.
         """
         if not demonstrations:
             raise DemonstrationError("no demonstrations given, but at least 1 is needed")
@@ -165,6 +167,7 @@ class Collector:
             generated = self._generate_neutrals(demonstrations, store) if self.config.neutral == "generated" else None
             sequences = plan_sequences(self.tokenizer, demonstrations, self.config, generated)
             check_context(self.model, sequences, demonstrations)
+            check_tokens(self.model, sequences)
             return self._run_sequences(sequences, demonstrations, store, file)
 
     def _run_sequences(
@@ -207,7 +210,7 @@ class Collector:
     ) -> dict[str, Tensor]:
         """Run one batch and return a (number of reads, d) tensor for each layer, in the order of the batch."""
         start = len(prefix.ids)
-        pad = pad_token(self.tokenizer)
+        pad = pad_token(self.tokenizer, self.model)
         ids, mask = pad_right([sequence.ids[start:] for sequence in batch], pad, input_device(self.model))
         reads = [(row, read) for row, sequence in enumerate(batch) for read in sequence.reads]
         ranges = TokenRanges.of(reads, start)

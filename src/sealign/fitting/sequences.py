@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.errors import DemonstrationError
+from sealign.errors import DemonstrationError, ModelError
 from sealign.fitting.collect_config import CollectConfig, TokenChoice
-from sealign.models.structure import context_length
+from sealign.models.structure import context_length, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,4 +129,23 @@ def check_context(
         raise DemonstrationError(
             f"the demonstration {demonstrations[read.demonstration]} ({ROLES[read.role]}) is {len(longest.ids)} tokens "
             f"long, but the model's context is {limit}; shorten it or leave it out"
+        )
+
+
+def check_tokens(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> None:
+    """Raise an error if a sequence has a token that the model does not embed.
+
+    Args:
+        model: The model; wrappers are looked through.
+        sequences: Sequences of the demonstrations.
+
+    Raises:
+        ModelError: Gives the token and the number of tokens that the model embeds.
+    """
+    known = unwrap_model(model).get_input_embeddings().weight.shape[0]
+    largest = max(max(sequence.ids) for sequence in sequences)
+    if largest >= known:
+        raise ModelError(
+            f"the tokenizer gives token {largest}, but the model embeds {known} tokens; use the tokenizer of the "
+            "model, or resize the model's embedding"
         )

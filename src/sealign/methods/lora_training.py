@@ -146,7 +146,7 @@ def _train(
     from transformers import PrinterCallback, Trainer, TrainingArguments
     from transformers.trainer_utils import get_last_checkpoint
 
-    pad, cpu = pad_token(tokenizer), torch.device("cpu")
+    pad, cpu = pad_token(tokenizer, adapted), torch.device("cpu")
 
     def collate(batch: Sequence[Mapping[str, list[int]]]) -> dict[str, Tensor]:
         # The collators of transformers pad by the tokenizer, which may have no pad token.

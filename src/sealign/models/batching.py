@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from sealign.errors import ModelError
+from sealign.models.structure import unwrap_model
 
 
 def pad_right(
@@ -54,19 +54,16 @@ def _pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device, sid
     return ids.to(device), mask.to(device)
 
 
-def pad_token(tokenizer: Any) -> int:
-    """Return a token id to pad with; any valid id will do, because padding is masked.
+def pad_token(tokenizer: Any, model: nn.Module) -> int:
+    """Return a token id to pad with; any id that the model embeds will do, because padding is masked.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-
-    Raises:
-        ModelError: The tokenizer has no tokens.
+        tokenizer: A tokenizer of transformers. Its own pad token may have been added after the model was trained.
+        model: The model that will run the batch.
     """
+    known = unwrap_model(model).get_input_embeddings().weight.shape[0]
     for name in ("pad_token_id", "eos_token_id", "unk_token_id"):
         value = getattr(tokenizer, name, None)
-        if isinstance(value, int):
+        if isinstance(value, int) and 0 <= value < known:
             return value
-    if len(tokenizer) > 0:
-        return 0
-    raise ModelError("the tokenizer has no tokens; load the one that belongs to the model")
+    return 0

@@ -34,7 +34,7 @@ def generate_ids(
         max_new_tokens: Largest number of tokens to generate. Must be at least 1.
         use_cache: Whether to use the cache of keys and values; without it every step runs the whole sequences.
     """
-    device, pad = input_device(model), pad_token(tokenizer)
+    device, pad = input_device(model), pad_token(tokenizer, model)
     ids, mask = pad_left(prompts, pad, device)
     output: Any = model.generate(  # type: ignore[operator]
         input_ids=ids,
