@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.errors import ActivationError, DemonstrationError, SettingError, SiteError, WorkerError
+from sealign.errors import ActivationError, DemonstrationError, ModelError, SettingError, SiteError, WorkerError
 from sealign.fitting.activation_store import Keep
+from sealign.fitting.collect_config import CollectConfig
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.activation_fit import layerwise_method
 from sealign.methods.method import FitContext
 from sealign.methods.registry import fit_edit, fit_edit_from_activations
+from sealign.models.recorder import Recorder
+from sealign.models.sites import resolve_sites
+from tests.tiny_models import build_model
 
 CONFIGS: dict[str, EditConfig] = {
     "sea": sealign.SEAConfig(explained_variance=0.95, centered=True, layers="last:2", token="mean"),
@@ -171,3 +179,85 @@ def test_the_relative_change_is_that_of_the_neutral_rows(
         change = ((edited - rows[layer]).norm(dim=1) / rows[layer].norm(dim=1)).mean()
         assert edit.record.layers[str(layer)].relative_change == pytest.approx(float(change), rel=1e-5)
         assert torch.allclose(edited - rows[layer], 0.6 * edit.affine_edits[layer].shift, atol=1e-5)
+
+
+def test_more_workers_than_demonstrations_are_refused(
+    llama: Any, tokenizer: Any, demonstrations: list[Demonstration], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sealign.methods.activation_fit.rank_and_size", lambda: (2, 8))
+    with pytest.raises(WorkerError, match="there are 8 workers for 7 demonstrations; start at most as many workers"):
+        fit_edit(llama, tokenizer, demonstrations)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("demonstrations.jsonl", "demonstrations is 'demonstrations.jsonl', but .* with load_demonstrations"),
+        (Path("a.csv"), r"demonstrations is PosixPath\('a.csv'\)"),
+        (None, "demonstrations is None, but it must be a sequence of demonstrations"),
+        ([{"prompt": "a"}], r"demonstrations\[0\] is of type dict, but it must be a Demonstration; make one with"),
+        (Demonstration("a", "b", "c"), "but it must be a sequence"),
+    ],
+)
+def test_what_are_no_demonstrations_is_refused(given: Any, message: str, llama: Any, tokenizer: Any) -> None:
+    with pytest.raises(DemonstrationError, match=message):
+        fit_edit(llama, tokenizer, given)
+    with pytest.raises(DemonstrationError, match=message):
+        sealign.collect_activations(llama, tokenizer, given)
+
+
+def test_demonstrations_may_come_from_a_generator(
+    llama: Any, tokenizer: Any, demonstrations: list[Demonstration]
+) -> None:
+    layers: Any = np.array([1, 3])
+    config = sealign.SEAConfig(rank=2, layers=layers)
+    expected = fit_edit(llama, tokenizer, demonstrations, config=config)
+    assert fit_edit(llama, tokenizer, (item for item in demonstrations), config=config).hash == expected.hash
+    given: Any = iter(demonstrations)
+    found = sealign.collect_activations(llama, tokenizer, given, layers=layers)
+    assert found.layers == [1, 3]
+    assert {type(layer) for layer in found.layers} == {int}
+
+
+def test_a_pattern_serves_where_the_layers_cannot_be_found(tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    model.model.twin = nn.ModuleList(model.model.layers)
+    config = sealign.SEAConfig(rank=2, layers=[1, 2], site="attention")
+    with pytest.raises(SiteError, match=r"2 lists of 4 decoder layers.*name the modules with module_pattern"):
+        fit_edit(model, tokenizer, demonstrations, config=config)
+    named = config.replace(module_pattern="model.layers.{layer}.self_attn")
+    edit = fit_edit(model, tokenizer, demonstrations, config=named)
+    assert edit.modules == ["model.layers.1.self_attn", "model.layers.2.self_attn"]
+    with sealign.apply_edit(model, edit) as handle:
+        assert handle.modules == edit.modules
+
+
+@pytest.mark.parametrize("name", ["jamba", "lfm2", "qwen3_5_text", "gpt_neo", "mamba2"])
+def test_hybrid_models_collect_as_if_each_text_ran_alone(
+    name: str, tiny_model: Callable[[str], Any], tokenizer: Any, demonstrations: list[Demonstration]
+) -> None:
+    """Though all texts begin alike, which plain models run once."""
+    model, items = tiny_model(name), demonstrations[:3]
+    form = sealign.PromptFormat("few_shot", "The town lies by the river and the river rises in the hills.")
+    config = CollectConfig(prompt_format=form, batch_size=4)
+    found = sealign.collect_activations(model, tokenizer, items, site="residual", layers=[2], config=config)
+    (site,) = resolve_sites(model, "residual", [2])
+    for row, item in enumerate(items):
+        ids = form.encode(tokenizer, item.prompt, item.negative)
+        with torch.no_grad(), Recorder([site], lambda output, _: output[0, -1].clone()) as recorder:
+            model(input_ids=torch.tensor([ids]), use_cache=False)
+        torch.testing.assert_close(found.negative[2][row], recorder.recorded[2], rtol=1e-4, atol=1e-4)
+
+
+def test_tokens_that_the_model_does_not_embed(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    """Added to the tokenizer, but not to the model: harmless for padding, refused in a text."""
+    config = sealign.SEAConfig(rank=2, layers=[1])
+    wider = copy.deepcopy(tokenizer)
+    wider.add_special_tokens({"pad_token": "[PAD]"})
+    assert wider.pad_token_id == llama.get_input_embeddings().weight.shape[0]
+    expected = fit_edit(llama, tokenizer, demonstrations, config=config)
+    found = fit_edit(llama, wider, demonstrations, config=config)
+    assert torch.equal(found.affine_edits[1].left, expected.affine_edits[1].left)
+    text = Demonstration("What is [PAD]?", "A token.", "A word.")
+    with pytest.raises(ModelError, match=r"the tokenizer gives token (\d+), but the model embeds \1 tokens"):
+        fit_edit(llama, wider, [*demonstrations, text], config=config)

@@ -166,10 +166,16 @@ def test_a_module_pattern_names_the_attention_modules(
 
 
 def test_the_number_of_heads(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    calls: list[int] = []
+    hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(SiteError, match="heads is 17, but layers 'all' have 16 heads; choose at most as many"):
         fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=17))
     with pytest.raises(SiteError, match="heads is 5, but layers '3' have 4 heads"):
         fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=5, layers="3"))
+    with pytest.raises(SiteError, match="heads is 9, but layers 'signature:2' have 8 heads"):
+        fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=9, layers="signature:2"))
+    hook.remove()
+    assert calls == []
     whole = fit_edit(llama, tokenizer, demonstrations, config=sealign.ITIConfig(heads=16))
     assert len(whole.settings["selected"]) == 16
     # 48 of the 1024 heads of Llama 7B are 0.75 of 16, and 1.5 of 32, which rounds to the even 2.

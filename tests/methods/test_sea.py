@@ -418,11 +418,21 @@ def test_module_pattern_is_used_for_fitting_and_editing(llama: Any, tokenizer: A
     torch.testing.assert_close(edit.affine_edits[1].right, by_site.affine_edits[1].right, rtol=1e-4, atol=1e-4)
 
 
-def test_wrong_sites_fail_before_anything_runs(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+def test_what_cannot_be_fitted_fails_before_anything_runs(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    with pytest.raises(SiteError, match="layer 9 is outside"):
-        sealign.fit_edit(llama, tokenizer, demonstrations, config=SEAConfig(layers=(1, 9), fit_site="residual"))
+    refused: list[tuple[type[Exception], dict[str, Any], str]] = [
+        (SiteError, {"layers": (1, 9), "fit_site": "residual"}, "layer 9 is outside the model"),
+        (SiteError, {"layers": "signature:5"}, "selects 5 layers, but the model has 4"),
+        (SettingError, {"rank": (2, 49)}, r"rank is 49, but it must be in \[1, 48\]"),
+        (DegenerateError, {"rank": 8}, "rank is 8, but 7 demonstrations have at most 7 directions; lower the rank"),
+        (DegenerateError, {"rank": 7, "centered": True}, "7 centred demonstrations have at most 6 directions"),
+    ]
+    for error, settings, message in refused:
+        with pytest.raises(error, match=message):
+            sealign.fit_edit(llama, tokenizer, demonstrations, config=SEAConfig(**settings))
+    with pytest.raises(DegenerateError, match="rank is 9, but 7 demonstrations have at most 7 directions"):
+        sealign.fit_edit(llama, tokenizer, demonstrations, config=sealign.DifferenceOperatorConfig(rank=9))
     with pytest.raises(DemonstrationError, match="1 demonstrations, but sea needs at least 2"):
         sealign.fit_edit(llama, tokenizer, demonstrations[:1])
     hook.remove()
@@ -430,10 +440,10 @@ def test_wrong_sites_fail_before_anything_runs(llama: Any, tokenizer: Any, demon
 
 
 def test_degenerate_layers_are_named(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
-    collected = sealign.collect_activations(llama, tokenizer, demonstrations, layers=[2])
-    config = SEAConfig(rank=40, layers=[2])
-    with pytest.raises(DegenerateError, match=r"layer 2: .*only \d+ singular values"):
-        fit_edit_from_activations(llama, tokenizer, collected, demonstrations, config=config)
+    twice = demonstrations * 2
+    collected = sealign.collect_activations(llama, tokenizer, twice, layers=[2])
+    with pytest.raises(DegenerateError, match=r"layer 2: .*only 7 singular values"):
+        fit_edit_from_activations(llama, tokenizer, collected, twice, config=SEAConfig(rank=10, layers=[2]))
 
 
 @pytest.mark.parametrize("kept", ["rows", "sums"])

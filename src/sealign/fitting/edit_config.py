@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
+from sealign.errors import DegenerateError, SettingError
 from sealign.fitting.collect_config import CollectConfig
 from sealign.models.sites import Site, parse_layers
 
@@ -71,6 +72,36 @@ class EditConfig(CollectConfig):
     def statistics_settings(self) -> tuple[bool, str]:
         """Return whether the statistics of a layer are centred, and the name of their feature map."""
         return False, "identity"
+
+    @property
+    def largest_rank(self) -> int:
+        """Largest number of directions that a fit must find in a layer; 0 if the data decides it."""
+        return 0
+
+    def check_available(self, demonstrations: int, layers: int, model: Any) -> None:  # noqa: ARG002
+        """Raise an error if a fit with these settings is bound to fail, before the model is run.
+
+        Args:
+            demonstrations: Number of demonstrations.
+            layers: Number of layers that are chosen.
+            model: Configuration of the model's text decoder.
+
+        Raises:
+            SettingError: The rank exceeds the width of the activations.
+            DegenerateError: The rank exceeds that of any cross-covariance of so few demonstrations.
+            SiteError: The layers have less than a setting asks for.
+        """
+        rank, width = self.largest_rank, model.hidden_size
+        if rank > width:
+            raise SettingError(
+                f"rank is {rank}, but it must be in [1, {width}], where {width} is the width of the activations"
+            )
+        centered = self.statistics_settings()[0]
+        if rank > demonstrations - centered:
+            raise DegenerateError(
+                f"rank is {rank}, but {demonstrations} {'centred ' if centered else ''}demonstrations have at most "
+                f"{demonstrations - centered} directions; lower the rank or add demonstrations"
+            )
 
     def collect_config(self) -> CollectConfig:
         """Return the settings of the collection alone."""

@@ -63,6 +63,7 @@ def activation_method(
             return fitter(context, collected, settings)
 
     def fit_activations(context: FitContext, activations: Activations, settings: EditConfig) -> Edit:
+        check_settings(context, settings)
         return fitter(context, collected_before(settings, activations), settings)
 
     return Method(name, config, Edit, fit, fit_activations, packages=packages)
@@ -92,9 +93,11 @@ def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
         config: Settings of the method.
 
     Raises:
-        SiteError: A site cannot be identified; raised before the model runs.
-        WorkerError: The model is split over the workers.
+        SiteError, SettingError, DegenerateError: A site cannot be identified, or a setting asks for more than there
+            is; raised before the model runs over the demonstrations.
+        WorkerError: The model is split over the workers, or there are more workers than demonstrations.
     """
+    check_settings(context, config)
     model, layers = context.model, candidate_layers(context, config)
     resolve_sites(model, config.site, layers, module_pattern=config.module_pattern)
     sites = resolve_read_sites(model, config.read_site, layers, module_pattern=config.read_pattern)
@@ -104,12 +107,29 @@ def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
             f"the model is split over the {workers} workers, so the demonstrations cannot be divided among them; "
             "fit it outside worker_group"
         )
+    if workers > len(context.demonstrations):
+        raise WorkerError(
+            f"there are {workers} workers for {len(context.demonstrations)} demonstrations; start at most as many "
+            "workers as there are demonstrations"
+        )
     share = own_share(context.demonstrations)
     widths = [read_width(model, sites[0])] * len(layers)
     keep = context.keep or choose_keep(len(share), widths, needs_rows=config.needs_rows)
     collector = Collector(model, context.tokenizer, config.read_site, sites, config.collect_config(), context.track)
     with collect(collector, share, config, keep, checkpoint_dir=context.checkpoint_dir) as collected:
         yield collected
+
+
+def check_settings(context: FitContext, config: EditConfig) -> None:
+    """Raise an error if the layers are outside the model, or if a setting asks for more than there is.
+
+    Args:
+        context: Inputs of the fit.
+        config: Settings of the method.
+    """
+    depth = model_depth(context)
+    layers = select_layers(config.layers, depth, dict.fromkeys(range(depth), 0.0))
+    config.check_available(len(context.demonstrations), len(layers), text_config(unwrap_model(context.model)))
 
 
 def collected_before(config: EditConfig, activations: Activations) -> Collected:

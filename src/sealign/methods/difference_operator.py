@@ -44,6 +44,11 @@ class DifferenceOperatorConfig(EditConfig):
     token: TokenSetting = "completion"
     normalization: Normalization = "none"
 
+    @property
+    def largest_rank(self) -> int:
+        """The rank."""
+        return self.rank
+
 
 def _fit_layer(statistics: LayerStatistics, config: DifferenceOperatorConfig) -> tuple[LayerEdit, Mapping[str, float]]:
     omega = statistics.positive.difference(statistics.negative)

@@ -72,17 +72,29 @@ class ITIConfig(EditConfig):
         """The module pattern of the attention modules, whose heads are read and whose outputs are edited."""
         return self.module_pattern
 
+    def count_heads(self, model: Any) -> int:
+        """Return the number K of heads to shift in a model.
+
+        Args:
+            model: Configuration of the model's text decoder.
+        """
+        return self.heads or max(1, round(48 / 1024 * model.num_hidden_layers * model.num_attention_heads))
+
+    def check_available(self, demonstrations: int, layers: int, model: Any) -> None:  # noqa: ARG002
+        """Raise an error if more heads are asked for than the layers have."""
+        wanted, available = self.count_heads(model), layers * model.num_attention_heads
+        if wanted > available:
+            raise SiteError(
+                f"heads is {wanted}, but layers '{self.layers}' have {available} heads; choose at most as many"
+            )
+
 
 def _fit(context: FitContext, collected: Collected, config: ITIConfig) -> Edit:
     """Rank the heads, and turn the shifts of the best into shifts of the attention outputs."""
     layers = chosen_layers(context, config, collected)
     settings = text_config(unwrap_model(context.model))
     heads = settings.num_attention_heads
-    wanted = config.heads or max(1, round(48 / 1024 * settings.num_hidden_layers * heads))
-    if wanted > len(layers) * heads:
-        raise SiteError(
-            f"heads is {wanted}, but layers '{config.layers}' have {len(layers) * heads} heads; choose at most as many"
-        )
+    wanted = config.count_heads(settings)
     rows = {layer: collected.rows(layer) for layer in layers}
     positive, negative = (np.stack([_by_head(rows[layer][role], heads) for layer in layers], axis=1) for role in (1, 2))
     accuracy, probes = probe_accuracy(positive, negative, config.validation, config.seed, track=context.track)

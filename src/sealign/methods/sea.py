@@ -96,6 +96,11 @@ class SEAConfig(EditConfig):
         """Return whether the cross-covariances are centred, and the name of their feature map."""
         return self.centered, self.feature_map
 
+    @property
+    def largest_rank(self) -> int:
+        """Larger one of both ranks; 0 if the explained variance decides them."""
+        return max(self.rank) if isinstance(self.rank, tuple) else self.rank or 0
+
     def targets(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the arguments of ``leading_spectrum`` that decide k, for the positives and for the negatives."""
         name = "explained_variance" if self.rank is None else "rank"
