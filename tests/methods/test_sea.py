@@ -56,7 +56,7 @@ def test_reference_is_the_released_code() -> None:
         "normalization": "feature",
         "neutral": "generated",
         "max_new_tokens": 256,
-        "prompt_format": {"style": "few_shot_chat", "preamble": None},
+        "prompt_format": default["prompt_format"] | {"style": "few_shot_chat"},
     }
     assert SEAConfig.reference().targets() == SEAConfig().targets()
     assert SEAConfig.reference().read_site == "residual"
