@@ -42,7 +42,7 @@ def bare(model: Any, tokenizer: Any, demonstrations: Sequence[Demonstration]) ->
     prefix = Prefix.run(runner, common_prefix([sequence.ids for sequence in sequences]), device)
     for start in range(0, len(order), CONFIG.batch_size):
         batch = [sequence.ids[len(prefix.ids) :] for sequence in order[start : start + CONFIG.batch_size]]
-        prefix.continue_batch(runner, *pad_right(batch, pad_token(tokenizer), device))
+        prefix.continue_batch(runner, *pad_right(batch, pad_token(tokenizer, model), device))
 
 
 def three_sequences(tokenizer: Any, demonstrations: Sequence[Demonstration]) -> list[list[list[int]]]:

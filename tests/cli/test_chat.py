@@ -68,24 +68,24 @@ def test_a_conversation_with_every_command(edit_folder: Path, said: Said) -> Non
         "Why?",
         "/on",
         "And?",
-        "/strength 0.2",
+        "/strength -1",
         "So?",
         "/reset",
         QUESTION,
         "/help",
         "/quit",
     )
-    on, off, weak = "on, strength 0.7)> ", "off)> ", "on, strength 0.2)> "
+    on, off, reverse = "on, strength 0.7)> ", "off)> ", "on, strength -1)> "
     first = said(QUESTION)
     assert turns[0] == on + first
     assert turns[1:3] == [on, off + said("Why?", strength=0)]
     assert turns[3:5] == [off, on + said("And?")]
-    assert turns[5:7] == [on, weak + said("So?", strength=0.2)]
+    assert turns[5:7] == [on, reverse + said("So?", strength=-1)]
     said.conversation.reset()
-    assert turns[7:9] == [weak, weak + said(QUESTION, strength=0.2)]
-    assert turns[9].startswith(f"{weak}/on ")
-    assert turns[10:] == [weak]
-    assert first != turns[8].removeprefix(weak)
+    assert turns[7:9] == [reverse, reverse + said(QUESTION, strength=-1)]
+    assert turns[9].startswith(f"{reverse}/on ")
+    assert turns[10:] == [reverse]
+    assert first != turns[8].removeprefix(reverse)
 
 
 def test_comparing_leaves_the_conversation_and_the_edit_as_they_are(edit_folder: Path, said: Said) -> None:

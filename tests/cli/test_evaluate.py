@@ -166,7 +166,7 @@ def test_tune(tokenizer: Any, tmp_path: Path) -> None:
     args += ["--finalists", 2, "--output", tmp_path / "out"]
     text = " ".join(passed(*args).split())
     assert "The most efficient of 6 candidates" in text
-    data = json.loads(passed(*args, "--json"))
+    data = json.loads(passed(*args[:-1], tmp_path / "again", "--json"))
     assert len(data["scan"]) == 6
     assert len(data["finalists"]) == 2
     assert (tmp_path / "out" / "figures" / "layer_map.png").is_file()

@@ -35,7 +35,18 @@ from sealign.methods.registry import METHODS
 from sealign.models import loading as models
 from sealign.models.prompt_format import PromptFormat, default_preamble
 from tests.cli import test_app as shared
-from tests.cli.test_app import CONTEXT, assert_told, listing, passed, printed_python, program, refused, run, write_rows
+from tests.cli.test_app import (
+    CONTEXT,
+    assert_told,
+    listing,
+    passed,
+    printed_python,
+    program,
+    refused,
+    replaced,
+    run,
+    write_rows,
+)
 
 cache = shared.cache
 one_thread = shared.one_thread
@@ -51,6 +62,7 @@ def fit(model_folder: Path, rows: Path, tmp_path: Path) -> Callable[..., str]:
         decided = {"--strength", "--max-damage", "--preset", "--plan"} & {str(arg) for arg in args}
         method = str(args[args.index("--method") + 1]) if "--method" in args else "sea"
         decided |= {"strength"} - set(METHODS[method].config.model_fields if method in METHODS else ())
+        shutil.rmtree(tmp_path / output, ignore_errors=True)  # of an earlier call, which would not be replaced
         given = args if decided or "strength=" in " ".join(map(str, args)) else (*args, "--strength", 1)
         return passed("fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / output, *given)
 
@@ -340,6 +352,7 @@ def test_columns_of_other_names(model_folder: Path, tmp_path: Path) -> None:
     args = ("fit", "--model", model_folder, "--demonstrations", tmp_path / "x.JSON", "--output", tmp_path / "edit")
     passed(*args, "--columns", "prompt=question, positive=good, negative=bad", "--rank", "2")
     assert len(read(tmp_path / "edit")["fitted_on"]) == 5
+    shutil.rmtree(tmp_path / "edit")
     refused(*args, "--columns", "prompt=question,positive", words=("--columns is 'positive'", "prompt=question"))
     refused(*args, "--columns", "prompt=question", words=("no key 'positive' or 'chosen', found question, good, bad",))
 
@@ -439,9 +452,13 @@ def test_the_printed_lines_load_the_edit(fit: Callable[..., str], tmp_path: Path
     assert shlex.split(text.splitlines()[-1])[:4] == ["sealign", "generate", "--edit", str(tmp_path / name)]
 
 
-def test_an_edit_is_replaced_and_nothing_else_is(fit: Callable[..., str], tmp_path: Path, cache: Path) -> None:
+def test_an_edit_is_replaced_and_nothing_else_is(
+    fit: Callable[..., str], model_folder: Path, rows: Path, tmp_path: Path, cache: Path
+) -> None:
     fit("--rank", "2")
-    fit("--rank", "3")
+    args = ["fit", "--model", model_folder, "--demonstrations", rows, "--output", tmp_path / "edit", "--rank", "3"]
+    refused(*args, words=("edit' exists already", "--overwrite"))
+    replaced(*args, "--strength", 1)
     assert read(tmp_path / "edit")["config"]["rank"] == 3
     assert listing(tmp_path) == ["edit", "edit/README.md", "edit/edit.json", "edit/edit.safetensors", "rows.jsonl"]
     assert [name for name in listing(cache) if "activations" in name] == []  # finished batches are cleared
@@ -596,7 +613,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("cannot load model", "check the files"),
     ),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), ("model.safetensors", "check the files")),
-    "no configuration": (lambda folder: (folder / "config.json").unlink(), ("cannot load model", "check the files")),
+    "no configuration": (
+        lambda folder: (folder / "config.json").unlink(),
+        ("no model in the folder", "no config.json"),
+    ),
     "configuration cut short": (
         lambda folder: (folder / "config.json").write_text("{"),
         ("cannot load model", "config.json", "check the files"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,8 @@ def test_edits_and_figures_are_not_replaced(
     before = _contents(linear)
     words = ("exists already, and is replaced only with --overwrite",)
     refused("fit", "--model", model_folder, "--demonstrations", rows, "--output", linear, words=words)
-    refused("demo", "--model", model_folder, "--output", linear, words=words)
+    shutil.copytree(linear, tmp_path / "edits" / "truthfulness")
+    refused("demo", "--model", model_folder, "--output", tmp_path / "edits", words=words)
     refused("export", "lora", "--edit", linear, "--output", linear, words=("is the folder that is read from",))
     assert _contents(linear) == before
     pytest.importorskip("matplotlib")

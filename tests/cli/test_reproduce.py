@@ -25,6 +25,7 @@ def test_a_table_is_printed_and_written(model_folder: Path, data_dir: Path, tmp_
     assert "| random token |" in printed
     folder = tmp_path / "paper" / "table-activations"
     assert {path.name for path in folder.iterdir()} == {
+        "sealign.json",
         "table-activations.csv",
         "table-activations.tex",
         "table-activations.md",

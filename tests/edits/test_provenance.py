@@ -39,6 +39,11 @@ def test_other_weights_are_said(llama: Any, tuned: Any, small_edit: sealign.Edit
         sealign.attach(tuned, small_edit, ignore_mismatch=True).detach()
     with pytest.warns(SealignWarning, match=OTHER_WEIGHTS):
         sealign.attach(tuned, small_edit).detach()
+    with warnings.catch_warnings():  # an error in place of the warning leaves nothing behind
+        warnings.simplefilter("error")
+        with pytest.raises(SealignWarning):
+            sealign.attach(tuned, small_edit)
+    assert not any(module._forward_hooks for module in tuned.modules())
     with pytest.warns(SealignWarning, match=OTHER_WEIGHTS):
         sealign.attach(tuned, Composition([small_edit])).detach()
     pytest.importorskip("peft")

@@ -273,8 +273,8 @@ def test_layers_of_a_fit(model: Any, tokenizer: Any, demonstrations: Any) -> Non
 
 
 def test_modules_by_pattern(model: Any, tokenizer: Any, demonstrations: Any) -> None:
-    edit = fitted(model, tokenizer, demonstrations, module_pattern="model.layers.{layer}.mlp.up_proj")
-    assert edit.modules == ["model.layers.1.mlp.up_proj", "model.layers.3.mlp.up_proj"]
+    edit = fitted(model, tokenizer, demonstrations, module_pattern="model.layers.{layer}.mlp.down_proj")
+    assert edit.modules == ["model.layers.1.mlp.down_proj", "model.layers.3.mlp.down_proj"]
 
 
 def test_hashes_and_versions(model: Any, tokenizer: Any, demonstrations: Any) -> None:

@@ -43,7 +43,7 @@ def test_the_file(llama: Any, tokenizer: Any, shifts: Any, tmp_path: Path) -> No
     np.testing.assert_array_equal(rows[0], reader.tensors[0].data)
     assert not rows[1].any()
     np.testing.assert_array_equal(rows[2], reader.tensors[1].data)
-    export_control_vector(edit, tmp_path / "vector.gguf", architecture="qwen2")
+    export_control_vector(edit, tmp_path / "vector.gguf", architecture="qwen2", overwrite=True)
     assert value_of(open_gguf(tmp_path / "vector.gguf"), "controlvector.model_hint") == "qwen2"
     assert [entry.name for entry in tmp_path.iterdir()] == ["vector.gguf"]
 

@@ -17,7 +17,7 @@ def test_defaults() -> None:
         "token": "last",
         "neutral": "prompt",
         "max_new_tokens": 32,
-        "prompt_format": {"style": "auto", "preamble": None},
+        "prompt_format": {"style": "auto", "preamble": None, "chat_template_kwargs": {}, "date": "2024-07-26"},
         "batch_size": 16,
         "seed": 0,
     }

@@ -144,6 +144,7 @@ def test_order_follows_the_demonstrations(llama: Any, tokenizer: Any, demonstrat
 
 
 def test_a_shared_preamble_is_run_once(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    resolve_sites(llama, "mlp")  # runs the model on a few tokens, the first time
     lengths: list[int] = []
     hook = llama.model.register_forward_pre_hook(
         lambda _m, args, kwargs: lengths.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -17,6 +17,7 @@ from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.plan import measure_tflops, plan_fit
 from sealign.methods.registry import fit_edit
 from sealign.models.loading import load_skeleton
+from sealign.models.sites import resolve_sites
 from sealign.models.structure import decoder_of
 from tests.tiny_models import build_model
 
@@ -32,6 +33,7 @@ from tests.tiny_models import build_model
     ids=lambda config: type(config).__name__,
 )
 def test_tokens_are_those_that_are_run(config: EditConfig, llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    resolve_sites(llama, config.site)  # runs the model on a few tokens, the first time
     run: list[int] = []
     hook = decoder_of(llama).register_forward_pre_hook(
         lambda _module, args, kwargs: run.append(kwargs["input_ids"].numel()), with_kwargs=True

@@ -13,7 +13,7 @@ from concept_erasure import LeaceFitter
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.attach import apply_edit
-from sealign.errors import ModelError, SettingError
+from sealign.errors import SettingError
 from sealign.methods.registry import fit_edit, fit_edit_from_activations
 from tests.conftest import our_hooks
 from tests.methods.hook_oracle import check_against_hooks, remove
@@ -96,12 +96,17 @@ def test_a_fit_that_fails_leaves_nothing(llama: Any, tokenizer: Any, demonstrati
     assert torch.equal(logits(llama, tokenizer), before)
 
 
-def test_a_model_compiled_in_place_is_refused(tokenizer: Any, demonstrations: list[Demonstration]) -> None:
-    """Its graph would not see the erasers of earlier layers."""
+def test_a_model_compiled_in_place(tokenizer: Any, demonstrations: list[Demonstration]) -> None:
+    """Its graph sees the erasers of earlier layers."""
+    config = sealign.LEACEConfig(layers="0,1")
     model = build_model("llama", vocab_size=len(tokenizer))
+    plain: Any = fit_edit(model, tokenizer, demonstrations, config=config)
     model.compile(backend="eager")
-    with pytest.raises(ModelError, match="compiled"):
-        fit_edit(model, tokenizer, demonstrations, config=sealign.LEACEConfig(layers="0,1"))
+    compiled: Any = fit_edit(model, tokenizer, demonstrations, config=config)
+    tokens = torch.randn(5, 48, generator=torch.Generator().manual_seed(3))
+    for layer in (0, 1):
+        expected = plain.layer_edits[layer](tokens)
+        torch.testing.assert_close(compiled.layer_edits[layer](tokens), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_layers_by_signature_are_refused(fitted: Callable[[str], Any]) -> None:

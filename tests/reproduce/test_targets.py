@@ -131,7 +131,7 @@ def test_an_interrupted_run_reuses_fits_and_scores(
 
     monkeypatch.setattr(workbench, "collect_activations", refuse)
     monkeypatch.setattr(workbench, "fit_edit_from_activations", refuse)
-    ((_, again),) = reproduce("table-ablation", config)
+    ((_, again),) = reproduce("table-ablation", config, overwrite=True)
     assert again is not None
     assert again.rows == made["table-ablation"].rows  # type: ignore[union-attr]
 

@@ -26,6 +26,7 @@ def folders(small_edit: Edit, tmp_path: Path) -> Path:
     small_edit.with_strength(0.1).save_pretrained(tmp_path / "library" / "mild")
     (tmp_path / "library" / "notes").mkdir()
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
     return tmp_path
 
 
@@ -65,7 +66,7 @@ def test_no_more_than_is_needed(folders: Path) -> None:
 
 def test_edits_of_other_methods_get_slots(folders: Path, small_edit: Edit) -> None:
     shifts = {layer: AffineEdit.constant(torch.ones(small_edit.width)) for layer in small_edit.layers}
-    layers = {layer: dataclasses.replace(entry, rank=0) for layer, entry in small_edit.record.layers.items()}
+    layers = {layer: dataclasses.replace(entry, rank=0, groups=()) for layer, entry in small_edit.record.layers.items()}
     record = dataclasses.replace(small_edit.record, method="mean_difference", normalization="none", layers=layers)
     Edit(shifts, record).save_pretrained(folders / "shift")
     command, _ = server_command(str(folders / "model"), {"a": str(folders / "shift")}, max_edits=1)

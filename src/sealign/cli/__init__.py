@@ -17,7 +17,8 @@ import sealign.cli.inspect
 import sealign.cli.plot
 import sealign.cli.reproduce
 import sealign.cli.serve
-import sealign.cli.tune  # noqa: F401
+import sealign.cli.tune
+import sealign.cli.verify  # noqa: F401
 from sealign.cli.app import app, show_warning
 
 __all__ = ["main"]

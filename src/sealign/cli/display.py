@@ -61,7 +61,7 @@ def print_record(edit: Intervention) -> None:
     output.print(record_table(record, edit.hash), settings_table(record))
     if record.example is not None:
         output.print("First demonstration as the model read it:", style="italic")
-        output.print(record.example, markup=False, highlight=False, soft_wrap=True)
+        output.print(record.example, markup=False, highlight=False)
     if record.layers:
         output.print(layer_table(record))
     if warning := cancellation_warning(record):

@@ -132,7 +132,7 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         demonstrations=held_out or None,
-        prompt_format=prompt_format_of(next(iter(edits.values())).record.config if edits else {}),
+        prompt_format=prompt_format_of(next(iter(edits.values())).parts[0].record.config if edits else {}),
         control_seeds=_numbers("--control-seeds", control_seeds),
         reversed_control=not no_reversed,
         batch_size=batch_size,

@@ -233,6 +233,14 @@ JudgeUrl = Annotated[
         "OPENAI_API_KEY.",
     ),
 ]
+GgufBase = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="FILE",
+        help=r"GGUF file of the base model. \[default: the model's own file, if it is loaded from one]",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 

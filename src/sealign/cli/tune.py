@@ -16,8 +16,9 @@ from sealign.cli.outputs import say_replaced
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sealign.evaluation.finalists import Finalist
     from sealign.evaluation.scan import ScannedCandidate
-    from sealign.evaluation.tuning import Finalist, TuneResult
+    from sealign.evaluation.tuning import TuneResult
 
 SHOWN_CANDIDATES = 8
 

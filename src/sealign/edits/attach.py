@@ -68,10 +68,11 @@ def attach(
         edit = edit.with_strength(strength)
     if not ignore_mismatch:
         check_fingerprint(model, edit.base_model.fingerprint, edit.base_model.id)
-        warn_of_other_weights(model, edit)
     handle = EditHandle(edit)
     try:
         edit.install(model, handle)
+        if not ignore_mismatch:
+            warn_of_other_weights(model, edit)
         saving = unwrap_model(model).register_state_dict_pre_hook(_warn_when_saved(handle))
         handle.stack.callback(saving.remove)
     except BaseException:
@@ -189,4 +190,5 @@ class RejectFeatureCall:
 def allows_batches(model: nn.Module) -> bool:
     """Return whether no edit on a model depends on later tokens, so that sequences can be run together."""
     hooks = unwrap_model(model)._forward_pre_hooks.values()
-    return not any(isinstance(hook, RejectFeatureCall) and hook.handle.active for hook in hooks)
+    functions = [hook.function for hook in hooks if isinstance(hook, Uncopied)]
+    return not any(isinstance(function, RejectFeatureCall) and function.handle.active for function in functions)

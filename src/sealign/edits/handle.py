@@ -160,11 +160,11 @@ class Uncopied:
 
     def __init__(self, handle: EditHandle, function: Callable[..., Any]) -> None:
         self._handle = handle
-        self._function = function
+        self.function = function
 
     def __call__(self, *args: Any) -> Any:
         """Call the function."""
-        return self._function(*args)
+        return self.function(*args)
 
     def __reduce__(self) -> Any:
         return Uncopied, (self._handle, _nothing)

@@ -14,6 +14,7 @@ from .damage import measure_damages as measure_damages
 from .damage import measure_passages as measure_passages
 from .evaluate_edits import evaluate as evaluate
 from .evaluation_config import EvaluationConfig as EvaluationConfig
+from .finalists import Finalist as Finalist
 from .harness import SealignLM as SealignLM
 from .judge import EndpointJudge as EndpointJudge
 from .judge import Judge as Judge
@@ -38,7 +39,6 @@ from .strength_choice import DamageBudget as DamageBudget
 from .strength_choice import DamageTexts as DamageTexts
 from .strength_choice import StrengthChoice as StrengthChoice
 from .strength_choice import choose_strength as choose_strength
-from .tuning import Finalist as Finalist
 from .tuning import TuneResult as TuneResult
 from .tuning import tune as tune
 from .tuning_config import TuneConfig as TuneConfig

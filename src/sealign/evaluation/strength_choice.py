@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 PASSAGE_LENGTH = 48
 """Number of tokens at which neutral text is split, so that the interval of its damage rests on many passages."""
 
-NEUTRAL_PASSAGES = 40
-ANSWERED_PROMPTS = 32
+NEUTRAL_PASSAGES = 24
+ANSWERED_PROMPTS = 20
 STEPS = 8
 BATCH = 8
 FIRST_CHANGE = 0.03
@@ -110,8 +110,8 @@ class DamageBudget:
         SettingError: A budget is not above 0.
 
     Example:
-        >>> DamageBudget(0.05).used(0.01, 0.04)
-        0.8
+        >>> DamageBudget(0.5).used(0.125, 0.25)
+        0.5
     """
 
     neutral: float = MAX_DAMAGE

@@ -19,9 +19,10 @@ from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, fit_candidates
 from sealign.evaluation.comparison import EditReport, report_edits
-from sealign.evaluation.damage import Damage, bundled_texts
+from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.finalists import Finalist, choose_finalists
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import headline_metrics
@@ -50,46 +51,6 @@ SCAN_NAME = "scan.csv"
 
 EDIT_NAME, EVALUATION_NAME, FIGURES_NAME = "edit", "evaluation", "figures"
 """Names of the other outputs."""
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A candidate that was measured on the development part at about the strength that uses the damage budget.
-
-    Attributes:
-        scanned: The candidate, with what the scan found.
-        strength: Strength at which it was measured: that for which the scan predicts 80 % of the budget.
-        neutral: Damage on neutral text at this strength.
-        domain: Damage on own answers; None if all of them are empty.
-        used: Fraction of the budget that was used, on the text where it is larger.
-        gains: Gain of each development demonstration in the preference margin, in nats per token; or, if tasks were
-            given, of each task in its first headline metric.
-    """
-
-    scanned: ScannedCandidate
-    strength: float
-    neutral: Damage
-    domain: Damage | None
-    used: float
-    gains: Sequence[float]
-
-    @property
-    def gain(self) -> float:
-        """Mean gain."""
-        return float(np.mean(self.gains))
-
-    @property
-    def gain_at_budget(self) -> float:
-        """Mean gain at the strength that uses the whole budget: the gain grows with the strength, damage as its square.
-
-        Minus infinity for a model that is broken.
-        """
-        return self.gain / math.sqrt(self.used) if math.isfinite(self.used) and self.used > 0 else -math.inf
-
-    @property
-    def gain_error(self) -> float:
-        """Standard error of the mean gain; NaN for a single gain."""
-        return float(np.std(self.gains, ddof=1) / math.sqrt(len(self.gains))) if len(self.gains) > 1 else math.nan
 
 
 @dataclass(frozen=True)
@@ -252,7 +213,7 @@ class _Search:
 
     def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
         """Return the most efficient candidates with their gain and damage, the largest gain for its damage first."""
-        chosen = _diverse(scanned, self.config.finalists)
+        chosen = choose_finalists(scanned, self.config.finalists)
         strengths = [each.strength_at(0.8 * self.config.max_damage) for each in chosen]
         edits = [each.candidate.edit.with_strength(s) for each, s in zip(chosen, strengths, strict=True)]
         damages = self.texts.measure(self.model, self.tokenizer, edits, track=self.track)
@@ -334,15 +295,3 @@ class _Search:
             command=command,
             track=self.track,
         )
-
-
-def _diverse(scanned: Sequence[ScannedCandidate], count: int) -> list[ScannedCandidate]:
-    """Return the most efficient candidates, at most two of one method and site, and only those with a gain."""
-    taken: dict[tuple[str, str], int] = {}
-    chosen: list[ScannedCandidate] = []
-    for each in scanned:
-        family = each.candidate.method, each.candidate.edit.site
-        if each.efficiency > 0 and taken.get(family, 0) < 2 and len(chosen) < count:
-            chosen.append(each)
-            taken[family] = taken.get(family, 0) + 1
-    return chosen
