@@ -177,6 +177,8 @@ def test_tune(tokenizer: Any, tmp_path: Path) -> None:
     assert edit.record.site == data["winner"]["config"]["site"]
     assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
     assert data["evaluation"]["edits"][0]["verdict"]["word"] in text.lower()
+    refused(*args, words=("scan.csv' exists already", "--overwrite"))
+    args[-1] = tmp_path / "refused"
     refused(*args, "--max-damage", 0, words=("max_damage is 0", "above 0"))
     refused(*args, "--methods", "sea,icl", words=("unknown method 'icl'",))
 
