@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -46,15 +47,20 @@ def edit_tokens(
     if autocast_enabled(tokens.device.type):
         with torch.autocast(tokens.device.type, enabled=False):
             return edit_tokens(tokens, inner, outer, shift, scale, strength, rescale)
+    if isinstance(strength, Tensor) and strength.device.type == "cpu":
+        strength = float(strength)  # which waits for nothing there
     x = _rows(tokens, inner)
-    y = _affine(x, inner, outer, shift, scale)
+    if not rescale and not isinstance(strength, Tensor):
+        return _affine(x, inner, outer, shift, scale, strength).type_as(tokens).view_as(tokens)
+    y = _affine(x, inner, outer, shift, scale, 1.0)
     if rescale:
         y.mul_(_norm(x).div_(_norm(y)).nan_to_num_(1.0, 1.0))
     if isinstance(strength, Tensor):
         torch.lerp(x, y, strength.to(x.dtype), out=y)
     elif strength != 1:
         torch.lerp(x, y, strength, out=y)
-    return y.to(tokens.dtype).reshape(tokens.shape)
+    # Torch takes a microsecond less to parse the arguments of these than those of ``to`` and ``reshape``.
+    return y.type_as(tokens).view_as(tokens)
 
 
 def autocast_enabled(device_type: str) -> bool:
@@ -63,23 +69,34 @@ def autocast_enabled(device_type: str) -> bool:
     Args:
         device_type: Type of the device, such as ``cuda``.
     """
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
+
+
+@functools.cache
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
 
 
 def _rows(tokens: Tensor, inner: Tensor) -> Tensor:
-    return tokens.reshape(-1, tokens.shape[-1]).to(inner.dtype)
+    return tokens.reshape(-1, tokens.shape[-1]).type_as(inner)
 
 
-def _affine(x: Tensor, inner: Tensor, outer: Tensor, shift: Tensor | None, scale: float) -> Tensor:
-    y = torch.addmm(x, x @ inner, outer)
-    if scale:
-        y.add_(x, alpha=scale)
-    return y if shift is None else y.add_(shift)
+def _affine(x: Tensor, inner: Tensor, outer: Tensor, shift: Tensor | None, scale: float, strength: float) -> Tensor:
+    """Return x + s (scale x + (x inner) outer + shift), in as few operations as there are parts."""
+    own = 1 + strength * scale
+    if not outer.shape[0]:
+        if shift is not None and own == 1:
+            return torch.add(x, shift, alpha=strength)
+        y = x * own
+    elif own == strength == 1:
+        y = torch.addmm(x, torch.mm(x, inner), outer)
+    else:
+        y = torch.addmm(x, torch.mm(x, inner), outer, beta=own, alpha=strength)
+    return y if shift is None else y.add_(shift, alpha=strength)
 
 
 def _norm(rows: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return norm
+    return torch.linalg.vector_norm(rows, 2, -1, True)  # type: ignore[no-any-return]
 
 
 def _save_for_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 - torch gives it
@@ -100,7 +117,7 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     x, g = _rows(tokens, inner), _rows(gradient, inner)
     of_y, of_norm = g, torch.zeros_like(g)
     if ctx.rescale:
-        y = _affine(x, inner, outer, shift, ctx.scale)
+        y = _affine(x, inner, outer, shift, ctx.scale, 1.0)
         size, length = _norm(x), _norm(y)
         along = (g * y).sum(-1, keepdim=True)
         # The norm has no derivative at x = 0 or y = 0; torch uses 0 there, and so does this.
@@ -108,7 +125,7 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         of_norm = x * (along / (size * length)).nan_to_num(0.0, 0.0, 0.0)
     through = (1 + ctx.scale) * of_y + (of_y @ outer.T) @ inner.T
     of_tokens = torch.lerp(g, of_norm + through, strength.to(g.dtype))
-    return of_tokens.to(tokens.dtype).reshape(tokens.shape), None, None, None, None, None, None
+    return of_tokens.type_as(tokens).view_as(tokens), None, None, None, None, None, None
 
 
 def _shape(tokens: Tensor, *_: Any) -> Tensor:
