@@ -458,7 +458,15 @@ def test_compiled_models(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Pat
     tokenizer.save_pretrained(tmp_path / "model")
     small_edit.save_pretrained(tmp_path / "edit")
     script = Path(__file__).with_name("compiled.py")
-    command: list[Any] = [sys.executable, script, "model", tmp_path / "model", tmp_path / "edit"]
+    command: list[Any] = [
+        sys.executable,
+        "-W",
+        "error::UserWarning",
+        script,
+        "model",
+        tmp_path / "model",
+        tmp_path / "edit",
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 

@@ -428,7 +428,9 @@ def test_autocast_changes_nothing(feature_map: str, normalization: Any) -> None:
 @pytest.mark.slow
 def test_compiled_graphs_are_whole_and_the_same() -> None:
     script = Path(__file__).with_name("compiled.py")
-    result = subprocess.run([sys.executable, script, "layers"], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", script, "layers"], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -69,12 +68,7 @@ def autocast_enabled(device_type: str) -> bool:
     Args:
         device_type: Type of the device, such as ``cuda``.
     """
-    return _has_autocast(device_type) and torch.is_autocast_enabled(device_type)
-
-
-@functools.cache
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _rows(tokens: Tensor, inner: Tensor) -> Tensor:
