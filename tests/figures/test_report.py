@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from sealign.errors import EditFileError
 from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from sealign.figures.report import changed_items, write_report
+from sealign.folders import new_folder
 from tests.evaluation_data import planted_results
 
 SECTIONS = ["verdicts", "table", "differences", "categories", "answers", "damage", "provenance"]
@@ -36,8 +38,18 @@ def test_files(folder: Path) -> None:
     assert {entry.name for entry in folder.iterdir()} == {"report.html", "table.csv", "figures"}
     figures = {entry.name for entry in (folder / "figures").iterdir()}
     names = {"mild-differences", "mild-damage", "mild-bbq-acc"}
-    figures.remove("sealign.json")  # marks what may be replaced
-    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")}
+    assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"sealign.json"}
+
+
+def test_figures_of_an_earlier_report_do_not_stay(results: Results, tmp_path: Path) -> None:
+    with new_folder(tmp_path / "figures") as earlier:
+        (earlier / "other-damage.png").write_bytes(b"")
+    write_report(results, report_edits(results), tmp_path)
+    assert not (tmp_path / "figures" / "other-damage.png").exists()
+    (tmp_path / "mine" / "figures").mkdir(parents=True)
+    (tmp_path / "mine" / "figures" / "photo.png").write_bytes(b"")
+    with pytest.raises(EditFileError, match="figures' is not empty and has no sealign.json"):
+        write_report(results, report_edits(results), tmp_path / "mine")
 
 
 def test_the_page_is_self_contained_and_the_same_twice(results: Results, folder: Path, tmp_path: Path) -> None:
