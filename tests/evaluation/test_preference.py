@@ -15,7 +15,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import DemonstrationError, SettingError
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
-from sealign.evaluation.preference import length_note, preference_scores, split_seen
+from sealign.evaluation.preference import length_note, preference_scores
 from sealign.models.prompt_format import PromptFormat
 from tests.evaluation.planted import planted_demonstrations
 from tests.evaluation_data import HARNESS_WARNINGS
@@ -86,19 +86,6 @@ def test_an_evaluation_scores_the_same(
         np.testing.assert_allclose(found.numerators, scores.numerators, atol=1e-4)
     assert results.tasks["preference"].metrics["preference_margin"].headline
     assert not results.tasks["preference"].metrics["preference_margin_total"].headline
-
-
-def test_what_was_fitted_on_is_not_scored(llama: Any, tokenizer: Any, demonstrations: list[Demonstration]) -> None:
-    # The same prompt with other completions counts as seen.
-    leaked = Demonstration(demonstrations[1].prompt, "A baker.", "A clock by the river.")
-    edit = sealign.fit_edit(llama, tokenizer, demonstrations[:4], config=sealign.MeanDifferenceConfig())
-    fitted, rest = split_seen([*demonstrations, leaked], [edit])
-    assert fitted == [*demonstrations, leaked]
-    assert rest == demonstrations[4:]
-    assert split_seen(demonstrations, [], fits=True) == (demonstrations, [])
-    fitted, rest = split_seen(demonstrations, [], fits=True, holdout=0.3)
-    assert len(fitted) == 5
-    assert sorted(item.hash for item in fitted + rest) == sorted(item.hash for item in demonstrations)
 
 
 @pytest.mark.parametrize("word", ["shorter", "longer"])

@@ -111,8 +111,8 @@ def evaluate(
     from sealign.evaluation.comparison import report_edits
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.evaluation_config import EvaluationConfig
-    from sealign.evaluation.preference import split_seen
     from sealign.evaluation.results import RESULTS_NAME
+    from sealign.evaluation.unseen import split_seen
     from sealign.figures.report import FIGURES_NAME, REPORT_NAME, TABLE_NAME, write_report
     from sealign.folders import check_unmarked
     from sealign.models.prompt_format import prompt_format_of

@@ -76,8 +76,8 @@ class Demonstration:
 
     @property
     def prompt_hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of the prompt with its history."""
-        return _short_hash([self.prompt, *self.history])
+        """``prompt_hash`` of the prompt and its history."""
+        return prompt_hash(self.prompt, self.history)
 
     @property
     def hash(self) -> str:
@@ -86,6 +86,22 @@ class Demonstration:
         Whitespace around a text does not count.
         """
         return f"{self.prompt_hash}-{_short_hash([self.positive, self.negative])}"
+
+
+def prompt_hash(prompt: str, history: Iterable[Turn] = ()) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of a prompt with the turns before it.
+
+    Whitespace around a text does not count.
+
+    Args:
+        prompt: The prompt.
+        history: Earlier turns of the conversation.
+
+    Example:
+        >>> prompt_hash("Who? ") == prompt_hash("Who?")
+        True
+    """
+    return _short_hash([prompt, *history])
 
 
 def _check_text(name: str, value: object) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
-from sealign.errors import DemonstrationError, ResultsFileError
+from sealign.errors import DemonstrationError, ResultsFileError, SettingError
 from sealign.evaluation.arms import PlannedArm, plan_arms
 from sealign.evaluation.damage import bundled_texts, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
@@ -26,6 +26,7 @@ from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_metrics
 from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
 from sealign.evaluation.samples import TaskSamples
+from sealign.evaluation.unseen import fitted_prompts, unseen_items
 from sealign.models.passages import Passage, answer_passages, completion_passages, text_passages
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.weights import weights_digest
@@ -33,6 +34,7 @@ from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
 if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -125,6 +127,9 @@ def _score_arms(
     """Return the scores of all arms, and note in the record of each arm how long each task took."""
     tasks: dict[str, Task] = {}
     docs: list[Any] = []
+    fitted = fitted_prompts(arm.edit for arm in arms.values() if arm.edit is not None)
+    chosen: dict[str, dict[str, list[int]]] = {}
+    left_out: dict[str, int] = {}
     with task_manager(config.tasks, config.data_dir) as manager:
         for name, arm in arms.items():
             lm = SealignLM(
@@ -140,9 +145,10 @@ def _score_arms(
             try:
                 for task in config.tasks:
                     started = time.perf_counter()
-                    chosen = None if config.items is None else config.items[task]
+                    if task not in chosen:
+                        chosen[task], left_out[task] = _choose_items(manager, task, config, fitted)
                     longest = (config.max_new_tokens or {}).get(task)
-                    samples = run_task(lm, task, manager, limit=config.limit, items=chosen, max_new_tokens=longest)
+                    samples = run_task(lm, task, manager, items=chosen[task], max_new_tokens=longest)
                     _add_samples(tasks, task, name, samples)
                     if task == JUDGED_TASK:
                         docs = samples.docs
@@ -153,10 +159,35 @@ def _score_arms(
                     arm.record.seconds[PREFERENCE] = round(time.perf_counter() - started, 3)
             finally:
                 lm.close()
+    for task, count in left_out.items():
+        if count:
+            tasks[task].notes.append(f"{count} of its items were left out, since an edit was fitted on their prompts")
     if JUDGED_TASK in tasks:
         judged = kept / f"{Journal.key(config.judge and config.judge.name, digest)}-judge.jsonl"
         tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, Journal(judged), track)
     return tasks
+
+
+def _choose_items(
+    manager: TaskManager, task: str, config: EvaluationConfig, fitted: frozenset[str]
+) -> tuple[dict[str, list[int]], int]:
+    """Return the numbers of the items to score, by member of a group of tasks, and how many were left out.
+
+    Items are left out if an edit was fitted on their prompts.
+    """
+    chosen, asked = {}, 0
+    for name, member in manager.load([task])["tasks"].items():
+        items = list(member.eval_docs)
+        numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
+        unseen = set(unseen_items(items, fitted))
+        chosen[name] = [number for number in numbers if number in unseen]
+        asked += len(numbers)
+    kept = sum(map(len, chosen.values()))
+    if asked and not kept:
+        raise SettingError(
+            f"the edits were fitted on all {asked} items of task '{task}'; leave the task out, or fit with a holdout"
+        )
+    return chosen, asked - kept
 
 
 def _naming(track: Track, arm: str) -> Track:

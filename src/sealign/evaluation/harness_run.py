@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from lm_eval import evaluator
@@ -21,8 +21,7 @@ def run_task(
     task: str,
     manager: TaskManager,
     *,
-    limit: int | None = None,
-    items: Sequence[int] | None = None,
+    items: Mapping[str, Sequence[int]] | None = None,
     max_new_tokens: int | None = None,
 ) -> TaskSamples:
     """Run a model on a task and return the samples that the harness recorded.
@@ -31,8 +30,7 @@ def run_task(
         lm: The model.
         task: Name of the task.
         manager: Task manager that knows the task.
-        limit: Number of items, from the first on; None uses all.
-        items: Numbers of the items to run, instead of ``limit``.
+        items: Mapping from task, or from each member of a group, to the numbers of the items to run; None runs all.
         max_new_tokens: Maximum number of tokens of an answer, instead of the limit of the task.
     """
     # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
@@ -48,8 +46,7 @@ def run_task(
         found = evaluator.evaluate(
             lm=lm,
             task_dict=loaded,
-            limit=limit,
-            samples=None if items is None else {task: list(items)},
+            samples=None if items is None else {name: list(numbers) for name, numbers in items.items()},
             bootstrap_iters=0,
             log_samples=True,
         )

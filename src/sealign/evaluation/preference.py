@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +10,6 @@ import numpy.typing as npt
 from scipy import stats
 
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.demonstrations.splits import split_demonstrations
-from sealign.edits.intervention import Intervention
 from sealign.evaluation.item_scores import ItemScores
 from sealign.evaluation.scoring import score_continuations
 from sealign.models.passages import completion_passages
@@ -121,32 +119,3 @@ def length_note(tokenizer: Any, demonstrations: Sequence[Demonstration]) -> str 
         f"the positive completion is {word} in {share:.0%} of the pairs of unequal lengths, so a preference for {word} "
         "completions alone would be counted as a gain; balance the lengths if length is not the behaviour"
     )
-
-
-def split_seen(
-    demonstrations: Sequence[Demonstration],
-    edits: Iterable[Intervention],
-    *,
-    fits: bool = False,
-    holdout: float | None = None,
-    seed: int = 0,
-) -> tuple[list[Demonstration], list[Demonstration]]:
-    """Return the demonstrations to fit on, and those to score, which no edit was fitted on.
-
-    A demonstration counts as fitted on if its prompt does, since completions of one prompt are alike.
-
-    Args:
-        demonstrations: All demonstrations.
-        edits: Edits, whose records say what they were fitted on.
-        fits: Whether further methods are fitted on the demonstrations.
-        holdout: Fraction of the prompts that these methods leave out; None for none. Ignored unless ``fits``.
-        seed: Seed of the choice.
-
-    Raises:
-        DemonstrationError: As for ``split_demonstrations``.
-    """
-    fitted, rest = list(demonstrations), [] if fits else list(demonstrations)
-    if fits and holdout is not None:
-        fitted, rest = split_demonstrations(demonstrations, holdout=holdout, seed=seed)
-    seen = {number.partition("-")[0] for edit in edits for part in edit.parts for number in part.record.fitted_on}
-    return fitted, [item for item in rest if item.prompt_hash not in seen]

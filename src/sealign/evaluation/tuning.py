@@ -33,6 +33,7 @@ from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
 from sealign.evaluation.tuning_config import TuneConfig
+from sealign.evaluation.unseen import item_prompts
 from sealign.files import check_file, write_bytes
 from sealign.folders import check_unmarked
 from sealign.methods.registry import fit_edit
@@ -241,7 +242,7 @@ class _Search:
             with task_manager(self.config.tasks, self.config.data_dir) as manager:
                 for task in self.config.tasks:
                     chosen = self._task_items(manager, task)[0]
-                    metrics = run_task(lm, task, manager, items=chosen).scores()
+                    metrics = run_task(lm, task, manager, items={task: chosen}).scores()
                     metric = metrics[headline_metrics(task, metrics)[0]]
                     found.append((metric.value, metric.aim))
             return found
@@ -249,14 +250,24 @@ class _Search:
             lm.close()
 
     def _task_items(self, manager: Any, task: str) -> tuple[list[int], list[int]]:
-        """Return the numbers of the development items and of the test items of a task."""
-        count = len(manager.load([task])["tasks"][task].eval_docs)
-        count = count if self.config.limit is None else min(count, self.config.limit)
-        if count < 4:
-            raise SettingError(f"task '{task}' has {count} items, but tuning needs at least 4; use more items")
-        shuffled = np.random.default_rng(self.config.seed).permutation(count).tolist()
-        cut = round((1 - self.config.holdout) * count)
-        return sorted(shuffled[:cut]), sorted(shuffled[cut:])
+        """Return the numbers of the development items and of the test items of a task.
+
+        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
+        """
+        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
+        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
+        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
+        taken = {number for numbers in shared for number in numbers}
+        rest = [number for number in range(len(items)) if number not in taken]
+        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
+        cut = round((1 - self.config.holdout) * len(rest))
+        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
+        if min(len(development), len(test)) < 2:
+            raise SettingError(
+                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
+                "tested, but each part needs at least 2; use more items"
+            )
+        return development, test
 
     def fit_winner(self, winner: Finalist) -> Edit:
         """Fit the winner on all demonstrations but those of the test, and choose its strength again."""
