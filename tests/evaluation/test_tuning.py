@@ -108,9 +108,7 @@ def test_tasks_in_place_of_the_preference(planted: Any, tokenizer: Any, tmp_path
     if result.results is not None:
         assert len(result.results.tasks["truthfulqa_mc2"].questions) == 5  # 30 % of 16 items
         assert "preference" in result.results.tasks
-    with pytest.raises(
-        SettingError, match="has 3 items, of which 2 can be compared and 1 tested"
-    ):
+    with pytest.raises(SettingError, match="has 3 items, of which 2 can be compared and 1 tested"):
         tune(planted, tokenizer, planted_demonstrations(24), config=config.replace(limit=3), output=tmp_path / "few")
 
 

@@ -14,7 +14,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
-from sealign.evaluation.tuning import _Search
+from sealign.evaluation.search import Search
 from sealign.evaluation.tuning_config import TuneConfig
 from sealign.evaluation.unseen import fitted_prompts, split_seen, unseen_items
 from sealign.progress import no_progress
@@ -103,11 +103,11 @@ def test_tuning_divides_items_as_demonstrations(
 
     config = TuneConfig(tasks=["truthfulqa_mc1"], data_dir=data)
     # Some questions are no demonstrations, and some demonstrations are no questions.
-    search = _Search(
+    search = Search(
         llama, tokenizer, [*questions[:12], *planted_demonstrations(4)], config, tmp_path, track=no_progress
     )
     with task_manager(config.tasks, data) as manager:
-        development, test = search._task_items(manager, "truthfulqa_mc1")
+        development, test = search.task_items(manager, "truthfulqa_mc1")
     prompts = [item.prompt for item in questions]
     fitted, compared, tested = (
         {prompts.index(item.prompt) for item in part if item.prompt in prompts}

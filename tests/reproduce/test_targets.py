@@ -52,7 +52,7 @@ def made(config: ReproduceConfig) -> dict[str, Any]:
 
 
 def test_every_target_is_written(made: dict[str, Any], config: ReproduceConfig) -> None:
-    assert made.keys() == TARGETS.keys()
+    assert made.keys() == TARGETS.keys() - {"behaviours"}
     errors = {name: result for name, result in made.items() if isinstance(result, SealignError)}
     assert not errors
     for name, result in made.items():

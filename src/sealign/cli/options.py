@@ -100,8 +100,8 @@ DEMONSTRATIONS = typer.Option(
     "--demonstrations",
     metavar="SOURCE",
     help="Source of demonstrations: a .jsonl, .json, .csv, .tsv or .parquet file with prompt, positive (or chosen) and "
-    "negative (or rejected); bundled:NAME, such as bundled:positivity; halueval_qa; bbq; truthfulqa; or a Hub dataset "
-    "as owner/name or owner/name:config:split. Repeat the option to use several sources.",
+    "negative (or rejected); bundled:NAME, such as bundled:positivity; halueval_qa; bbq; truthfulqa; crows_pairs; or a "
+    "Hub dataset as owner/name or owner/name:config:split. Repeat the option to use several sources.",
 )
 Demonstrations = Annotated[list[str], DEMONSTRATIONS]
 Settings = Annotated[

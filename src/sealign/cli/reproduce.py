@@ -11,7 +11,9 @@ from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harnes
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
 
-PaperLimit = Annotated[int | None, with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper")]
+PaperLimit = Annotated[
+    int | None, with_default(options.DemonstrationsLimit, "2000 or 1000, as in the paper; 200 for behaviours")
+]
 
 
 @app.command()
@@ -20,7 +22,10 @@ def reproduce(
     model: ModelOptions,
     target: Annotated[
         str,
-        typer.Argument(metavar="TARGET", help="Table or figure to reproduce, such as table-bbq; or all."),
+        typer.Argument(
+            metavar="TARGET",
+            help="Table or figure to reproduce, such as table-bbq; all for those of the paper; or behaviours.",
+        ),
     ],
     output_folder: options.Output,
     models: Annotated[
@@ -34,6 +39,15 @@ def reproduce(
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
     demonstrations_limit: PaperLimit = None,
+    behaviours: Annotated[
+        str | None,
+        typer.Option(
+            "--behaviours",
+            metavar="SOURCE,SOURCE,...",
+            help="Sources of demonstrations of the target behaviours, such as bundled:positivity,truthfulqa. "
+            r"\[default: all bundled and named ones]",
+        ),
+    ] = None,
     amateur: Annotated[
         str | None,
         typer.Option(
@@ -46,7 +60,7 @@ def reproduce(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Reproduce the tables and figures of the paper, for any model.
+    """Reproduce the tables and figures of the paper, or compare methods on behaviours, for any model.
 
     The output folder contains a folder per target, with CSV, LaTeX, figures and an HTML page. Values that were not
     computed are shown as missing, with the reason. After an interruption, run the same command again to continue.
@@ -58,7 +72,7 @@ def reproduce(
     from sealign.cli.judging import load_judge
     from sealign.errors import SealignError, SettingError
     from sealign.models.embedded_model import EMBEDDED
-    from sealign.reproduce.reproduce_config import PAPER_COUNTS, ReproduceConfig
+    from sealign.reproduce.reproduce_config import ALL_BEHAVIOURS, PAIRS, PAPER_COUNTS, ReproduceConfig
     from sealign.reproduce.table_format import Table, to_markdown
     from sealign.reproduce.targets import chosen_targets
     from sealign.reproduce.targets import reproduce as run
@@ -73,6 +87,8 @@ def reproduce(
         data_dir=data_dir,
         limit=limit,
         demonstrations={source: min(count, demonstrations_limit or count) for source, count in PAPER_COUNTS.items()},
+        behaviours=ALL_BEHAVIOURS if behaviours is None else options.names(behaviours),
+        pairs=PAIRS if demonstrations_limit is None else min(PAIRS, demonstrations_limit),
         amateur=amateur,
         judge=load_judge(judge, judge_url, model.dtype, model.device),
         seed=seed,

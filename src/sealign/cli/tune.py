@@ -108,7 +108,8 @@ def tune(
     require_extra("eval", "lm_eval", "datasets", "matplotlib", "yaml")
     quiet_harness()
     from sealign.cli.display import print_json, track
-    from sealign.evaluation.tuning import EVALUATION_NAME, FIGURES_NAME, SCAN_NAME, check_outputs
+    from sealign.evaluation.search import EVALUATION_NAME, SCAN_NAME
+    from sealign.evaluation.tuning import FIGURES_NAME, check_outputs
     from sealign.evaluation.tuning import tune as run
     from sealign.evaluation.tuning_config import TuneConfig
     from sealign.figures.evaluation_figures import layer_map_figure

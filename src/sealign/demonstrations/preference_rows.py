@@ -10,8 +10,8 @@ from sealign.demonstrations.demonstration import Demonstration, Turn
 from sealign.demonstrations.row_files import Row
 from sealign.errors import DemonstrationError, unknown_name
 
-Parse = Callable[[Row, random.Random], Demonstration]
-"""Function of a row and a random generator that returns the demonstration."""
+Parse = Callable[[Row, random.Random], Demonstration | None]
+"""Function of a row and a random generator that returns the demonstration, or None to leave the row out."""
 
 _USUAL = {"prompt": ("prompt",), "positive": ("positive", "chosen"), "negative": ("negative", "rejected")}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.preference_rows import Parse, preference_parser
 from sealign.demonstrations.row_files import FORMATS, PlacedRows, Row, read_rows
 from sealign.errors import DemonstrationError, first_sentence, unknown_name
+
+CROWS_PROMPT_WORDS = 3
+"""Smallest number of shared first words with which a pair of CrowS-Pairs is a demonstration."""
 
 
 def load_demonstrations(
@@ -31,7 +35,8 @@ def load_demonstrations(
               ``positive`` or ``chosen``, ``negative`` or ``rejected``, as texts or as lists of messages, and perhaps
               ``topic``;
             - ``bundled:NAME``, one of the behaviours that ``bundled_behaviours`` lists, written for this project;
-            - ``halueval_qa``, ``bbq`` or ``truthfulqa``, read from ``data_dir`` if given, else from the Hub;
+            - ``halueval_qa``, ``bbq``, ``truthfulqa`` or ``crows_pairs`` (the pairs whose sentences begin with the same
+              three words or more, which are the prompt), read from ``data_dir`` if given, else from the Hub;
             - the id of a Hub dataset with such columns, as ``owner/name``, ``owner/name:configuration`` or
               ``owner/name:configuration:split``; the default split is ``train``.
         columns: Names of columns of a file or Hub dataset, where they are others; for example
@@ -90,6 +95,15 @@ def _truthfulqa(row: Row, generator: random.Random) -> Demonstration:
     return Demonstration(row["question"], row["best_answer"], generator.choice(row["incorrect_answers"]))
 
 
+def _crows_pairs(row: Row, _: random.Random) -> Demonstration | None:
+    # The sentences have no prompt; the words that both begin with are one, where there are enough of them.
+    fairer, stereotype = row["sent_less"].split(), row["sent_more"].split()
+    shared = len(os.path.commonprefix([fairer, stereotype]))  # noqa: RUF071 - of lists, as documented
+    if not CROWS_PROMPT_WORDS <= shared < min(len(fairer), len(stereotype)):
+        return None
+    return Demonstration(" ".join(fairer[:shared]), " ".join(fairer[shared:]), " ".join(stereotype[shared:]))
+
+
 @dataclass(frozen=True)
 class _NamedSource:
     """A named dataset.
@@ -97,7 +111,7 @@ class _NamedSource:
     Attributes:
         local: Path of the file in a data folder.
         hub: Repository, subset and split on the Hub.
-        parse: Function of a row and a random generator that returns the demonstration.
+        parse: Function of a row and a random generator that returns the demonstration, or None to leave the row out.
     """
 
     local: str
@@ -112,6 +126,9 @@ NAMED_SOURCES: Mapping[str, _NamedSource] = {
         "truthful_qa/generation/validation.jsonl",
         ("truthfulqa/truthful_qa", "generation", "validation"),
         _truthfulqa,
+    ),
+    "crows_pairs": _NamedSource(
+        "crows_pairs/test.jsonl", ("jannalu/crows_pairs_multilingual", "english", "test"), _crows_pairs
     ),
 }
 
@@ -151,7 +168,8 @@ def _parse(rows: PlacedRows, parse: Parse, seed: int) -> list[Demonstration]:
     generator, found = random.Random(seed), []
     for place, row in rows:
         try:
-            found.append(parse(row, generator))
+            if (demonstration := parse(row, generator)) is not None:
+                found.append(demonstration)
         except KeyError as error:
             raise DemonstrationError(
                 f"{place}: no key {error.args[0]!r}, found {', '.join(map(str, row)) or 'none'}; add or rename it"

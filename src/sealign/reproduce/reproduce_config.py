@@ -9,6 +9,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from sealign.configuration import Config
+from sealign.demonstrations.bundled import BUNDLED_PREFIX, bundled_behaviours
+from sealign.demonstrations.sources import NAMED_SOURCES
 from sealign.evaluation.evaluation_config import NamedJudge
 from sealign.models.embedded_model import EMBEDDED
 
@@ -21,6 +23,12 @@ FAIRNESS = "bbq"
 PAPER_COUNTS = {TRUTHFULNESS: 2000, FAIRNESS: 1000}
 """Number of demonstrations of each source in the paper."""
 
+ALL_BEHAVIOURS = (*(BUNDLED_PREFIX + name for name in bundled_behaviours()), *NAMED_SOURCES)
+"""Sources of the demonstrations of all behaviours."""
+
+PAIRS = 200
+"""Default number of demonstrations of a behaviour; with more, the search takes longer and the intervals are narrower."""
+
 
 class ReproduceConfig(Config):
     """Settings of a reproduction.
@@ -32,6 +40,9 @@ class ReproduceConfig(Config):
         data_dir: Folder with demonstrations and tasks in the schemas of the Hub; None loads them from the Hub.
         limit: Number of items of each task. Must be at least 2, since an interval needs as many; None uses all.
         demonstrations: Mapping from source to the maximum number of demonstrations. Default: the numbers of the paper.
+        behaviours: Sources of demonstrations, for the target that compares behaviours. Default: all bundled and named
+            ones.
+        pairs: Maximum number of demonstrations of each of these behaviours. Must be at least 8.
         amateur: Smaller model with the same tokenizer, for contrastive decoding; None leaves its row empty.
         judge: Judge of Truth and Info; None leaves them empty.
         seed: Seed of draws, fits and resampling.
@@ -47,6 +58,8 @@ class ReproduceConfig(Config):
     data_dir: Path | None = None
     limit: Annotated[Annotated[int, Field(ge=2)] | None, Field(examples=[60])] = None
     demonstrations: Mapping[str, int] = PAPER_COUNTS
+    behaviours: Sequence[str] = ALL_BEHAVIOURS
+    pairs: Annotated[int, Field(ge=8)] = PAIRS
     amateur: str | None = None
     judge: NamedJudge = None
     seed: int = 0

@@ -10,6 +10,7 @@ from sealign.folders import check_folder
 from sealign.progress import Track, no_progress
 from sealign.reproduce import paper_figures as drawings
 from sealign.reproduce import paper_tables as tables
+from sealign.reproduce.behaviour_table import behaviours
 from sealign.reproduce.reproduce_config import ReproduceConfig
 from sealign.reproduce.table_format import Table
 from sealign.reproduce.target_page import Drawing, Provenance, read_target, write_target
@@ -30,17 +31,19 @@ TARGETS: Mapping[str, Callable[[Workbench], Table | Drawing]] = {
     "figure-edit": drawings.edit,
     "figure-signature": drawings.signature,
     "figure-spectrum": drawings.spectrum,
+    "behaviours": behaviours,
 }
 """The function of each target, by name."""
 
 ALL = "all"
+NOT_THE_PAPERS = ("behaviours",)
 
 
 def chosen_targets(name: str) -> Sequence[str]:
     """Return the targets of a name, in the order in which they run.
 
     Args:
-        name: Name of a target, or ``all``.
+        name: Name of a target, or ``all`` for those of the paper.
 
     Raises:
         SettingError: There is no target of this name.
@@ -51,7 +54,8 @@ def chosen_targets(name: str) -> Sequence[str]:
     """
     if name == ALL:
         # Targets with several models come last, so that the first model is loaded once for all other targets.
-        return sorted(TARGETS, key=lambda target: target in ("table-models", "figure-signature"))
+        papers = [target for target in TARGETS if target not in NOT_THE_PAPERS]
+        return sorted(papers, key=lambda target: target in ("table-models", "figure-signature"))
     if name not in TARGETS:
         raise SettingError(unknown_name("target", name, [*TARGETS, ALL]))
     return [name]
@@ -67,7 +71,7 @@ def reproduce(
     fails, the result is the error, and the next target runs.
 
     Args:
-        name: Name of a target, or ``all``.
+        name: Name of a target, or ``all`` for those of the paper.
         config: Settings of the reproduction.
         overwrite: Whether to replace targets that were finished with other settings.
         command: Command line that computes the targets again, for the record.

@@ -1,0 +1,256 @@
+"""Search: candidates are scanned, the best are measured, and the choice is tested on what the search did not use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.splits import split_demonstrations
+from sealign.edits.attach import apply_edit
+from sealign.edits.edit import Edit
+from sealign.errors import SettingError
+from sealign.evaluation.candidates import candidate_configs, fit_candidates
+from sealign.evaluation.damage import bundled_texts
+from sealign.evaluation.evaluate_edits import evaluate
+from sealign.evaluation.evaluation_config import CONTROL_SEEDS, EvaluationConfig
+from sealign.evaluation.finalists import Finalist, choose_finalists
+from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.harness_run import run_task
+from sealign.evaluation.item_scores import headline_metrics
+from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.preference import preference_scores
+from sealign.evaluation.results import Results
+from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
+from sealign.evaluation.statistics import gain
+from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
+from sealign.evaluation.tuning_config import TuneConfig
+from sealign.evaluation.unseen import item_prompts
+from sealign.files import write_bytes
+from sealign.methods.registry import fit_edit
+from sealign.models.sites import select_layers
+from sealign.models.structure import text_config, unwrap_model
+from sealign.progress import Track
+
+SCAN_NAME = "scan.csv"
+"""File name of the scan, which is written first."""
+
+EVALUATION_NAME = "evaluation"
+"""Name of the folder of the test."""
+
+
+class Search:
+    """The steps of a search, on disjoint parts of the demonstrations and of the neutral text.
+
+    Args:
+        model: The base model; it must be differentiable.
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations of at least 8 prompts.
+        config: Settings of the search.
+        folder: Folder to write to; created if it does not exist.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+    Attributes:
+        fitted: Demonstrations to fit candidates on.
+        development: Demonstrations to compare candidates on.
+        searched: Both of them, on which the winner is fitted again.
+        tested: Demonstrations of the final test.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        demonstrations: Sequence[Demonstration],
+        config: TuneConfig,
+        folder: Path,
+        track: Track,
+    ) -> None:
+        self.model, self.tokenizer, self.config, self.folder, self.track = model, tokenizer, config, folder, track
+        self.searched, self.tested = split_demonstrations(demonstrations, holdout=config.holdout, seed=config.seed)
+        self.fitted, self.development = split_demonstrations(
+            self.searched, holdout=config.development, seed=config.seed
+        )
+        smallest = min(len(part) for part in (self.fitted, self.development, self.tested))
+        if smallest < 2:
+            raise SettingError(
+                f"{len(demonstrations)} demonstrations are split into {len(self.fitted)} to fit, "
+                f"{len(self.development)} to compare and {len(self.tested)} to test, but each part needs at least 2; "
+                "give more demonstrations"
+            )
+        texts = bundled_texts()
+        self.test_texts = texts[1::2]
+        self.texts = DamageTexts.of(
+            model,
+            tokenizer,
+            self.development,
+            texts=texts[::2],
+            prompt_format=config.prompt_format,
+            track=track,
+        )
+        self.budget = DamageBudget(config.max_damage, config.max_domain_damage)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def scan(self) -> list[ScannedCandidate]:
+        """Fit all candidates, rank them by their efficiency, and write them to the folder."""
+        config = self.config
+        layers = select_layers(config.layers, int(text_config(unwrap_model(self.model)).num_hidden_layers))
+        families = [
+            family.replace(prompt_format=config.prompt_format, seed=config.seed)
+            for family in candidate_configs(
+                config.methods, config.sites, config.tokens, layers, deployable=config.deployable
+            )
+        ]
+        candidates = fit_candidates(
+            self.model,
+            self.tokenizer,
+            self.fitted,
+            families,
+            checkpoint_dir=self.folder / "checkpoints",
+            track=self.track,
+        )
+        if config.deployable:
+            candidates = [candidate for candidate in candidates if candidate.is_lora]
+        if not candidates:
+            raise SettingError("no candidate is left; search more methods or sites, or without deployable")
+        found = scan(
+            self.model,
+            self.tokenizer,
+            candidates,
+            self.development,
+            self.texts,
+            prompt_format=config.prompt_format,
+            seed=config.seed,
+            track=self.track,
+        )
+        write_bytes(self.folder / SCAN_NAME, scan_csv(found).encode())
+        return found
+
+    def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
+        """Return the most efficient candidates with their gain and damage, the largest gain for its damage first."""
+        chosen = choose_finalists(scanned, self.config.finalists)
+        strengths = [self.predicted_strength(each) for each in chosen]
+        edits = [each.candidate.edit.with_strength(s) for each, s in zip(chosen, strengths, strict=True)]
+        damages = self.texts.measure(self.model, self.tokenizer, edits, track=self.track)
+        base = self._scores(None)
+        finalists = []
+        for number in self.track(range(len(chosen)), "Measuring finalists", len(chosen)):
+            neutral, domain = damages[number]
+            after = self._scores(edits[number])
+            gains = [gain(first, second, aim) for (first, aim), (second, _) in zip(base, after, strict=True)]
+            used = self.budget.used(neutral.mean_divergence, None if domain is None else domain.mean_divergence)
+            finalists.append(Finalist(chosen[number], strengths[number], neutral, domain, used, gains))
+        return sorted(finalists, key=lambda each: each.gain_at_budget, reverse=True)
+
+    def predicted_strength(self, scanned: ScannedCandidate) -> float:
+        """Return the strength for which the scan predicts 80 % of the budget, at most the largest of the method."""
+        predicted = scanned.strength_at(0.8 * self.config.max_damage)
+        return min(predicted, scanned.candidate.config.max_strength)
+
+    def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
+        """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
+        if not self.config.tasks:
+            with apply_edit(self.model, edit) if edit is not None else nullcontext():
+                scores = preference_scores(
+                    self.model, self.tokenizer, self.development, prompt_format=self.config.prompt_format
+                )
+            return [(float(value), "higher") for value in scores["preference_margin"].numerators]
+        lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
+        try:
+            found = []
+            with task_manager(self.config.tasks, self.config.data_dir) as manager:
+                for task in self.config.tasks:
+                    chosen = self.task_items(manager, task)[0]
+                    metrics = run_task(lm, task, manager, items={task: chosen}).scores()
+                    metric = metrics[headline_metrics(task, metrics)[0]]
+                    found.append((metric.value, metric.aim))
+            return found
+        finally:
+            lm.close()
+
+    def task_items(self, manager: Any, task: str) -> tuple[list[int], list[int]]:
+        """Return the numbers of the development items and of the test items of a task.
+
+        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
+        """
+        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
+        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
+        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
+        taken = {number for numbers in shared for number in numbers}
+        rest = [number for number in range(len(items)) if number not in taken]
+        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
+        cut = round((1 - self.config.holdout) * len(rest))
+        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
+        if min(len(development), len(test)) < 2:
+            raise SettingError(
+                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
+                "tested, but each part needs at least 2; use more items"
+            )
+        return development, test
+
+    def fit(self, scanned: ScannedCandidate, start: float) -> Edit:
+        """Fit a candidate on all demonstrations but those of the test, and choose its strength within the budget.
+
+        Args:
+            scanned: The candidate.
+            start: Strength to try first.
+        """
+        config = scanned.candidate.config
+        edit = fit_edit(self.model, self.tokenizer, self.searched, config=config, track=self.track)
+        assert isinstance(edit, Edit)
+        choice = choose_strength(
+            self.model,
+            self.tokenizer,
+            edit,
+            self.texts,
+            budget=self.budget,
+            start=start,
+            limit=config.max_strength,
+            track=self.track,
+        )
+        return edit.with_strength(choice.strength)
+
+    def test(
+        self,
+        edits: Mapping[str, Edit],
+        sources: Mapping[str, str],
+        *,
+        command: str = "",
+        control_seeds: Sequence[int] = CONTROL_SEEDS,
+    ) -> Results:
+        """Evaluate edits, with controls, on what the search did not use.
+
+        Args:
+            edits: Mapping from name to edit.
+            sources: Mapping from name to the folder of the edit.
+            command: Command line that computes the results again, for the record.
+            control_seeds: Seeds of the random controls of each edit.
+        """
+        items = None
+        if self.config.tasks:
+            with task_manager(self.config.tasks, self.config.data_dir) as manager:
+                items = {task: self.task_items(manager, task)[1] for task in self.config.tasks}
+        config = EvaluationConfig(
+            tasks=self.config.tasks,
+            data_dir=self.config.data_dir,
+            items=items,
+            demonstrations=self.tested,
+            prompt_format=self.config.prompt_format,
+            neutral_texts=self.test_texts,
+            control_seeds=control_seeds,
+        )
+        return evaluate(
+            self.model,
+            self.tokenizer,
+            edits,
+            config=config,
+            output=self.folder / EVALUATION_NAME,
+            overwrite=True,
+            sources=sources,
+            command=command,
+            track=self.track,
+        )
