@@ -158,24 +158,25 @@ def _derivatives(
             starts = torch.tensor([passage.start for passage in chosen], device=logs.device)
             scored = (positions >= starts[:, None]) & mask[:, 1:].bool().to(logs.device)
             outputs = recorded()
+            gradients = []
             for number, objective in enumerate(objectives):
                 value = objective(logs, ids[:, 1:].to(logs.device), scored)
-                gradients = torch.autograd.grad(
-                    value, list(outputs.values()), retain_graph=number < len(objectives) - 1
-                )
-                for place, gradient in zip(outputs, gradients, strict=True):
-                    x = outputs[place].detach()
-                    for index in by_place[place]:
-                        found[number][batch, index] = _along(edits[index].layer_edit, x, gradient, len(batch)).cpu()
+                keep = number < len(objectives) - 1
+                gradients.append(torch.autograd.grad(value, list(outputs.values()), retain_graph=keep))
+            for place, x, *along in zip(outputs, outputs.values(), *gradients, strict=True):
+                for index in by_place[place]:
+                    derivatives = _along(edits[index].layer_edit, x.detach(), along, len(batch))
+                    for table, derivative in zip(found, derivatives, strict=True):
+                        table[batch, index] = derivative.cpu()
     return found
 
 
 @torch.no_grad()
-def _along(layer_edit: LayerEdit, x: Tensor, gradient: Tensor, rows: int) -> Float[Tensor, " b"]:
-    """Return the sum over the tokens of each row of g . (edit(x) - x)."""
-    change = layer_edit(x) - x
-    # Some blocks flatten batch and tokens.
-    return (gradient.float() * change.float()).reshape(rows, -1).sum(1, dtype=torch.float64)
+def _along(layer_edit: LayerEdit, x: Tensor, gradients: Sequence[Tensor], rows: int) -> list[Float[Tensor, " b"]]:
+    """Return the sum over the tokens of each row of g . (edit(x) - x), for each gradient g."""
+    # A batch row is a row of this view, also where a block flattens batch and tokens.
+    change = (layer_edit(x) - x).float().reshape(rows, -1)
+    return [(gradient.float().reshape(rows, -1) * change).sum(1, dtype=torch.float64) for gradient in gradients]
 
 
 @contextmanager

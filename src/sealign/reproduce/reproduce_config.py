@@ -27,7 +27,7 @@ ALL_BEHAVIOURS = (*(BUNDLED_PREFIX + name for name in bundled_behaviours()), *NA
 """Sources of the demonstrations of all behaviours."""
 
 PAIRS = 200
-"""Default number of demonstrations of a behaviour; with more, the search takes longer and the intervals are narrower."""
+"""Default number of demonstrations of a behaviour; more make the search longer and the intervals narrower."""
 
 
 class ReproduceConfig(Config):
