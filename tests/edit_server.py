@@ -66,7 +66,11 @@ class EditServer:
         raise RuntimeError(f"no answer within {START_SECONDS} s:\n{self.log.read_text()[-6000:]}")
 
     def __enter__(self) -> EditServer:
-        return self.wait()
+        try:
+            return self.wait()
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGTERM)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -79,36 +77,29 @@ def references(model: tuple[Any, Any, Path], edits: dict[str, sealign.Edit]) -> 
     return model_outputs(loaded, tokenizer), edited
 
 
-@pytest.fixture(scope="module")
-def servers(
+@pytest.fixture(scope="module", params=[(), ("--no-lora",)], ids=["with LoRAs, eager", "without, compiled"])
+def server(
+    request: pytest.FixtureRequest,
     model: tuple[Any, Any, Path],
     edits: dict[str, sealign.Edit],  # noqa: ARG001  saves the edits
-) -> Iterator[tuple[EditServer, ...]]:
-    """A server with LoRAs, which is eager, and one without, which is compiled; they start together."""
+) -> Iterator[EditServer]:
+    """A server with LoRAs, which is eager, and then one without, which is compiled; memory may not hold both."""
     folder = model[2]
     named = [argument for edit in STARTED for argument in ("--edit", f"{edit}={folder / 'edits' / edit}")]
     arguments = ["--model", str(folder / "model"), *named, "--edits-dir", str(folder / "edits")]
-    arguments += ["--tensor-parallel-size", "2"]
-    with ExitStack() as stack:
-        started: list[EditServer] = []
-        for more in ((), ("--no-lora",)):
-            started.append(EditServer(folder, *arguments, *more, name=f"server-{len(started)}"))
-            stack.callback(started[-1].stop, signal.SIGTERM)
-        for server in started:
-            server.wait()
-        yield tuple(started)
+    arguments += ["--tensor-parallel-size", "2", *request.param]
+    with EditServer(folder, *arguments, name=f"server{''.join(request.param)}") as started:
+        yield started
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["with LoRAs, eager", "without, compiled"])
 def test_two_workers_answer_as_the_hooks(
     model: tuple[Any, Any, Path],
     references: tuple[Outputs, dict[str, Outputs]],
-    servers: tuple[EditServer, ...],
-    number: int,
+    server: EditServer,
 ) -> None:
     _, tokenizer, folder = model
     base, edited = references
-    server, name_of_model = servers[number], str(folder / "model")
+    name_of_model = str(folder / "model")
     assert "tensor_parallel_size=2" in server.log.read_text()
     assert server.admin("POST", name="later").status_code == 200
     with ThreadPoolExecutor(len(EDITS)) as pool:
