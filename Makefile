@@ -21,9 +21,9 @@ test: env
 test-fast: env
 	$(RUN)pytest $(PARALLEL) -m "not engines and not slow"
 
-# The tests with vLLM and llama.cpp; one after another, since each server takes every core.
+# The tests with vLLM and llama.cpp; two at a time, and those that share a server or files in one worker.
 test-engines: env engines-env
-	$(RUN)pytest -m engines tests
+	$(RUN)pytest -n 2 --dist loadgroup -m engines tests
 
 # Branch coverage of the folders by their own tests and examples.
 coverage: env

@@ -7,15 +7,19 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 
+import sealign
+from sealign.fitting.edit_config import EditConfig
+
 ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-vllm"
 TOKEN = "only-for-tests"
-START_SECONDS = 400
+START_SECONDS = 900
 
 
 def engine_command(name: str) -> str:
@@ -38,6 +42,8 @@ class EditServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder / f"{name}.log"
         environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        # A thread for each worker, on any core: otherwise all servers of the tests would share the first core.
+        environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
         environment.pop("SEALIGN_ADMIN_TOKEN", None)
         if token:
             environment["SEALIGN_ADMIN_TOKEN"] = token
@@ -60,7 +66,11 @@ class EditServer:
         raise RuntimeError(f"no answer within {START_SECONDS} s:\n{self.log.read_text()[-6000:]}")
 
     def __enter__(self) -> EditServer:
-        return self.wait()
+        try:
+            return self.wait()
+        except BaseException:
+            self.stop(signal.SIGKILL)
+            raise
 
     def __exit__(self, *_: object) -> None:
         self.stop(signal.SIGTERM)
@@ -103,3 +113,27 @@ def completion_body(prompt: list[int] | str, edit: str | None, count: int, **mor
     elif edit is not None:
         body["vllm_xargs"] = {"sealign_edit": edit}
     return body
+
+
+def fit_and_save(
+    model: Any, tokenizer: Any, configs: Mapping[str, EditConfig], folder: Path
+) -> dict[str, sealign.Edit]:
+    """Fit an edit for each configuration into ``folder/NAME``; those that read the same activations share them."""
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=16)
+    collected: dict[Any, Any] = {}
+    edits = {}
+    for name, config in configs.items():
+        if config.needs_pass_per_layer:
+            edits[name] = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+        else:
+            settings = config.collect_config()
+            key = config.read_site, settings.model_dump_json()
+            if key not in collected:
+                collected[key] = sealign.collect_activations(
+                    model, tokenizer, demonstrations, site=config.read_site, config=settings
+                )
+            edits[name] = sealign.fit_edit_from_activations(
+                model, tokenizer, collected[key], demonstrations, config=config
+            )
+        edits[name].save_pretrained(folder / name)
+    return edits

@@ -22,6 +22,7 @@ from sealign.cli.app import app
 from sealign.cli.method_options import method_options
 from sealign.methods.registry import METHODS
 from tests.edit_server import engine_command
+from tests.embedded_package import replace_embedded_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "results" / "README.md"]
@@ -130,6 +131,14 @@ class Shell:
                 os.killpg(group, signal.SIGKILL)
 
 
+@pytest.fixture
+def embedded_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``smollm2`` be a stand-in in every process, an engine's too."""
+    for name, value in replace_embedded_model(tmp_path).items():
+        monkeypatch.setenv(name, value, prepend=os.pathsep if name == "PYTHONPATH" else None)
+    monkeypatch.syspath_prepend(tmp_path / "package")
+
+
 def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -152,8 +161,7 @@ def test_commands_run(
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
     monkeypatch.chdir(tmp_path)
     serves, port = "sealign serve" in text, str(_free_port())
-    if not serves:  # an engine loads the embedded model itself
-        request.getfixturevalue("embedded_stand_in")
+    request.getfixturevalue("embedded_package" if serves else "embedded_stand_in")
     shell = Shell(tmp_path, serves=serves)
     try:
         for language, block in _blocks(page):

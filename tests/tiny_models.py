@@ -262,7 +262,7 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     return model
 
 
-def save_stand_in(source: Path, folder: Path) -> None:
+def save_stand_in(source: Path, folder: Path, **changes: Any) -> Any:
     """Save a narrow random model with the depth, the vocabulary and the tokenizer of the model in a folder."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -270,10 +270,11 @@ def save_stand_in(source: Path, folder: Path) -> None:
     sizes = _GATED | {"num_hidden_layers": config.num_hidden_layers, "head_dim": 12}
     kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     length = {"max_position_embeddings": config.max_position_embeddings}
-    model = build_model("llama", vocab_size=config.vocab_size, **(sizes | kept | length))
+    model = build_model("llama", vocab_size=config.vocab_size, **(sizes | kept | length | changes))
     model.generation_config.eos_token_id = config.eos_token_id
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    return model
 
 
 @torch.no_grad()

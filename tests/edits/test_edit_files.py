@@ -262,6 +262,8 @@ CHANGED = "it was changed by hand or by another program, copy or download it aga
         ("site", 3, f"edit.json' has 3 at key 'site', which must be a valid string; {CHANGED}"),
         ("strength", None, "edit': 'sea' edits activations, but has no strength; fit the edit again"),
         ("strength", "1", f"edit.json' has '1' at key 'strength', which must be a valid number; {CHANGED}"),
+        ("strength", 1e30, r"edit': strength is 1e\+30, but it must be in \[-1000, 1000\]; try a value in"),
+        ("layers.1.scale", -1e30, r"edit': layer 1: scale is -1e\+30, but it must be in \[-1000, 1000\]; copy or"),
         ("strength", float("inf"), "edit.json' has .* at key 'strength'.*finite"),
         ("strength", float("nan"), "edit.json' has .* at key 'strength'.*finite"),
         ("layers.1.scale", float("nan"), "edit.json' has .* at key 'layers.1.scale'.*finite"),

@@ -41,3 +41,10 @@ def test_what_is_not_a_number_is_refused(given: Any, shown: str) -> None:
 def test_it_must_be_finite(given: Any, shown: str) -> None:
     with pytest.raises(SettingError, match=rf"strength is {shown}, but it must be finite; try a value in \[0, 1\]"):
         check_strength(given)
+
+
+def test_it_must_not_be_absurd() -> None:
+    assert [check_strength(given) for given in (1000, -1000)] == [1000.0, -1000.0]
+    for given, shown in ((1000.5, "1000.5"), ("-1e30", "-1e\\+30"), (1e308, "1e\\+308")):
+        with pytest.raises(SettingError, match=rf"strength is {shown}, but it must be in \[-1000, 1000\]; try"):
+            check_strength(given)

@@ -21,7 +21,7 @@ from tests.export.made_edits import edit_of
 from tests.export.tiny_gguf import write_llama
 from tests.tiny_models import build_model
 
-pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("llama")]
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,24 +12,26 @@ import pytest
 from sealign.errors import ServingError, UnknownEditError
 from sealign.serving.served_edits import ServedEdit, ServedEdits, count_request
 
+ADAPTER = SimpleNamespace(lora_name="adapted", lora_int_id=3)
+
 
 @pytest.fixture
 def served() -> ServedEdits:
     found = ServedEdits()
     found.add(ServedEdit("mild", "1" * 64, "plugin"))
-    found.add(ServedEdit("adapted", "2" * 64, "lora", adapter=object()))
+    found.add(ServedEdit("adapted", "2" * 64, "lora", adapter=ADAPTER))
     return found
 
 
 def test_what_a_request_asks_for(served: ServedEdits) -> None:
     assert served.resolve(None, None) is None
     assert served.resolve({"other": 3}, None) is None
-    assert served.resolve(None, "adapter-of-the-operator") is None
+    assert served.resolve(None, SimpleNamespace(lora_name="of-the-operator", lora_int_id=1)) is None
     for extra, adapter, name in (
         ({"sealign_edit": "mild", "session_id": "x"}, None, "mild"),
         ({"sealign_edit": "adapted"}, None, "adapted"),
-        ({"sealign_edit": "adapted"}, "adapted", "adapted"),
-        (None, "adapted", "adapted"),
+        ({"sealign_edit": "adapted"}, ADAPTER, "adapted"),
+        (None, ADAPTER, "adapted"),
     ):
         found = served.resolve(extra, adapter)
         assert found is not None
@@ -46,7 +49,19 @@ def test_requests_that_would_not_have_their_edit(served: ServedEdits) -> None:
         with pytest.raises(ServingError, match="unknown key"):
             served.resolve({"sealign_edit": "mild", key: "mild"}, None)
     with pytest.raises(ServingError, match="name one of them"):
-        served.resolve({"sealign_edit": "mild"}, "adapted")
+        served.resolve({"sealign_edit": "mild"}, ADAPTER)
+
+
+def test_a_request_that_began_before_its_adapter_was_unloaded_is_refused(served: ServedEdits) -> None:
+    """As one of beam search, whose steps are requests of their own."""
+    served.remove(served.retire("adapted"))
+    with pytest.raises(UnknownEditError, match="the edit 'adapted' was unloaded"):
+        served.resolve(None, ADAPTER)
+    again = ServedEdit("adapted", "2" * 64, "lora", adapter=SimpleNamespace(lora_name="adapted", lora_int_id=4))
+    served.add(again)
+    assert served.resolve(None, again.adapter) is again
+    with pytest.raises(UnknownEditError, match="the edit 'adapted' was unloaded"):
+        served.resolve(None, ADAPTER)
 
 
 def test_names_and_edits_are_there_once(served: ServedEdits) -> None:
@@ -58,13 +73,16 @@ def test_names_and_edits_are_there_once(served: ServedEdits) -> None:
     edit = served.retire("mild")
     with pytest.raises(UnknownEditError):
         served.resolve({"sealign_edit": "mild"}, None)
-    with pytest.raises(UnknownEditError):
-        served.retire("mild")
+    assert served.retire("mild") is edit
+    assert served.is_retired(edit)
     assert served.holds("1" * 64)
     for name, edit_hash in (("other", "1" * 64), ("mild", "3" * 64)):
-        with pytest.raises(ServingError, match="still used by running requests"):
+        with pytest.raises(ServingError, match="the edit 'mild' is being unloaded"):
             served.check_new(name, edit_hash)
     served.remove(edit)
+    assert not served.is_retired(edit)
+    with pytest.raises(UnknownEditError):
+        served.retire("mild")
     assert not served.holds("1" * 64)
     served.check_new("mild", "1" * 64)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import sealign
 from sealign import SEAConfig
-from sealign.export.verify import PROMPTS, compare_outputs, reference_outputs
+from sealign.export.verify import PROMPTS, Outputs, compare_outputs, model_outputs
 from sealign.fitting.edit_config import EditConfig
 from sealign.serving.client import server_outputs
-from tests.edit_server import EditServer
+from tests.edit_server import EditServer, fit_and_save
 
 pytestmark = [
     pytest.mark.engines,
     pytest.mark.slow,
     pytest.mark.timeout(900),
+    pytest.mark.xdist_group("workers"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two cores"),
 ]
 
@@ -32,6 +34,7 @@ EDITS: dict[str, EditConfig] = {
     "later": SEAConfig(layers=(2,), rank=(4, 1), combine="positive", strength=0.3),
     "linear": SEAConfig(layers=(1, 3), rank=(3, 2), normalization="none"),
 }
+STARTED = [name for name in EDITS if name != "later"]
 
 
 @pytest.fixture(scope="module")
@@ -57,41 +60,63 @@ def model(smollm2: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
     return *sealign.load_model(str(folder / "model"), dtype="float32"), folder
 
 
-@pytest.mark.parametrize("loras", [True, False], ids=["with LoRAs, eager", "without, compiled"])
-def test_two_workers_answer_as_the_hooks(
-    model: tuple[Any, Any, Path], loras: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(scope="module")
+def edits(model: tuple[Any, Any, Path]) -> dict[str, sealign.Edit]:
     loaded, tokenizer, folder = model
-    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=12)
-    edits = {}
-    for name, config in EDITS.items():
-        edits[name] = sealign.fit_edit(loaded, tokenizer, demonstrations, config=config)
-        if not (folder / "edits" / name).is_dir():
-            edits[name].save_pretrained(folder / "edits" / name)
-    started = [name for name in EDITS if name != "later"]
-    named = [argument for name in started for argument in ("--edit", f"{name}={folder / 'edits' / name}")]
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    return fit_and_save(loaded, tokenizer, EDITS, folder / "edits")
+
+
+@pytest.fixture(scope="module")
+def references(model: tuple[Any, Any, Path], edits: dict[str, sealign.Edit]) -> tuple[Outputs, dict[str, Outputs]]:
+    """What the hooks make of the prompts: without an edit, and with each."""
+    loaded, tokenizer, _ = model
+    edited = {}
+    for name, edit in edits.items():
+        with sealign.apply_edit(loaded, edit):
+            edited[name] = model_outputs(loaded, tokenizer)
+    return model_outputs(loaded, tokenizer), edited
+
+
+@pytest.fixture(scope="module", params=[(), ("--no-lora",)], ids=["with LoRAs, eager", "without, compiled"])
+def server(
+    request: pytest.FixtureRequest,
+    model: tuple[Any, Any, Path],
+    edits: dict[str, sealign.Edit],  # noqa: ARG001  saves the edits
+) -> Iterator[EditServer]:
+    """A server with LoRAs, which is eager, and then one without, which is compiled; memory may not hold both."""
+    folder = model[2]
+    named = [argument for edit in STARTED for argument in ("--edit", f"{edit}={folder / 'edits' / edit}")]
+    arguments = ["--model", str(folder / "model"), *named, "--edits-dir", str(folder / "edits")]
+    arguments += ["--tensor-parallel-size", "2", *request.param]
+    with EditServer(folder, *arguments, name=f"server{''.join(request.param)}") as started:
+        yield started
+
+
+def test_two_workers_answer_as_the_hooks(
+    model: tuple[Any, Any, Path],
+    references: tuple[Outputs, dict[str, Outputs]],
+    server: EditServer,
+) -> None:
+    _, tokenizer, folder = model
+    base, edited = references
     name_of_model = str(folder / "model")
-    arguments = ["--model", name_of_model, *named, "--edits-dir", str(folder / "edits")]
-    arguments += [] if loras else ["--no-lora"]
-    with EditServer(folder, *arguments, "--tensor-parallel-size", "2", name=f"server-{loras}") as server:
-        assert "tensor_parallel_size=2" in server.log.read_text()
-        assert server.admin("POST", name="later").status_code == 200
-        # One after another: vLLM with LoRAs on a CPU ends when it is asked for these beside other requests.
-        found = {name: server_outputs(server.url, name, tokenizer) for name in edits}
-        for name, edit in edits.items():
-            base, edited = reference_outputs(loaded, tokenizer, edit)
-            agreement = compare_outputs(name, base, edited, found[name], tolerance=1e-3)
-            assert agreement.passed, agreement
-        asked = [(name, number) for number in range(len(PROMPTS)) for name in edits]
+    assert "tensor_parallel_size=2" in server.log.read_text()
+    assert server.admin("POST", name="later").status_code == 200
+    with ThreadPoolExecutor(len(EDITS)) as pool:
+        outputs = pool.map(lambda name: server_outputs(server.url, name, tokenizer), EDITS)
+        found = dict(zip(EDITS, outputs, strict=True))
+    for name in EDITS:
+        agreement = compare_outputs(name, base, edited[name], found[name], tolerance=1e-3)
+        assert agreement.passed, agreement
+    asked = [(name, number) for number in range(len(PROMPTS)) for name in EDITS]
 
-        def ask(pair: tuple[str, int]) -> list[int]:
-            answer = server.complete(tokenizer.encode(PROMPTS[pair[1]]), pair[0], count=16, model=name_of_model)
-            return [token for token in answer if token != tokenizer.eos_token_id]
+    def ask(pair: tuple[str, int]) -> list[int]:
+        answer = server.complete(tokenizer.encode(PROMPTS[pair[1]]), pair[0], count=16, model=name_of_model)
+        return [token for token in answer if token != tokenizer.eos_token_id]
 
-        with ThreadPoolExecutor(len(asked)) as pool:  # all at once, so that batches mix them
-            answers = list(pool.map(ask, asked))
-        assert answers == [list(found[name].completions[number]) for name, number in asked]
-        assert server.admin("DELETE", "/later").status_code == 200
-        body = {"model": name_of_model, "prompt": "The sea is", "vllm_xargs": {"sealign_edit": "later"}}
-        assert server.post("/v1/completions", **body).status_code == 404
+    with ThreadPoolExecutor(len(asked)) as pool:  # all at once, so that batches mix them
+        answers = list(pool.map(ask, asked))
+    assert answers == [list(found[name].completions[number]) for name, number in asked]
+    assert server.admin("DELETE", "/later").status_code == 200
+    body = {"model": name_of_model, "prompt": "The sea is", "vllm_xargs": {"sealign_edit": "later"}}
+    assert server.post("/v1/completions", **body).status_code == 404

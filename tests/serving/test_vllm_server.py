@@ -4,149 +4,47 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
+import http.client
 import itertools
-import json
 import math
 import queue
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-import torch
 from typer.testing import CliRunner
 
 import sealign
-from sealign import LEACEConfig, MeanDifferenceConfig, SEAConfig
 from sealign.cli.app import app
 from sealign.errors import ExportError
-from sealign.export.verify import compare_outputs, reference_outputs
-from sealign.fitting.edit_config import EditConfig
+from sealign.export.verify import compare_outputs, model_outputs
 from sealign.serving.client import server_outputs
 from tests.edit_server import TOKEN, EditServer, completion_body, engine_command
-
-pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.timeout(900)]
-
-COUNT = 12
-NEAR = 2e-3
-"""Two next tokens whose logits are nearer than this may change places between two ways of adding the same numbers."""
-
-QUESTIONS = (
-    "The capital of France is",
-    "What happens if you swallow chewing gum? I think that",
-    "To repair a puncture, first find the hole:",
-    "My grandmother always said that",
-    "Water boils at",
-    "The three largest cities of the country are",
-    "def fibonacci(n):",
-    "Is it true that bats are blind?",
+from tests.serving.served_model import (
+    COUNT,
+    EDITS,
+    ON_SERVER,
+    STARTED,
+    Answer,
+    answers_by_hooks,
+    assert_same,
+    cached_tokens,
+    long_body,
+    start,
+    streamed,
 )
-EDITS: dict[str, EditConfig] = {
-    "linear": SEAConfig(layers="last:10", rank=(4, 9), normalization="none", combine="negative"),
-    "rescaled": SEAConfig(layers="last:8", explained_variance=0.9, centered=True, strength=0.5),
-    "tanh": SEAConfig(layers="last:5", site="attention", feature_map="tanh", combine="positive", strength=0.3),
-    "stream": SEAConfig(layers="last:6", site="residual", rank=(3, 12), combine="negative", strength=0.3),
-    "shift": MeanDifferenceConfig(layers=(10, 14), strength=2.0),
-    "erased": LEACEConfig(site="mlp", layers=(12, 20), strength=3.0),
-    "later": SEAConfig(layers=(20, 24), rank=(2, 5), centered=True),
-    "later-lora": SEAConfig(layers="last:9", rank=(2, 7), normalization="none", combine="negative"),
-}
-STARTED = ("linear", "rescaled", "tanh", "stream", "shift", "erased")
+
+pytestmark = ON_SERVER
+
 ARMS = (None, *STARTED, "model:linear")
 """How requests ask for them; ``model:`` is by the name of a model, which LoRAs have."""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("serving")
-
-
-@pytest.fixture(scope="module")
-def edits(smollm2: Any, folder: Path) -> dict[str, sealign.Edit]:
-    model, tokenizer = smollm2
-    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=40)
-    made = {}
-    for name, config in EDITS.items():
-        made[name] = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
-        made[name].save_pretrained(folder / "edits" / name)
-    return made
-
-
-Answer = tuple[list[int], list[float]]
-
-
-def answer_by_hooks(model: Any, ids: Sequence[int], count: int = COUNT) -> Answer:
-    """Greedy ids, and at each by how much its logit is ahead of the next."""
-    tensor = torch.tensor([list(ids)])
-    output = model.generate(
-        tensor,
-        attention_mask=torch.ones_like(tensor),
-        max_new_tokens=count,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    ahead = [float(-logits[0].topk(2).values.diff()) for logits in output.logits]
-    return output.sequences[0, len(ids) :].tolist(), ahead
-
-
-def assert_same(found: Sequence[int], expected: Answer) -> None:
-    """The same ids, up to the first that was a close call."""
-    ids, ahead = expected
-    sure = next((i for i, margin in enumerate(ahead) if margin < NEAR), len(ids))
-    assert list(found[:sure]) == ids[:sure]
-    assert sure == len(ids) or len(found) >= sure
-
-
-@pytest.fixture(scope="module")
-def prompts(smollm2: Any) -> list[list[int]]:
-    return [smollm2[1].encode(question) for question in QUESTIONS]
-
-
-@pytest.fixture(scope="module")
-def expected(smollm2: Any, edits: dict[str, sealign.Edit], prompts: list[list[int]]) -> dict[str | None, list[Answer]]:
-    """By hooks: what each edit, and none, makes of each prompt."""
-    model, _ = smollm2
-    found: dict[str | None, list[Answer]] = {None: [answer_by_hooks(model, ids) for ids in prompts]}
-    for name, edit in edits.items():
-        with sealign.apply_edit(model, edit):
-            found[name] = [answer_by_hooks(model, ids) for ids in prompts]
-    return found
-
-
-def start(folder: Path, names: Sequence[str], *more: str, log: str, token: str | None = TOKEN) -> EditServer:
-    named = [argument for edit in names for argument in ("--edit", f"{edit}={folder / 'edits' / edit}")]
-    return EditServer(folder, *named, "--enable-prompt-tokens-details", *more, name=log, token=token)
-
-
-@pytest.fixture(scope="module")
-def servers(
-    folder: Path,
-    edits: dict[str, sealign.Edit],  # noqa: ARG001  saves the edits
-) -> Iterator[tuple[EditServer, EditServer]]:
-    """A server with both routes and one without LoRAs, which vLLM on a CPU compiles only then; they start together."""
-    with contextlib.ExitStack() as stack:
-        both = (
-            start(folder, STARTED, "--edits-dir", str(folder / "edits"), log="server"),
-            start(folder, STARTED, "--no-lora", log="compiled", token=None),
-        )
-        for running in both:
-            stack.callback(running.stop, signal.SIGTERM)
-        for running in both:
-            running.wait()
-        yield both
-
-
-@pytest.fixture
-def server(servers: tuple[EditServer, EditServer]) -> EditServer:
-    return servers[0]
 
 
 def test_the_edits_of_the_tests_change_answers(expected: dict[str | None, list[Answer]]) -> None:
@@ -160,25 +58,29 @@ def check_answers(
     expected: dict[str | None, list[Answer]],
     arms: Sequence[str | None],
 ) -> None:
-    for name in arms:
-        wanted = expected[name.removeprefix("model:") if name else None]
-        for ids, answer in zip(prompts, wanted, strict=True):
-            assert_same(server.complete(ids, name), answer)
+    """One arm after another, each with all prompts at once; single requests are made by other tests."""
+    with concurrent.futures.ThreadPoolExecutor(len(prompts)) as pool:
+        for name in arms:
+            wanted = expected[name.removeprefix("model:") if name else None]
+            answers = pool.map(functools.partial(server.complete, edit=name), prompts)
+            for found, answer in zip(answers, wanted, strict=True):
+                assert_same(found, answer)
 
 
 def test_verify(server: EditServer, smollm2: Any, folder: Path, edits: dict[str, sealign.Edit]) -> None:
     model, tokenizer = smollm2
-    deployed = {name: server_outputs(server.url, name, tokenizer) for name in STARTED}
+    # Answers are compared by other tests, so a short one is enough beside the log-probabilities of the prompts.
+    deployed = {name: server_outputs(server.url, name, tokenizer, max_new_tokens=2) for name in (*STARTED, "smollm2")}
+    base = model_outputs(model, tokenizer, max_new_tokens=2)
     for name in STARTED:
-        base, edited = reference_outputs(model, tokenizer, edits[name])
+        with sealign.apply_edit(model, edits[name]):
+            edited = model_outputs(model, tokenizer, max_new_tokens=2)
         agreement = compare_outputs(name, base, edited, deployed[name], tolerance=1e-3)
         assert agreement.passed, agreement
         assert agreement.applied == pytest.approx(1.0, abs=0.01)
         another = deployed["tanh" if name != "tanh" else "rescaled"]
         assert not compare_outputs(name, base, edited, another, tolerance=1e-3).passed
-        assert not compare_outputs(
-            name, base, edited, server_outputs(server.url, "smollm2", tokenizer), tolerance=9
-        ).fired
+        assert not compare_outputs(name, base, edited, deployed["smollm2"], tolerance=9).fired
     with pytest.raises(ExportError, match="there is no edit 'absent' on this server"):
         server_outputs(server.url, "absent", tokenizer)
     command = ["verify", "--edit", str(folder / "edits" / "rescaled"), "--against"]
@@ -215,19 +117,10 @@ def test_several_prompts_and_several_choices_of_one_request(
     choices = server.post("/v1/completions", **body).json()["choices"]
     for choice, wanted in zip(choices, expected["rescaled"], strict=False):
         assert_same(choice["token_ids"], wanted)
-    body = completion_body(prompts[1], "rescaled", COUNT) | {"n": 3, "temperature": 1e-3, "seed": 1}
+    assert min(expected["rescaled"][0][1][:6]) > 0.2
+    body = completion_body(prompts[0], "rescaled", COUNT) | {"n": 3, "temperature": 0.01, "seed": 1}
     for choice in server.post("/v1/completions", **body).json()["choices"]:
-        assert_same(choice["token_ids"], expected["rescaled"][1])
-
-
-def streamed(server: EditServer, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    with requests.post(
-        f"{server.url}/v1/completions", json=body | {"stream": True}, stream=True, timeout=120
-    ) as answer:
-        assert answer.status_code == 200
-        for line in answer.iter_lines():
-            if line.startswith(b"data: ") and line != b"data: [DONE]":
-                yield json.loads(line.removeprefix(b"data: "))
+        assert_same(choice["token_ids"], expected["rescaled"][0], near=0.2)  # so far ahead, the others are e^20 rarer
 
 
 def test_streaming(server: EditServer, prompts: list[list[int]], expected: dict[str | None, list[Answer]]) -> None:
@@ -243,16 +136,10 @@ def test_chat(server: EditServer, smollm2: Any, edits: dict[str, sealign.Edit]) 
     messages = [{"role": "user", "content": "What happens if you swallow chewing gum?"}]
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     with sealign.apply_edit(model, edits["rescaled"]):
-        wanted = answer_by_hooks(model, ids)
+        wanted = answers_by_hooks(model, [ids])[0]
     body = {"model": "smollm2", "messages": messages, "max_tokens": COUNT, "temperature": 0, "return_token_ids": True}
     answer = server.post("/v1/chat/completions", **body, vllm_xargs={"sealign_edit": "rescaled"}).json()
     assert_same(answer["choices"][0]["token_ids"], wanted)
-
-
-def cached_tokens(server: EditServer, ids: list[int], edit: str | None, **more: Any) -> tuple[int, list[int]]:
-    answer = server.post("/v1/completions", **completion_body(ids, edit, 8, **more)).json()
-    details = answer["usage"]["prompt_tokens_details"] or {}
-    return details.get("cached_tokens") or 0, answer["choices"][0]["token_ids"]
 
 
 def check_isolation(
@@ -264,7 +151,7 @@ def check_isolation(
     model, tokenizer = smollm2
     text = (Path(sealign.__file__).parent / "demonstrations" / "data" / "neutral.txt").read_text()
     for shift, first in enumerate(arms):
-        ids = tokenizer.encode(text)[60 * shift :][:400]
+        ids = tokenizer.encode(text)[60 * shift :][:270]  # two blocks of 128, and a part of one
         order = [first, *(arm for arm in arms if arm != first)]
         answers = {}
         for arm in order:  # all with the same prompt: none may find blocks of one before it
@@ -274,12 +161,12 @@ def check_isolation(
             cached, again = cached_tokens(server, ids, arm)
             assert cached >= 256, arm
             assert again == answers[arm]
-        assert_same(answers[None], answer_by_hooks(model, ids, 8))
+        assert_same(answers[None], answers_by_hooks(model, [ids], 8)[0])
         for arm in ("rescaled", "tanh"):
             with sealign.apply_edit(model, edits[arm]):
-                assert_same(answers[arm], answer_by_hooks(model, ids, 8))
+                assert_same(answers[arm], answers_by_hooks(model, [ids], 8)[0])
     # A client's own salt still keeps its blocks apart, with an edit and without.
-    ids = tokenizer.encode(text)[300:700]
+    ids = tokenizer.encode(text)[300:570]
     for salt in ("one", "other"):
         assert cached_tokens(server, ids, "rescaled", cache_salt=salt)[0] == 0
     assert cached_tokens(server, ids, "rescaled", cache_salt="one")[0] >= 256
@@ -344,6 +231,45 @@ def test_paths_that_take_no_edit_refuse_one(server: EditServer) -> None:
     assert "takes no edits" in tokens.json()["error"]["message"]
     quoted = server.post("/tokenize", model="smollm2", prompt='{"sealign_edit": "tanh"}')
     assert quoted.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "outer",
+    [
+        '{"model": "smollm2", "prompt": "x", "messages": [], "other": DEEP}',
+        '{"model": "smollm2", "prompt": DEEP, "messages": DEEP}',
+        '{"model": "smollm2", "prompt": "x", "messages": [], "vllm_xargs": {"sealign_edit": DEEP}}',
+        '{"model": "smollm2", "prompt": "x", "messages": [], "chat_template_kwargs": {"a": DEEP}}',
+        '{"model": "smollm2", "sealign_edit": DEEP}',
+    ],
+)
+def test_json_that_is_nested_too_deeply_is_a_wrong_request(server: EditServer, outer: str) -> None:
+    """Where the limits of the libraries lie is not known here, but none may fail at them."""
+    for depth in (200, 900, 1_100, 5_000, 100_000):
+        data = outer.replace("DEEP", "[" * depth + "]" * depth)
+        for path in ("/v1/completions", "/v1/chat/completions", "/tokenize", "/sealign/edits"):
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+            answer = requests.post(f"{server.url}{path}", data=data, headers=headers, timeout=60)
+            assert answer.status_code < 500, (path, depth, answer.text[:500])
+            assert answer.status_code >= 400 or depth < 100_000, (path, depth)
+
+
+def test_a_body_that_is_too_large_is_refused_before_it_is_sent(server: EditServer) -> None:
+    for path, status in (("/v1/completions", 413), ("/sealign/edits", 401), ("/nothing", 404)):
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)) as connection:
+            connection.putrequest("POST", path)
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(100 * 2**20))
+            connection.endheaders(b'{"prompt": "')
+            assert connection.getresponse().status == status
+
+
+def test_an_edit_named_by_header_or_query_string_is_refused(server: EditServer) -> None:
+    body = {"model": "smollm2", "prompt": "The sea is", "max_tokens": 2}
+    for headers, query in (({"X-Sealign-Edit": "tanh"}, ""), ({}, "?sealign_edit=tanh")):
+        answer = requests.post(f"{server.url}/v1/completions{query}", json=body, headers=headers, timeout=60)
+        assert answer.status_code == 400
+        assert 'send it as "vllm_xargs"' in answer.json()["error"]["message"]
 
 
 def test_only_the_administrator_sees_and_changes_edits(server: EditServer) -> None:
@@ -424,11 +350,6 @@ def test_unloading_waits_for_requests_that_run(
     assert_same(ids[:COUNT], expected["later"][0])
 
 
-def long_body(prompt: list[int], edit: str) -> dict[str, Any]:
-    """A request for 16,000 tokens, so that what a test does meanwhile is in its middle."""
-    return completion_body(prompt, edit, 1000) | {"ignore_eos": True, "n": 16, "temperature": 1.0}
-
-
 def test_a_client_that_leaves_frees_its_edit(server: EditServer, prompts: list[list[int]]) -> None:
     def in_flight() -> int:
         return next(edit["in_flight"] for edit in server.admin("GET").json() if edit["name"] == "tanh")
@@ -455,6 +376,11 @@ def test_killed_and_started_again(
     more = ("--edits-dir", str(folder / "edits"), "--api-key", "client")
     with start(folder, STARTED, *more, log="restarted") as again:
         assert again.post("/v1/completions", model="smollm2", prompt="The sea is").status_code == 401
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", again.port, timeout=30)) as connection:
+            connection.putrequest("POST", "/v1/completions")
+            connection.putheader("Content-Length", str(100 * 2**20))
+            connection.endheaders(b'{"prompt": "')  # and nothing more
+            assert connection.getresponse().status == 401
         headers = {"Authorization": "Bearer client"}
         for name in (None, *STARTED, "model:linear"):
             wanted = expected[name.removeprefix("model:") if name else None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sealign.edits.feature_map_edit import FeatureMapEdit
 from sealign.edits.layer_edit import AffineEdit, LayerEdit
 from sealign.edits.record import FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, LayerRecord
-from sealign.edits.strength import check_strength
+from sealign.edits.strength import MAX_STRENGTH, check_strength
 from sealign.errors import EditFileError, SettingError, check_choice
 from sealign.files import locate_folder, read_tensors, tensors_hash
 from sealign.models.sites import SITES
@@ -105,6 +105,8 @@ def _check_record(record: EditRecord) -> None:
 
 def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> AffineEdit:
     _check_tensors(tensors, required=("left", "right"), optional=("shift", "center"))
+    if abs(entry.scale) > MAX_STRENGTH:
+        raise ValueError(f"scale is {entry.scale:g}, but it must be in [-{MAX_STRENGTH:g}, {MAX_STRENGTH:g}]")
     width = tensors["left"].shape[0] if tensors["left"].dim() else 0
     shapes = {"left": (width, entry.rank), "right": (entry.rank, width), "shift": (width,), "center": (width,)}
     _check_shapes(tensors, shapes)

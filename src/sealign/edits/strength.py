@@ -6,9 +6,12 @@ import math
 
 from sealign.errors import SettingError
 
+MAX_STRENGTH = 1000.0
+"""Largest absolute strength; far beyond what leaves a model usable, and far below what overflows."""
+
 
 def check_strength(strength: float | str) -> float:
-    """Return a strength as a float, or raise an error if it is not a finite number.
+    """Return a strength as a float, or raise an error if it is not a number in [-1000, 1000].
 
     0 leaves the activation unchanged, 1 applies the fitted edit in full. Negative values, which edit in the opposite
     direction, and values above 1 are allowed.
@@ -17,7 +20,7 @@ def check_strength(strength: float | str) -> float:
         strength: Number, or text to convert to a number.
 
     Raises:
-        SettingError: The value is not a number, or not finite.
+        SettingError: The value is not a number, not finite or out of range.
 
     Example:
         >>> check_strength("0.5")
@@ -31,4 +34,8 @@ def check_strength(strength: float | str) -> float:
         raise SettingError(f"strength is {strength!r}, but it must be a number; try 0.5") from None
     if not math.isfinite(value):
         raise SettingError(f"strength is {value}, but it must be finite; try a value in [0, 1]")
+    if abs(value) > MAX_STRENGTH:
+        raise SettingError(
+            f"strength is {value:g}, but it must be in [-{MAX_STRENGTH:g}, {MAX_STRENGTH:g}]; try a value in [0, 1]"
+        )
     return value

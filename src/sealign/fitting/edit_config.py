@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
+from sealign.edits.strength import check_strength
 from sealign.errors import DegenerateError, SettingError
 from sealign.fitting.collect_config import CollectConfig
 from sealign.models.sites import Site, parse_layers
@@ -23,8 +24,8 @@ class EditConfig(CollectConfig):
             indices such as ``4,5,-1``, where negative indices count from the end.
         module_pattern: Dotted path of the modules of the site, with ``{layer}`` as placeholder for the layer index,
             such as ``model.layers.{layer}.mlp``. Default: found by structure.
-        strength: Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; negative
-            values and values above 1 are allowed.
+        strength: Strength of the edit, in [-1000, 1000]: 0 leaves the activation unchanged, 1 applies the fitted edit
+            in full; negative values and values above 1 are allowed.
 
     Raises:
         SettingError: A value is unknown or out of range.
@@ -53,6 +54,11 @@ class EditConfig(CollectConfig):
     def _check_layers(cls, layers: Any) -> Any:
         parse_layers(layers)
         return layers
+
+    @field_validator("strength")
+    @classmethod
+    def _check_strength(cls, strength: float) -> float:
+        return check_strength(strength)
 
     @property
     def read_site(self) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from functools import wraps
 from typing import Any
 
 from sealign.errors import ServingError, UnknownEditError
+from sealign.serving.patching import wrap
 from sealign.serving.served_edits import SERVED, count_request
 from sealign.serving.settings import REQUEST_KEY
 from sealign.serving.worker import edit_hash_of
@@ -20,9 +20,8 @@ def patch_engine() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
 
-    if not hasattr(AsyncLLM.generate, "_sealign"):
-        AsyncLLM.generate = _with_check(AsyncLLM.generate)
-        InputProcessor.process_inputs = _with_salt(InputProcessor.process_inputs)
+    wrap(AsyncLLM, "generate", _with_check)
+    wrap(InputProcessor, "process_inputs", _with_salt)
 
 
 def _with_check(generate: Any) -> Any:
@@ -33,11 +32,9 @@ def _with_check(generate: Any) -> Any:
     """
     from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-    @wraps(generate)
     def call(self: Any, prompt: Any, sampling_params: Any, *args: Any, **kwargs: Any) -> Any:
-        adapter = kwargs.get("lora_request")
         try:
-            edit = SERVED.resolve(sampling_params.extra_args, getattr(adapter, "lora_name", None))
+            edit = SERVED.resolve(sampling_params.extra_args, kwargs.get("lora_request"))
         except UnknownEditError as error:
             raise VLLMNotFoundError(str(error)) from error
         except ServingError as error:
@@ -54,7 +51,6 @@ def _with_check(generate: Any) -> Any:
         params.extra_args = rest or None
         return count_request(edit, generate(self, prompt, params, *args, **kwargs))
 
-    call._sealign = True  # type: ignore[attr-defined]
     return call
 
 
@@ -66,7 +62,6 @@ def _with_salt(process_inputs: Any) -> Any:
     """
     from vllm.exceptions import VLLMValidationError
 
-    @wraps(process_inputs)
     def call(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         edit_hash = edit_hash_of(params)
         if edit_hash is not None and not SERVED.holds(edit_hash):

@@ -15,9 +15,11 @@ def register() -> None:
     """
     if PLUGIN not in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
+    from sealign.serving.cpu_loras import patch_cpu_loras
     from sealign.serving.front_end import patch_engine
     from sealign.serving.worker import patch_runners, register_operators
 
     register_operators()
     patch_runners()
+    patch_cpu_loras()
     patch_engine()

@@ -58,6 +58,7 @@ class ServedEdits:
     def __init__(self) -> None:
         self._edits: dict[str, ServedEdit] = {}
         self._retired: dict[str, ServedEdit] = {}
+        self._withdrawn: set[int] = set()  # vLLM numbers adapters, and never gives a number again
 
     @property
     def edits(self) -> list[ServedEdit]:
@@ -82,35 +83,47 @@ class ServedEdits:
             raise ServingError(f"there is an edit '{name}' already; unload it first, or choose another name")
         for edit in (*self._edits.values(), *self._retired.values()):
             if edit.hash == edit_hash or edit.name == name:
-                state = "loaded" if edit.name in self._edits else "still used by running requests"
-                raise ServingError(f"this edit is {state}, as '{edit.name}'; use that name, or unload it first")
+                if edit.name in self._edits:
+                    raise ServingError(f"this edit is loaded, as '{edit.name}'; use that name, or unload it first")
+                raise ServingError(
+                    f"the edit '{edit.name}' is being unloaded, after {edit.in_flight} running requests; wait, or "
+                    "unload it again if the engine failed"
+                )
 
     def retire(self, name: str) -> ServedEdit:
         """Refuse an edit to new requests, while running requests finish with it.
 
         Args:
-            name: Name of the edit.
+            name: Name of the edit, which may be retired already.
 
         Raises:
             UnknownEditError: There is no edit of this name.
         """
-        edit = self._find(name)
-        self._retired[name] = self._edits.pop(name)
-        return edit
+        if name not in self._retired:
+            self._retired[name] = self._find(name)
+            del self._edits[name]
+            if self._retired[name].adapter is not None:
+                self._withdrawn.add(self._retired[name].adapter.lora_int_id)
+        return self._retired[name]
+
+    def is_retired(self, edit: ServedEdit) -> bool:
+        """Return whether an edit was retired and is not removed yet."""
+        return self._retired.get(edit.name) is edit
 
     def remove(self, edit: ServedEdit) -> None:
         """Remove an edit that was retired and that no request uses any more."""
         self._retired.pop(edit.name, None)
 
-    def resolve(self, extra_args: Mapping[str, Any] | None, adapter_name: str | None) -> ServedEdit | None:
+    def resolve(self, extra_args: Mapping[str, Any] | None, adapter: Any) -> ServedEdit | None:
         """Return the edit that a request names, or None if it names none.
 
         Args:
             extra_args: The request's ``vllm_xargs``.
-            adapter_name: Name of the LoRA that the request's ``model`` selected, or None.
+            adapter: vLLM's ``LoRARequest`` that the request's ``model`` selected, or None.
 
         Raises:
-            UnknownEditError: There is no edit of the name.
+            UnknownEditError: There is no edit of the name, or the adapter is of an edit that was unloaded since the
+                request began.
             ServingError: A key begins with ``sealign`` but is unknown, or the request names two edits. Such a request
                 must not run, since its edit would do nothing.
         """
@@ -119,12 +132,15 @@ class ServedEdits:
         if unknown:
             raise ServingError(f"vllm_xargs has the unknown key '{unknown[0]}'; name the edit as {REQUEST_KEY}")
         named = self._find(ours[REQUEST_KEY]) if ours else None
-        adapted = self._edits.get(adapter_name) if adapter_name else None
-        if named is not None and adapter_name not in (None, named.name):
+        if adapter is None:
+            return named
+        if named is not None and adapter.lora_name != named.name:
             raise ServingError(
-                f"the request names the edit '{named.name}' and the model '{adapter_name}'; name one of them"
+                f"the request names the edit '{named.name}' and the model '{adapter.lora_name}'; name one of them"
             )
-        return named or adapted
+        if adapter.lora_int_id in self._withdrawn:
+            raise UnknownEditError(f"the edit '{adapter.lora_name}' was unloaded; load it again, or name another")
+        return self._edits.get(adapter.lora_name)
 
     def holds(self, edit_hash: str) -> bool:
         """Return whether an edit is loaded, or still used by running requests.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from sealign.edits.edit import Edit
 from sealign.errors import ServingError
 from sealign.serving.edit_slots import EditSlots
+from sealign.serving.patching import after, before
 from sealign.serving.settings import REQUEST_KEY, SlotPlan
 
 _slots: EditSlots | None = None
@@ -79,6 +79,16 @@ class EditWorker:
         slots = _existing_slots()
         if edit_hash in slots.hashes:
             slots.unload(edit_hash)
+
+    def sealign_lora_modules(self, adapter_id: int) -> list[str]:
+        """Return the paths of the modules of this worker that a loaded LoRA has weights for.
+
+        Args:
+            adapter_id: vLLM's number of the LoRA.
+        """
+        manager = self.model_runner.lora_manager._adapter_manager  # type: ignore[attr-defined]
+        lora = manager.get_adapter(adapter_id)
+        return [path for path in manager.modules if lora.get_lora(path) is not None]
 
 
 def _existing_slots() -> EditSlots:
@@ -188,13 +198,13 @@ def patch_runners() -> None:
 
     for runner in (FirstRunner, CPUModelRunner, SecondRunner):
         if "load_model" in vars(runner):
-            _after(runner, "load_model", lambda self, *_: install_slots(self.model, self.vllm_config, self.device))
+            after(runner, "load_model", lambda self, *_: install_slots(self.model, self.vllm_config, self.device))
         if "_dummy_run" in vars(runner):
-            _before(runner, "_dummy_run", _select_none)
-    _after(FirstRunner, "_prepare_inputs", _select_first)
-    _after(SecondRunner, "prepare_inputs", _select_second)
-    _after(SecondRunner, "add_requests", _remember)
-    _after(SecondRunner, "finish_requests", _forget)
+            before(runner, "_dummy_run", _select_none)
+    after(FirstRunner, "_prepare_inputs", _select_first)
+    after(SecondRunner, "prepare_inputs", _select_second)
+    after(SecondRunner, "add_requests", _remember)
+    after(SecondRunner, "finish_requests", _forget)
 
 
 def _select_none(_runner: Any, *_: Any) -> None:
@@ -241,39 +251,3 @@ def _edits_of(runner: Any) -> dict[str, str]:
     if not hasattr(runner, "_sealign_edits"):
         runner._sealign_edits = {}
     return runner._sealign_edits  # type: ignore[no-any-return]
-
-
-def _after(owner: type, name: str, action: Callable[..., Any]) -> None:
-    """Patch a method to call ``action(self, result, *args)`` after it."""
-
-    def around(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            result = method(self, *args, **kwargs)
-            action(self, result, *args)
-            return result
-
-        return call
-
-    _wrap(owner, name, around)
-
-
-def _before(owner: type, name: str, action: Callable[..., Any]) -> None:
-    """Patch a method to call ``action(self, *args)`` before it."""
-
-    def around(method: Callable[..., Any]) -> Callable[..., Any]:
-        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            action(self, *args)
-            return method(self, *args, **kwargs)
-
-        return call
-
-    _wrap(owner, name, around)
-
-
-def _wrap(owner: type, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace a method by ``around(method)``, once only, since vLLM may load plug-ins several times in a process."""
-    method = vars(owner)[name]
-    if not hasattr(method, "_sealign"):
-        wrapped = wraps(method)(around(method))
-        wrapped._sealign = True  # type: ignore[attr-defined]
-        setattr(owner, name, wrapped)

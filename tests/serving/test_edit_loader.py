@@ -1,0 +1,145 @@
+"""Loading edits into an engine that fails, and names for adapters; the rest is tested on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import sealign
+from sealign.errors import FingerprintError, ServingError, UnknownEditError
+from sealign.serving.edit_loader import EditLoader, adapter_key
+from sealign.serving.served_edits import ServedEdits
+from sealign.serving.settings import ServerSettings
+
+
+class Engine:
+    """Answers as vLLM's client does, for two workers."""
+
+    def __init__(self, config: Any, *answers: Any) -> None:
+        self.vllm_config = SimpleNamespace(lora_config=None, model_config=SimpleNamespace(hf_config=config))
+        self.answers = list(answers)
+        self.calls: list[str] = []
+
+    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
+        self.calls.append(method)
+        answer = self.answers.pop(0) if self.answers else [None, None]
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+
+def loader(engine: Engine) -> EditLoader:
+    models = SimpleNamespace(is_base_model=lambda name: name == "base")
+    return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), ServedEdits())
+
+
+@pytest.fixture
+def saved(small_edit: sealign.Edit, tmp_path: Path) -> Path:
+    small_edit.save_pretrained(tmp_path / "edit")
+    return tmp_path / "edit"
+
+
+def test_loaded_and_unloaded(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
+    engine = Engine(llama.config, [small_edit.hash] * 2)
+    edits = loader(engine)
+
+    async def run() -> None:
+        assert (await edits.load("mild", saved)).route == "plugin"
+        with pytest.raises(ServingError, match="there is an edit 'mild' already"):
+            await edits.load("mild", saved)
+        await edits.unload("mild")
+
+    asyncio.run(run())
+    assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
+    assert edits.edits.edits == []
+
+
+def test_a_load_that_fails_leaves_nothing(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
+    for answer, says in (
+        (RuntimeError("no place"), "a worker cannot load the edit 'mild': no place"),
+        (["x"], "changed"),
+    ):
+        engine = Engine(llama.config, answer)
+        edits = loader(engine)
+        with pytest.raises(ServingError, match=says):
+            asyncio.run(edits.load("mild", saved))
+        assert edits.edits.edits == []
+        assert engine.calls[-1] == "sealign_unload_edit"
+        assert not edits.edits.holds(small_edit.hash)
+
+
+def test_an_unload_that_fails_can_be_tried_again(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
+    engine = Engine(llama.config, [small_edit.hash] * 2, RuntimeError("no answer"))
+    edits = loader(engine)
+
+    async def run() -> None:
+        await edits.load("mild", saved)
+        with pytest.raises(ServingError, match="the engine cannot unload the edit 'mild': no answer; try again"):
+            await edits.unload("mild")
+        assert edits.edits.edits == []
+        with pytest.raises(ServingError, match="is being unloaded"):
+            await edits.load("mild", saved)
+        await edits.unload("mild")
+        with pytest.raises(UnknownEditError):
+            await edits.unload("mild")
+        engine.answers = [[small_edit.hash] * 2]
+        await edits.load("mild", saved)
+
+    asyncio.run(run())
+    assert [edit.name for edit in edits.edits.edits] == ["mild"]
+
+
+def test_what_is_cancelled_goes_on_to_its_end(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
+    engine = Engine(llama.config, [small_edit.hash] * 2)
+    edits = loader(engine)
+
+    async def cancelled(work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    async def until(condition: Any) -> None:
+        async with asyncio.timeout(30):
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async def run() -> None:
+        await cancelled(edits.load("mild", saved))
+        await until(lambda: edits.edits.edits)
+        (served,) = edits.edits.edits
+        served.begin_request()
+        await cancelled(edits.unload("mild"))
+        again = asyncio.ensure_future(edits.unload("mild"))
+        await asyncio.sleep(0.01)
+        assert edits.edits.holds(small_edit.hash)
+        assert engine.calls == ["sealign_load_edit"]
+        served.end_request()
+        await again
+        await until(lambda: not edits.edits.holds(small_edit.hash))
+
+    asyncio.run(run())
+    assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
+
+
+def test_another_model_and_the_name_of_the_base_are_refused(tiny_model: Any, llama: Any, saved: Path) -> None:
+    with pytest.raises(FingerprintError, match="this model differs"):
+        asyncio.run(loader(Engine(tiny_model("qwen2").config)).load("mild", saved))
+    with pytest.raises(ServingError, match="is the name of the base model"):
+        asyncio.run(loader(Engine(llama.config)).load("base", saved))
+
+
+def test_adapters_have_keys_by_edit_and_weights(small_edit: sealign.Edit, tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(b"1234")
+    first = adapter_key(small_edit, tmp_path)
+    assert adapter_key(small_edit, tmp_path) == first
+    assert adapter_key(small_edit.reversed(), tmp_path) != first
+    os.utime(weights, ns=(1, 1))
+    assert adapter_key(small_edit, tmp_path) != first
