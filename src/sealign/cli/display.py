@@ -17,6 +17,7 @@ from sealign.cli.app import messages, output
 if TYPE_CHECKING:
     from sealign.edits.intervention import Intervention
     from sealign.edits.record import EditRecord
+    from sealign.evaluation.answers import Answers
 
 LONGEST_SETTING = 60
 """Largest number of characters of a setting that a table shows."""
@@ -170,6 +171,25 @@ def _modules(record: EditRecord) -> str:
     if len(layers) == 1:
         return next(iter(layers))
     return "; ".join(f"{pattern} ({', '.join(which)})" for pattern, which in layers.items())
+
+
+def print_answers(answers: Sequence[Sequence[Answers]], strengths: Sequence[float | None]) -> None:
+    """Print answers: side by side at one strength, otherwise one after another below each prompt.
+
+    Args:
+        answers: Answers to the same prompts, for each strength.
+        strengths: The strengths.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in first), strict=True)
+        output.print(answers_table(prompts, base, edited))
+        return
+    for number, answer in enumerate(first):
+        output.print(f"{escape(answer.prompt)}\n", style="bold")
+        output.print(f"[bold]base:[/] {escape(answer.base)}\n")
+        for strength, found in zip(strengths, answers, strict=True):
+            output.print(f"[bold]strength {strength:g}:[/] {escape(found[number].edited)}\n")
 
 
 def answers_table(prompts: Sequence[str], base: Sequence[str], edited: Sequence[str]) -> Table:
