@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ from typer.testing import CliRunner
 
 import sealign
 from sealign.cli import options
-from sealign.cli.app import ORDER, app, messages, output
+from sealign.cli.app import ORDER, PANELS, app, messages, output
+from sealign.cli.display import track
 from sealign.cli.method_options import method_options
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SealignWarning, SettingError
@@ -149,6 +151,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "80")
     for console in (output, messages):
         monkeypatch.setattr(console, "width", 80)
+    monkeypatch.setattr(messages, "seconds_between_lines", 1e6)
     return folder
 
 
@@ -191,6 +194,7 @@ def test_commands_are_listed_in_the_order_of_work() -> None:
     text = passed("--help")
     listed = re.findall(r"^│ ([a-z]+) +[A-Z]", text, re.MULTILINE)
     assert listed == list(ORDER)
+    assert [title for title in re.findall(r"^╭─ (.+?) ─", text, re.MULTILINE) if title != "Options"] == list(PANELS)
     assert run().stdout.strip() == text.strip()  # alone, it helps
     assert passed("-h") == text
 
@@ -400,7 +404,7 @@ def test_long_sentences_are_not_wrapped(failing: Callable[[BaseException], Any])
         (["fit", "--stregth", "1"], "--strength"),
         (["tune", "--output", "x", "--tasks", "y"], "--demonstrations"),
         (["inspect"], "--edit"),
-        (["generate", "--edit", "x", "--strength", "abc"], "--strength"),
+        (["generate", "--edit", "x", "--temperature", "abc"], "--temperature"),
         (["generate", "--edit", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["fit", "--seed", "1.5"], "--seed"),
     ],
@@ -412,7 +416,62 @@ def test_wrong_usage(args: list[str], word: str) -> None:
     assert "Usage: sealign" in result.stderr
 
 
+# --- progress off a terminal ---
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes only in the test."""
+    now = [100.0]
+    monkeypatch.setattr("sealign.cli.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(messages, "seconds_between_lines", 15.0)
+    return now
+
+
+def test_progress_is_a_line_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for item in track(["a", "b", "c", "d", "e"], "Scoring [x]", 5):
+        seen.append(item)
+        clock[0] += 10
+    assert seen == ["a", "b", "c", "d", "e"]
+    expected = "Scoring [x]: 2 of 5, about 30 s left\nScoring [x]: 4 of 5, about 10 s left\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(3), "Scoring", 3)) == [0, 1, 2]
+    assert list(track([], "Scoring", 0)) == []
+    with messages.status("Loading the model"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_slow_step_says_what_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(messages, "seconds_between_lines", 0.01)
+    with messages.status("Loading the model"):
+        deadline = time.monotonic() + 60
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == "Loading the model ...\n"
+
+
 # --- as a process of its own ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, 0), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, 7)]
+)
+def test_threads_do_not_spin_unless_they_are_told_to(given: dict[str, str], spins: int | None) -> None:
+    """What the OpenMP library of torch says of itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment |= given | {"OMP_DISPLAY_ENV": "verbose"}
+    result = subprocess.run(program("inspect", "--edit", "nowhere"), capture_output=True, text=True, env=environment)
+    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", result.stderr)
+    if found is None:
+        pytest.skip("this torch is not built with an OpenMP library that says how it waits")
+    assert int(found[1]) == spins if spins is not None else int(found[1]) > 1000
 
 
 def test_as_a_process() -> None:

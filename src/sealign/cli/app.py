@@ -6,8 +6,10 @@ import errno
 import inspect
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
@@ -27,7 +29,28 @@ _python_warning = warnings.showwarning
 output = Console(highlight=False)
 """Console of the results: standard output."""
 
-messages = Console(stderr=True, highlight=False)
+
+class _Messages(Console):
+    """Console whose status off a terminal is a line, if what it describes takes long."""
+
+    seconds_between_lines = 15.0
+    """Time after which progress that is not on a terminal is a line, once and again."""
+
+    def status(self, status: Any, **settings: Any) -> Any:
+        return super().status(status, **settings) if self.is_terminal else self._say_if_slow(str(status))
+
+    @contextmanager
+    def _say_if_slow(self, what: str) -> Iterator[None]:
+        timer = threading.Timer(self.seconds_between_lines, lambda: self.print(f"{what} ...", markup=False))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+messages = _Messages(stderr=True, highlight=False)
 """Console of progress and errors: standard error."""
 
 
@@ -35,22 +58,26 @@ _show_other_warning = warnings.showwarning
 _RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-ORDER = (
-    "demo",
-    "fit",
-    "inspect",
-    "generate",
-    "chat",
-    "evaluate",
-    "compare",
-    "tune",
-    "plot",
-    "export",
-    "verify",
-    "serve",
-    "reproduce",
-)
+PANELS = {
+    "Start here": ("demo",),
+    "Make an edit": ("fit", "tune", "inspect"),
+    "Try it and measure it": ("generate", "chat", "evaluate", "compare", "plot"),
+    "Deploy it": ("export", "verify", "serve"),
+    "The paper": ("reproduce",),
+}
+"""The commands in the order in which they are used, by the panel of the help text."""
+
+ORDER = tuple(name for names in PANELS.values() for name in names)
 """The commands in the order in which they are used."""
+
+
+def panel_of(command: str) -> str:
+    """Return the title of the panel in which the help text lists a command.
+
+    Args:
+        command: Name of the command.
+    """
+    return next(title for title, names in PANELS.items() if command in names)
 
 
 class _PlainHelp:
@@ -183,6 +210,8 @@ class Commands(typer.Typer):
         def decorate(function: CommandFunction) -> CommandFunction:
             text = help_text(function.__doc__ or "")
             given: dict[str, Any] = {"help": text, "cls": PlainCommand} | settings
+            if self is app:
+                given["rich_help_panel"] = panel_of(function.__name__)
             typer.Typer.command(self, name, **given)(function)
             return function
 
@@ -219,8 +248,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _wait_without_spinning() -> None:
+    """Let torch's threads sleep while they wait, unless the environment says how they wait.
+
+    By default they spin: where other processes need the cores, they take the time of those that compute, and several
+    times the processor time.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # read when torch is loaded, by the commands
+
+
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - read by its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
@@ -255,6 +295,8 @@ def _root(
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per line:
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
     """
+    if context.invoked_subcommand != "serve":  # the server is tuned by vLLM
+        _wait_without_spinning()
 
 
 app.callback(help=help_text(_root.__doc__ or ""))(_root)

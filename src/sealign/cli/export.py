@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, messages, output, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, messages, output, panel_of, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
 
@@ -24,6 +24,7 @@ app.add_typer(
     exports,
     name="export",
     help="Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.",
+    rich_help_panel=panel_of("export"),
 )
 
 Approximate = Annotated[
