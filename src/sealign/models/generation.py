@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sealign.errors import SettingError
 from sealign.models.batching import pad_left, pad_token
+from sealign.models.prompt_batches import prompt_groups
 from sealign.models.sampling import GREEDY, Sampling
 from sealign.models.structure import context_length, input_device
 
@@ -31,6 +32,9 @@ def generate_ids(
 ) -> Tensor:
     """Return completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
 
+    Prompts of different lengths are padded on the left. Where a model does not answer a batch as it answers each prompt
+    alone, it is split; see ``allowed_batching``.
+
     Args:
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer, for the padding token.
@@ -40,6 +44,17 @@ def generate_ids(
         sampling: How tokens are drawn; greedy decoding if None.
         on_token: Function that is called with each new token of a single prompt, end tokens included.
     """
+    groups = prompt_groups(model, prompts)
+    if len(groups) > 1:
+        rows: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for group in groups:
+            chosen = [prompts[index] for index in group]
+            found = generate_ids(
+                model, tokenizer, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling, on_token=on_token
+            )
+            for index, row in zip(group, found, strict=True):
+                rows[index] = row
+        return torch.stack(rows)
     device, pad = input_device(model), pad_token(tokenizer, model)
     ids, mask = pad_left(prompts, pad, device)
     settings = GREEDY if sampling is None else sampling.arguments()
