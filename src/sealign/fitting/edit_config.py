@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pydantic import field_validator
 
+from sealign.edits.strength import check_strength
 from sealign.errors import DegenerateError, SettingError
 from sealign.fitting.collect_config import CollectConfig
 from sealign.models.sites import Site, parse_layers
@@ -53,6 +54,11 @@ class EditConfig(CollectConfig):
     def _check_layers(cls, layers: Any) -> Any:
         parse_layers(layers)
         return layers
+
+    @field_validator("strength")
+    @classmethod
+    def _check_strength(cls, strength: float) -> float:
+        return check_strength(strength)
 
     @property
     def read_site(self) -> str:
