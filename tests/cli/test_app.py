@@ -25,7 +25,7 @@ import sealign
 from sealign.cli import options
 from sealign.cli.app import ORDER, PANELS, app, messages, output
 from sealign.cli.display import track
-from sealign.cli.method_options import method_options
+from sealign.cli.method_options import method_flags, method_options
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SealignWarning, SettingError
 from sealign.methods import edit_sources
@@ -486,3 +486,63 @@ def test_as_a_process() -> None:
 def test_an_error_as_a_process() -> None:
     result = subprocess.run(program("inspect", "--edit", "nowhere"), capture_output=True, text=True)
     assert_told(result.returncode, result.stdout, result.stderr, "there is no folder 'nowhere'", "check the path")
+
+
+# --- spelling ---
+
+
+def other_spelling(name: str) -> str:
+    """The British spelling of an American name, or the other way round; the name itself if there is one spelling."""
+    pairs = [("behaviour", "behavior"), ("centred", "centered"), ("ization", "isation"), ("ized", "ised")]
+    for pair in pairs:
+        for one, other in (pair, pair[::-1]):
+            if one in name:
+                return name.replace(one, other)
+    return name
+
+
+def test_options_are_found_in_both_spellings_and_listed_in_one() -> None:
+    methods = {f"fit --method {name}": names for name, names in ((m, method_flags(m)) for m in METHODS)}
+    options = {command: set(shared_options(made)) for command, made in commands().items()}
+    found = set()
+    for command, flags in (options | methods).items():
+        for flag in sorted(flags):
+            other = other_spelling(flag)
+            if other == flag:
+                continue
+            found.add((command, flag))
+            assert other not in flags
+            listed = passed(*command.split(), "--help")
+            assert flag in listed
+            assert other not in listed
+            missing = run(*command.split(), "--no-such-option")
+            assert "No such option" in missing.stderr
+            assert "No such option" not in run(*command.split(), f"{other}=x").stderr, (command, other)
+    assert {
+        ("demo", "--behaviours"),
+        ("evaluate", "--quantization"),
+        ("plot spectrum", "--centered"),
+        ("fit --method sea", "--centered"),
+        ("fit --method sea", "--normalization"),
+    } <= found
+
+
+@pytest.mark.parametrize(
+    "given", [["--centred"], ["--set", "centred=true"], ["--centered"], ["--set", "centered=true"]]
+)
+def test_a_setting_in_either_spelling_is_the_same(
+    given: list[str], model_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    args = ("fit", "--model", model_folder, "--demonstrations", rows, "--rank", 1, "--strength", 1)
+    passed(*args, *given, "--output", tmp_path / "edit")
+    assert sealign.load_edit(tmp_path / "edit").settings["centered"] is True
+
+
+def test_a_setting_in_both_spellings_is_refused(rows: Path, tmp_path: Path) -> None:
+    args = ("fit", "--demonstrations", rows, "--output", tmp_path / "edit")
+    refused(*args, "--centred", "--set", "centered=true", words=("centered is given by --centered and by --set",))
+    refused(*args, "--set", "centred=1", "--set", "centered=1", words=("centered", "twice"))
+    refused(*args, "--method", "iti", "--centred", words=("--centered is not an option of iti, but of sea",))
+    with pytest.raises(SettingError, match="centered is given twice, also as centred; leave one out"):
+        sealign.SEAConfig(centred=True, centered=True)  # type: ignore[call-arg]
+    assert sealign.SEAConfig(normalisation="none") == sealign.SEAConfig(normalization="none")  # type: ignore[call-arg]

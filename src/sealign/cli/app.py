@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, TextIO, TypeVar
 
@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
 from sealign.errors import SealignError, SealignWarning
+from sealign.spellings import known_spelling
 
 ERROR_EXIT_CODE = 2
 
@@ -81,7 +82,10 @@ def panel_of(command: str) -> str:
 
 
 class _PlainHelp:
-    """Mixin of commands whose help text has no type after a flag and no braces around an argument."""
+    """Mixin of commands with plain help texts, whose options are found in British and American spelling.
+
+    The help text has no type after a flag and no braces around an argument.
+    """
 
     def get_params(self, ctx: Any) -> Any:
         found: Any = super().get_params(ctx)  # type: ignore[misc]
@@ -90,8 +94,27 @@ class _PlainHelp:
                 param.metavar = ""
         return found
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = [flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]
+        found: list[str] = super().parse_args(ctx, respelled(args, known))  # type: ignore[misc]
+        return found
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+def respelled(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return a command line with the names of options in the spelling, British or American, in which they are known.
+
+    Args:
+        arguments: The command line.
+        known: Names of options.
+    """
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        found.append(known_spelling(flag, known) + equals + value if argument.startswith("--") else argument)
+    return found
 
 
 class PlainCommand(_PlainHelp, TyperCommand):
@@ -293,7 +316,8 @@ def _root(
         sealign fit --method iti --demonstrations FILE.jsonl --output EDIT
 
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per line:
-    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
+    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2. Options may
+    be spelled the British or the American way.
     """
     if context.invoked_subcommand != "serve":  # the server is tuned by vLLM
         _wait_without_spinning()
