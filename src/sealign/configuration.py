@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 
 from sealign.errors import SealignError, SettingError, unknown_name
+from sealign.spellings import by_known_spelling
 
 _TYPES = {
     "int_type": "an integer",
@@ -41,6 +42,8 @@ _BOUNDS |= {"less_than_equal": "at most {le:g}"}
 
 class Config(BaseModel):
     """Base class of configurations.
+
+    A setting with a British and an American spelling is found by both.
 
     A field with a fixed set of names is declared as ``Literal``, a bound as ``Annotated[int, Field(ge=1)]``. Two
     arguments of ``Field`` improve error messages: ``title`` is what the setting is called (its name by default), and
@@ -74,6 +77,7 @@ class Config(BaseModel):
             if args:
                 raise SettingError(_positional_message(type(self), args[0]))
             fields = type(self).model_fields
+            values = by_known_spelling(values, fields)
             try:
                 super().__init__(
                     **{

@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,9 @@ from typer.testing import CliRunner
 
 import sealign
 from sealign.cli import options
-from sealign.cli.app import ORDER, app, messages, output
-from sealign.cli.method_options import method_options
+from sealign.cli.app import ORDER, PANELS, app, messages, output
+from sealign.cli.display import track
+from sealign.cli.method_options import method_flags, method_options
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SealignWarning, SettingError
 from sealign.methods import edit_sources
@@ -41,9 +43,10 @@ def run(*args: object, stdin: str | bytes | None = None) -> Any:
 
 
 def passed(*args: object, stdin: str | None = None) -> str:
-    """Run the command line in this process, and return what it prints; nothing may go to standard error."""
+    """Run the command line in this process, and return what it prints; only notes on strengths go to standard error."""
     result = run(*args, stdin=stdin)
-    assert (result.exit_code, result.stderr) == (0, ""), result.stderr or result.exception
+    told = [line for line in result.stderr.splitlines() if not line.startswith("note: strength is ")]
+    assert (result.exit_code, told) == (0, []), result.stderr or result.exception
     return str(result.stdout)
 
 
@@ -148,6 +151,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("COLUMNS", "80")
     for console in (output, messages):
         monkeypatch.setattr(console, "width", 80)
+    monkeypatch.setattr(messages, "seconds_between_lines", 1e6)
     return folder
 
 
@@ -190,6 +194,7 @@ def test_commands_are_listed_in_the_order_of_work() -> None:
     text = passed("--help")
     listed = re.findall(r"^│ ([a-z]+) +[A-Z]", text, re.MULTILINE)
     assert listed == list(ORDER)
+    assert [title for title in re.findall(r"^╭─ (.+?) ─", text, re.MULTILINE) if title != "Options"] == list(PANELS)
     assert run().stdout.strip() == text.strip()  # alone, it helps
     assert passed("-h") == text
 
@@ -229,7 +234,8 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "--method": ("evaluate",),
     "--tasks": ("tune",),
     "--max-damage": ("fit", "tune"),
-    "--strength": ("evaluate",),
+    "--strength": ("evaluate", "generate", "chat"),
+    "--seed": ("generate", "chat"),
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),
 }
@@ -398,7 +404,7 @@ def test_long_sentences_are_not_wrapped(failing: Callable[[BaseException], Any])
         (["fit", "--stregth", "1"], "--strength"),
         (["tune", "--output", "x", "--tasks", "y"], "--demonstrations"),
         (["inspect"], "--edit"),
-        (["generate", "--edit", "x", "--strength", "abc"], "--strength"),
+        (["generate", "--edit", "x", "--temperature", "abc"], "--temperature"),
         (["generate", "--edit", "x", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["fit", "--seed", "1.5"], "--seed"),
     ],
@@ -410,7 +416,62 @@ def test_wrong_usage(args: list[str], word: str) -> None:
     assert "Usage: sealign" in result.stderr
 
 
+# --- progress off a terminal ---
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which passes only in the test."""
+    now = [100.0]
+    monkeypatch.setattr("sealign.cli.display.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(messages, "seconds_between_lines", 15.0)
+    return now
+
+
+def test_progress_is_a_line_now_and_then(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    seen = []
+    for item in track(["a", "b", "c", "d", "e"], "Scoring [x]", 5):
+        seen.append(item)
+        clock[0] += 10
+    assert seen == ["a", "b", "c", "d", "e"]
+    expected = "Scoring [x]: 2 of 5, about 30 s left\nScoring [x]: 4 of 5, about 10 s left\n"
+    assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_is_quick_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(3), "Scoring", 3)) == [0, 1, 2]
+    assert list(track([], "Scoring", 0)) == []
+    with messages.status("Loading the model"):
+        pass
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_slow_step_says_what_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(messages, "seconds_between_lines", 0.01)
+    with messages.status("Loading the model"):
+        deadline = time.monotonic() + 60
+        while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert said == "Loading the model ...\n"
+
+
 # --- as a process of its own ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, 0), ({"OMP_WAIT_POLICY": "active"}, None), ({"GOMP_SPINCOUNT": "7"}, 7)]
+)
+def test_threads_do_not_spin_unless_they_are_told_to(given: dict[str, str], spins: int | None) -> None:
+    """What the OpenMP library of torch says of itself."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    environment |= given | {"OMP_DISPLAY_ENV": "verbose"}
+    result = subprocess.run(program("inspect", "--edit", "nowhere"), capture_output=True, text=True, env=environment)
+    found = re.search(r"GOMP_SPINCOUNT = '(\w+)'", result.stderr)
+    if found is None:
+        pytest.skip("this torch is not built with an OpenMP library that says how it waits")
+    assert int(found[1]) == spins if spins is not None else int(found[1]) > 1000
 
 
 def test_as_a_process() -> None:
@@ -425,3 +486,63 @@ def test_as_a_process() -> None:
 def test_an_error_as_a_process() -> None:
     result = subprocess.run(program("inspect", "--edit", "nowhere"), capture_output=True, text=True)
     assert_told(result.returncode, result.stdout, result.stderr, "there is no folder 'nowhere'", "check the path")
+
+
+# --- spelling ---
+
+
+def other_spelling(name: str) -> str:
+    """The British spelling of an American name, or the other way round; the name itself if there is one spelling."""
+    pairs = [("behaviour", "behavior"), ("centred", "centered"), ("ization", "isation"), ("ized", "ised")]
+    for pair in pairs:
+        for one, other in (pair, pair[::-1]):
+            if one in name:
+                return name.replace(one, other)
+    return name
+
+
+def test_options_are_found_in_both_spellings_and_listed_in_one() -> None:
+    methods = {f"fit --method {name}": names for name, names in ((m, method_flags(m)) for m in METHODS)}
+    options = {command: set(shared_options(made)) for command, made in commands().items()}
+    found = set()
+    for command, flags in (options | methods).items():
+        for flag in sorted(flags):
+            other = other_spelling(flag)
+            if other == flag:
+                continue
+            found.add((command, flag))
+            assert other not in flags
+            listed = passed(*command.split(), "--help")
+            assert flag in listed
+            assert other not in listed
+            missing = run(*command.split(), "--no-such-option")
+            assert "No such option" in missing.stderr
+            assert "No such option" not in run(*command.split(), f"{other}=x").stderr, (command, other)
+    assert {
+        ("demo", "--behaviours"),
+        ("evaluate", "--quantization"),
+        ("plot spectrum", "--centered"),
+        ("fit --method sea", "--centered"),
+        ("fit --method sea", "--normalization"),
+    } <= found
+
+
+@pytest.mark.parametrize(
+    "given", [["--centred"], ["--set", "centred=true"], ["--centered"], ["--set", "centered=true"]]
+)
+def test_a_setting_in_either_spelling_is_the_same(
+    given: list[str], model_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    args = ("fit", "--model", model_folder, "--demonstrations", rows, "--rank", 1, "--strength", 1)
+    passed(*args, *given, "--output", tmp_path / "edit")
+    assert sealign.load_edit(tmp_path / "edit").settings["centered"] is True
+
+
+def test_a_setting_in_both_spellings_is_refused(rows: Path, tmp_path: Path) -> None:
+    args = ("fit", "--demonstrations", rows, "--output", tmp_path / "edit")
+    refused(*args, "--centred", "--set", "centered=true", words=("centered is given by --centered and by --set",))
+    refused(*args, "--set", "centred=1", "--set", "centered=1", words=("centered", "twice"))
+    refused(*args, "--method", "iti", "--centred", words=("--centered is not an option of iti, but of sea",))
+    with pytest.raises(SettingError, match="centered is given twice, also as centred; leave one out"):
+        sealign.SEAConfig(centred=True, centered=True)  # type: ignore[call-arg]
+    assert sealign.SEAConfig(normalisation="none") == sealign.SEAConfig(normalization="none")  # type: ignore[call-arg]

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import copy
+import os
 import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,12 @@ import pytest
 
 import sealign
 from sealign.cli.app import output
+from sealign.cli.line_input import LineInput
 from sealign.errors import ModelError
+from sealign.models.sampling import Sampling
 from sealign.playground.conversation import Conversation
 from tests.cli import test_app as shared
-from tests.cli.test_app import CONTEXT, passed, refused, run
+from tests.cli.test_app import CONTEXT, passed, program, refused, run
 
 cache = shared.cache
 edit_folder = shared.edit_folder
@@ -100,6 +106,7 @@ def test_comparing_leaves_the_conversation_and_the_edit_as_they_are(edit_folder:
     ("line", "words"),
     [
         ("/strength abc", "error: strength is 'abc', but it must be a number; try 0.5"),
+        ("/strength 1,x", "error: strength is 'x', but it must be a number; try 0.5"),
         ("/strength", "error: strength is '', but it must be a number; try 0.5"),
         ("/strength nan", "error: strength is nan, but it must be finite"),
         ("/strength 0.5 0.6", "error: strength is '0.5 0.6', but it must be a number"),
@@ -127,6 +134,70 @@ def test_settings(edit_folder: Path, model_folder: Path, said: Said) -> None:
     args = ("--system", "Be brief.", "--model", model_folder)
     assert chat(edit_folder, QUESTION, args=args)[0] == f"on, strength 0.7)> {brief}"
     assert brief != Said(model_folder, edit_folder)(QUESTION)
+
+
+def test_each_of_several_strengths_has_a_conversation_of_its_own(
+    edit_folder: Path, model_folder: Path, said: Said
+) -> None:
+    args = ("--strength", "0.7,2")
+    turns = chat(edit_folder, QUESTION, "Why?", "/strength -1, 0.5", "So?", f"/compare {QUESTION}", args=args)
+    weak, strong = said, Said(model_folder, edit_folder)
+    for number, text in enumerate((QUESTION, "Why?")):
+        answers = f"strength 0.7: {weak(text)}\nstrength 2: {strong(text, strength=2)}"
+        assert turns[number] == "on, strength 0.7, 2)> " + answers
+    assert weak.conversation._turns != strong.conversation._turns
+    other = copy.copy(weak)
+    other.conversation = weak.conversation.branch()
+    answers = f"strength -1: {weak('So?', strength=-1)}\nstrength 0.5: {other('So?', strength=0.5)}"
+    assert turns[3] == "on, strength -1, 0.5)> " + answers
+    base, edited = weak.once(QUESTION, strength=0), weak.once(QUESTION, strength=-1)
+    third = other.once(QUESTION, strength=0.5)
+    assert turns[4] == f"on, strength -1, 0.5)> base: {base}\nstrength -1: {edited}\nstrength 0.5: {third}"
+
+
+def test_sampling(edit_folder: Path, model_folder: Path) -> None:
+    args = ("--temperature", 0.9, "--seed", 4)
+    said = Said(model_folder, edit_folder, sampling=Sampling(temperature=0.9, seed=4))
+    first = said(QUESTION)
+    assert chat(edit_folder, QUESTION, args=args)[0] == "on, strength 0.7)> " + first
+    assert first != Said(model_folder, edit_folder)(QUESTION)
+
+
+@pytest.mark.parametrize(("line", "said"), [("/strength 9", "strength is 9, "), ("/strength 1,-2", "strength is -2, ")])
+def test_an_unusual_strength_is_said(edit_folder: Path, line: str, said: str) -> None:
+    result = run("chat", "--edit", edit_folder, stdin=f"/strength 0.9\n{line}\n")
+    assert result.stderr.startswith(f"note: {said}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_lines_are_edited_kept_and_answered_as_they_come_on_a_terminal(
+    edit_folder: Path, tmp_path: Path, said: Said
+) -> None:
+    """A real terminal: the second line is the first one again, by the key for the line before, and corrected."""
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("readline")
+    history = tmp_path / "cache" / "chat_history"
+    environment = os.environ | {"SEALIGN_CACHE": str(history.parent), "TERM": "xterm", "COLUMNS": "300"}
+    main, side = pty.openpty()
+    command = program("chat", "--edit", edit_folder, "--max-new-tokens", 8)
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment, close_fds=True)
+    os.close(side)
+    seen = ""
+    keys = ["What is wet?\n", "\x1b[A\x7f\x7f\x7f\x7fice?\n", "/quit\n"]
+    with suppress(OSError):  # the terminal is closed
+        while chunk := os.read(main, 65536).decode("utf-8", "replace"):
+            seen += chunk
+            while keys and seen.count("strength 0.7)>") > 3 - len(keys):
+                os.write(main, keys.pop(0).encode())
+    os.close(main)
+    assert process.wait() == 0
+    assert history.read_text().split("\n")[-4:] == ["What is wet?", "What is ice?", "/quit", ""]
+    assert history.stat().st_mode & 0o077 == 0
+    said.conversation.say("What is wet?")
+    answer = "".join(c for c in said.conversation.say(QUESTION) if c.isprintable() and c != "\N{REPLACEMENT CHARACTER}")
+    printed = "".join(c for c in seen if c.isprintable() and c != "\N{REPLACEMENT CHARACTER}")
+    assert answer in printed
 
 
 def test_edits_that_are_rescaled_per_feature(model_folder: Path, tmp_path: Path) -> None:
@@ -158,11 +229,13 @@ def test_ctrl_c(edit_folder: Path, said: Said, monkeypatch: pytest.MonkeyPatch, 
         raise AssertionError
 
     if when == "at the prompt":
-        monkeypatch.setattr(output, "input", interrupted)
+        monkeypatch.setattr(LineInput, "read", interrupted)
         assert passed("chat", "--edit", edit_folder).startswith("/on ")
         return
     say = Conversation.say
-    monkeypatch.setattr(Conversation, "say", lambda self, text: interrupted() if text == "Count." else say(self, text))
+    monkeypatch.setattr(
+        Conversation, "say", lambda self, *text: interrupted() if text == ("Count.",) else say(self, *text)
+    )
     turns = chat(edit_folder, "Count.", QUESTION)
     assert turns[:2] == ["on, strength 0.7)> stopped", "on, strength 0.7)> " + said(QUESTION)]
 

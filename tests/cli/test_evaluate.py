@@ -10,6 +10,7 @@ import pytest
 
 import sealign
 from sealign.cli.app import output
+from sealign.cli.tune import STAGES
 from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from tests.cli import test_app as shared
@@ -164,14 +165,22 @@ def test_tune(tokenizer: Any, tmp_path: Path) -> None:
     args: list[object] = ["tune", "--model", tmp_path / "model", "--demonstrations", tmp_path / "learn.jsonl"]
     args += ["--methods", "mean_difference,sea", "--sites", "residual", "--tokens", "last", "--layers", "2,3"]
     args += ["--finalists", 2, "--output", tmp_path / "out"]
-    text = " ".join(passed(*args).split())
+    result = run(*args)
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == [
+        "30 demonstrations are split by prompt into three parts: to fit, to compare and to test.",
+        *STAGES.values(),
+    ]
+    text = " ".join(result.stdout.split())
     assert "The most efficient of 6 candidates" in text
-    data = json.loads(passed(*args[:-1], tmp_path / "again", "--json"))
+    data = json.loads(run(*args[:-1], tmp_path / "again", "--json").stdout)
     assert len(data["scan"]) == 6
     assert len(data["finalists"]) == 2
     assert (tmp_path / "out" / "figures" / "layer_map.png").is_file()
     assert (tmp_path / "out" / "scan.csv").is_file()
     assert data["winner"] is not None
+    sentence = data["evaluation"]["edits"][0]["verdict"]["sentence"]
+    assert f"\n## Effect\n\n**{sentence}**\n" in (tmp_path / "out" / "edit" / "README.md").read_text()
     assert f"Winner: {data['winner']['config']['method']}" in text
     edit = sealign.load_edit(tmp_path / "out" / "edit")
     assert edit.record.site == data["winner"]["config"]["site"]

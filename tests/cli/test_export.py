@@ -54,6 +54,11 @@ def test_export_and_verify(linear: Path, tmp_path: Path) -> None:
         assert agreement["largest"] < 1e-3
         assert agreement["same_tokens"] == 1.0
     assert "equal" in passed(*args)
+    weak = run(*args, "--strength", "1e-7")
+    assert weak.stderr.startswith("note: the edit has next to no effect on these prompts: ")
+    assert weak.stderr.endswith("or verify at a larger --strength\n")
+    assert weak.stderr.count("\n") == 1
+    assert not any(agreement["has_effect"] for agreement in json.loads(run(*args, "--strength", 0, "--json").stdout))
 
 
 def test_a_lora_is_exported_without_loading_the_model(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import pytest
 import sealign
 from sealign.cli.app import output
 from sealign.evaluation.answers import compare_answers
+from sealign.models import loading
 from sealign.models.prompt_format import PromptFormat
+from sealign.models.sampling import Sampling
 from tests.cli import test_app as shared
-from tests.cli.test_app import CONTEXT, passed, refused, table_rows
+from tests.cli.test_app import CONTEXT, passed, refused, run, table_rows
 from tests.cli.test_inspect import change
 from tests.tiny_models import build_model
 
@@ -24,20 +27,22 @@ one_thread = shared.one_thread
 PROMPTS = ["What is ice?", "Who bakes bread?", "Is fire cold, or is it hot?"]
 
 
-def answers(edit: Path, *args: object, prompts: list[str] = PROMPTS, stdin: str | None = None) -> list[dict[str, str]]:
+def answers(edit: Path, *args: object, prompts: list[str] = PROMPTS, stdin: str | None = None) -> list[dict[str, Any]]:
     """What ``sealign generate --json`` prints, 12 tokens an answer."""
     given = [part for prompt in prompts for part in ("--prompt", prompt)]
     text = passed("generate", "--edit", edit, *given, "--max-new-tokens", 12, *args, "--json", stdin=stdin)
-    found: list[dict[str, str]] = json.loads(text)
+    found: list[dict[str, Any]] = json.loads(text)
     return found
 
 
-def expected(model_folder: Path, edit: Path, **changes: Any) -> list[dict[str, str]]:
+def expected(model_folder: Path, edit: Path, **changes: Any) -> list[dict[str, Any]]:
     """The same from the library."""
     model, tokenizer = sealign.load_model(str(model_folder))
     loaded = sealign.load_edit(edit)
     options = {"max_new_tokens": 12} | changes
-    return [vars(answer) for answer in compare_answers(model, tokenizer, loaded, PROMPTS, **options)]
+    strength = options.get("strength", loaded.strength)
+    found = compare_answers(model, tokenizer, loaded, PROMPTS, **options)
+    return [{"strength": strength} | vars(answer) for answer in found]
 
 
 def test_answers_are_those_of_the_library(edit_folder: Path, model_folder: Path) -> None:
@@ -82,6 +87,57 @@ def test_strength_and_model_in_place_of_the_edits_own(edit_folder: Path, model_f
     change(moved, lambda record: record["model"].update(id="/gone"))
     refused("generate", "--edit", moved, "--prompt", "x", words=("there is no model '/gone'", "a local folder"))
     assert answers(moved, "--model", model_folder) == answers(edit_folder)
+
+
+def test_several_strengths_with_one_model(
+    edit_folder: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = loading.load_model
+    monkeypatch.setattr(loading, "load_model", lambda name, **options: loads.append(name) or load(name, **options))
+    found = answers(edit_folder, "--strength", "0, 0.7,2.5,0.7")
+    assert loads == [str(model_folder)]
+    assert found == [row for s in (0.0, 0.7, 2.5) for row in expected(model_folder, edit_folder, strength=s)]
+    given = [part for prompt in PROMPTS for part in ("--prompt", prompt)]
+    text = passed("generate", "--edit", edit_folder, *given, "--max-new-tokens", 12, "--strength", "0,2.5")
+    labels = re.findall(r"^(base|strength [\d.]+):", text, re.MULTILINE)
+    assert labels == ["base", "strength 0", "strength 2.5"] * len(PROMPTS)
+    assert [line for line in text.splitlines() if line in PROMPTS] == PROMPTS
+
+
+def test_sampling(edit_folder: Path, model_folder: Path) -> None:
+    sampled = answers(edit_folder, "--temperature", 0.9)
+    assert sampled == answers(edit_folder, "--temperature", 0.9, "--seed", 0, "--top-p", 1)
+    assert sampled == expected(model_folder, edit_folder, sampling=Sampling(temperature=0.9))
+    others = [
+        answers(edit_folder),
+        answers(edit_folder, "--temperature", 0.5),
+        answers(edit_folder, "--temperature", 0.9, "--seed", 1),
+        answers(edit_folder, "--temperature", 0.9, "--top-p", 0.1),
+    ]
+    assert all(sampled != other for other in others)
+    unedited = answers(edit_folder, "--temperature", 0.9, "--strength", 0)
+    assert all(answer["base"] == answer["edited"] for answer in unedited)  # the same random numbers
+    assert [answer["base"] for answer in unedited] == [answer["base"] for answer in sampled]
+
+
+def test_a_method_with_sampling_of_its_own(model_folder: Path, tmp_path: Path) -> None:
+    passed("fit", "--method", "best_of_n", "--n", 2, "--model", model_folder, "--output", tmp_path / "best")
+    for command in (("generate", "--prompt", "Who?"), ("chat",)):
+        args = (*command, "--edit", tmp_path / "best", "--temperature", 0.9)
+        refused(*args, words=("temperature is 0.9", "best_of_n samples at a temperature of its own", "leave it out"))
+
+
+@pytest.mark.parametrize(("strength", "said"), [("-1", "opposite direction"), ("9", "own strength is 0.7")])
+def test_an_unusual_strength_is_said(edit_folder: Path, strength: str, said: str) -> None:
+    usual = run("generate", "--edit", edit_folder, "--prompt", "Who?", "--strength", "1", "--max-new-tokens", 2)
+    assert (usual.exit_code, usual.stderr) == (0, "")
+    args = ("--edit", edit_folder, "--prompt", "Who?", "--strength", f"1,{strength}", "--max-new-tokens", 2)
+    result = run("generate", *args)
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"note: strength is {strength}, ")
+    assert said in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_prompts_are_written_as_in_the_fit(edit_folder: Path, model_folder: Path, tmp_path: Path) -> None:
@@ -147,7 +203,8 @@ def test_a_strength_is_refused_where_there_is_none(model_folder: Path, tmp_path:
 def test_a_plus_applies_both(edit_folder: Path, steering: Path, model_folder: Path) -> None:
     model, tokenizer = sealign.load_model(str(model_folder))
     both = sealign.Composition([sealign.load_edit(edit_folder), sealign.load_edit(steering)])
-    wanted = [vars(answer) for answer in compare_answers(model, tokenizer, both, PROMPTS, max_new_tokens=12)]
+    found = compare_answers(model, tokenizer, both, PROMPTS, max_new_tokens=12)
+    wanted = [{"strength": None} | vars(answer) for answer in found]
     assert answers(Path(f"{edit_folder}+{steering}")) == wanted
     assert wanted not in (answers(edit_folder), answers(steering))
 
@@ -173,6 +230,12 @@ def test_demonstrations_in_the_context(model_folder: Path, tmp_path: Path) -> No
             ("prompt 2 of 2 is", f"context of the model is {CONTEXT} tokens", "shorten it"),
         ),
         (["--prompt", "a", "--strength", "inf"], ("strength is inf", "must be finite", "try")),
+        (["--prompt", "a", "--strength", "1,x"], ("--strength is '1,x'", "must be numbers such as 0.5")),
+        (["--prompt", "a", "--strength", ","], ("--strength is ','", "must be numbers such as 0.5")),
+        (["--prompt", "a", "--temperature", "0"], ("temperature is 0.0", "above 0", "try 0.7")),
+        (["--prompt", "a", "--temperature", "1", "--top-p", "2"], ("top_p is 2.0", "in (0, 1]", "try 0.95")),
+        (["--prompt", "a", "--top-p", "0.9"], ("--top-p is 0.9", "add --temperature 0.7")),
+        (["--prompt", "a", "--seed", "3"], ("--seed is 3", "add --temperature 0.7")),
         (["--prompt", "a", "--prompt-format", "few-shot"], ("'few-shot' (did you mean 'few_shot'?)",)),
         (["--prompt", "a", "--preamble", "nowhere.txt"], ("there is no preamble file 'nowhere.txt'",)),
         (["--prompt", "a", "--dtype", "bf16"], ("unknown dtype 'bf16' (did you mean", "choose one of")),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.edits.model_card import model_card
+from sealign.edits.model_card import model_card, show_effect
 from sealign.edits.record import EditRecord, LayerRecord
 from tests.edits.edit_data import make_record
 
@@ -89,7 +89,8 @@ def test_settings_and_layers_are_those_of_the_record() -> None:
         "feature map": "tanh",
         "strength": "0.35",
         "rank": "[3, 2]",
-        "prompt format": "{'style': 'chat', 'preamble': None}",
+        "prompt format.style": "chat",
+        "prompt format.preamble": "not set",
         "seed": "0",
     }
     assert table(card, "Layers") == [
@@ -115,6 +116,18 @@ def test_what_was_learned_is_a_setting_too() -> None:
 def test_a_setting_of_the_fit_does_not_replace_that_of_the_edit() -> None:
     rows = dict(table(model_card(make_record(config={"strength": 1.0, "site": "residual"})), "Settings"))
     assert (rows["strength"], rows["site"]) == ("0.7", "mlp")
+
+
+def test_the_effect_is_said_or_shown() -> None:
+    card = model_card(make_record())
+    assert "\n## Effect\n\nNot evaluated." in card
+    first = show_effect(card, "**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |")
+    assert "\n## Effect\n\n**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |\n\n## Settings\n" in first
+    assert "Not evaluated" not in first
+    second = show_effect(first, "**Harms.**")
+    assert second == show_effect(card, "**Harms.**")
+    assert table(second, "Settings") == table(card, "Settings")
+    assert show_effect("# My own card\n", "**Harms.**") == "# My own card\n"
 
 
 def test_a_method_that_does_not_edit_activations() -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import sealign
 from sealign.edits.strength import check_strength
 from sealign.errors import SettingError
 
@@ -32,6 +34,29 @@ def test_numbers_and_their_texts(given: Any, expected: float) -> None:
 def test_what_is_not_a_number_is_refused(given: Any, shown: str) -> None:
     with pytest.raises(SettingError, match=f"strength is {shown}, but it must be a number; try 0.5"):
         check_strength(given)
+
+
+@pytest.mark.parametrize("given", [1e39, "-2e30", 10**31])
+def test_it_must_be_a_number_that_float32_can_compute_with(given: Any, small_edit: sealign.Edit) -> None:
+    shown = re.escape(f"{float(given):g}")
+    message = rf"strength is {shown}, but it must be in \[-1e\+30, 1e\+30\], .*; try a value in \[0, 1\]"
+    for set_strength in (
+        check_strength,
+        small_edit.with_strength,
+        lambda value: sealign.MeanDifferenceConfig(strength=float(value)),
+    ):
+        with pytest.raises(SettingError, match=message):
+            set_strength(given)
+
+
+@pytest.mark.parametrize("strength", [1e30, -1e30])
+@pytest.mark.parametrize("normalization", ["token", "none"])
+def test_the_largest_strengths_compute(
+    strength: float, normalization: Any, llama: Any, tokenizer: Any, small_edit: sealign.Edit
+) -> None:
+    ids = torch.tensor([tokenizer.encode("What is ice?")])
+    with torch.no_grad(), sealign.apply_edit(llama, small_edit.with_normalization(normalization), strength=strength):
+        assert llama(input_ids=ids).logits.shape[:2] == ids.shape
 
 
 @pytest.mark.parametrize(

@@ -52,4 +52,20 @@ def test_a_model_of_another_fingerprint(llama: Any, tokenizer: Any) -> None:
 def test_the_file_beside_an_export(tmp_path: Path) -> None:
     deviation = Deviation(0.1, 0.5, 0.75)
     deviation.save(tmp_path)
-    assert json.loads((tmp_path / "deviation.json").read_text()) == dataclasses.asdict(deviation)
+    found = json.loads((tmp_path / "deviation.json").read_text())
+    assert found == dataclasses.asdict(deviation) | {"broken": False}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_broken_edit_is_said_to_be_broken(tmp_path: Path, value: float) -> None:
+    Deviation(value, value, 0.5).save(tmp_path)
+    found = json.loads((tmp_path / "deviation.json").read_text(), parse_constant=pytest.fail)
+    assert found == {"mean_divergence": None, "largest_divergence": None, "same_top": 0.5, "broken": True}
+
+
+def test_a_model_that_gives_nan(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    assert not measure_deviation(llama, tokenizer, small_edit, PROMPTS).broken
+    model = build_model("llama", vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    assert measure_deviation(model, tokenizer, small_edit, PROMPTS, ignore_mismatch=True).broken

@@ -64,6 +64,12 @@ def test_a_deployment_without_the_edit_fails(llama: Any, tokenizer: Any, small_e
     assert 0.05 < mild.applied < 0.3  # a seventh of the strength
 
 
+def test_an_edit_with_next_to_no_effect(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
+    for strength, seen in ((1.0, True), (1e-7, False), (0.0, False)):
+        base, edited = reference_outputs(llama, tokenizer, small_edit.with_strength(strength), PROMPTS)
+        assert compare_outputs("x", base, edited, edited, tolerance=1e-3).has_effect is seen
+
+
 def test_shares_of_equal_tokens() -> None:
     one = [np.zeros(2)]
     edited = Outputs([np.ones(2)], [[1, 2, 3, 4], [5, 6]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sealign.errors import ExportError
-from sealign.models.checkpoint_tensors import checkpoint_tensors, weight_files
+from sealign.models.checkpoint_tensors import INDEX_NAME, checkpoint_tensors, weight_files
 from tests.tiny_models import build_model
 
 
@@ -51,6 +52,30 @@ def test_a_checkpoint_of_the_decoder_alone(tmp_path: Path, old: str, new: str) -
     found = checkpoint_tensors(tmp_path, model).find("model.layers.2.mlp.down_proj.weight")
     assert found.name in renamed
     assert torch.equal(found.read(), model.model.layers[2].mlp.down_proj.weight)
+
+
+def test_files_of_a_checkpoint_are_fetched_when_they_are_read(tmp_path: Path) -> None:
+    model = build_model("llama", vocab_size=50)
+    model.save_pretrained(tmp_path / "hub", max_shard_size="30KB")
+    files = weight_files(tmp_path / "hub")
+    assert len(files) > 3
+    (tmp_path / "here").mkdir()
+    shutil.copy(tmp_path / "hub" / INDEX_NAME, tmp_path / "here")
+    fetched: list[str] = []
+
+    def fetch(file: Path) -> Path:
+        assert file.parent == tmp_path / "here"
+        fetched.append(file.name)
+        return tmp_path / "hub" / file.name
+
+    found = checkpoint_tensors(tmp_path / "here", model, fetch=fetch)
+    assert fetched == []
+    name = "model.layers.2.mlp.down_proj.weight"
+    assert torch.equal(found.find(name).read(), model.model.layers[2].mlp.down_proj.weight)
+    assert len(fetched) == 1
+    save_file({"other": torch.zeros(1)}, tmp_path / "hub" / fetched[0])
+    with pytest.raises(ExportError, match=f"does not hold the tensor '{name}'; download the model again"):
+        found.find(name).read()
 
 
 def test_other_formats(tmp_path: Path) -> None:

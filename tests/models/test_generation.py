@@ -10,6 +10,7 @@ from torch import nn
 
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import generate_ids
+from sealign.models.sampling import Sampling
 from tests.tiny_models import build_model
 
 LENGTHS = (5, 1, 19, 8)
@@ -134,3 +135,44 @@ def test_without_a_cache_whole_sequences_are_run(wide: Any, tokenizer: Any, prom
         generate_ids(wide["llama"], tokenizer, prompts, 3, use_cache=use_cache)
     hook.remove()
     assert widths == [19, 1, 1, 19, 20, 21]
+
+
+# --- sampling ---
+
+
+def test_a_low_temperature_is_greedy_and_the_seed_decides(wide: Any, tokenizer: Any, prompts: Any) -> None:
+    model = wide["llama"]
+    greedy = generate_ids(model, tokenizer, prompts, NEW).tolist()
+    state = torch.random.get_rng_state()
+    cold = generate_ids(model, tokenizer, prompts, NEW, sampling=Sampling(temperature=1e-4)).tolist()
+    narrow = generate_ids(model, tokenizer, prompts, NEW, sampling=Sampling(temperature=1.0, top_p=1e-6)).tolist()
+    assert cold == narrow == greedy
+    warm = [
+        generate_ids(model, tokenizer, prompts, NEW, sampling=Sampling(temperature=2.0, seed=seed)).tolist()
+        for seed in (0, 0, 1)
+    ]
+    assert warm[0] == warm[1]
+    assert len({str(found) for found in (warm[0], warm[2], greedy)}) == 3
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_samples_have_the_probabilities_of_the_model(wide: Any, tokenizer: Any) -> None:
+    """Shares of 4,000 draws of one token at temperature 0.5 and p = 0.6, against the distribution by definition."""
+    model, prompt, draws = wide["llama"], [7, 8, 9], 4000
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([prompt])).logits[0, -1]
+    wanted = torch.softmax(logits / 0.5, -1)
+    ordered, ids = wanted.sort(descending=True)
+    kept = ordered.cumsum(0) - ordered < 0.6  # up to and with the one that reaches p
+    wanted = torch.zeros_like(wanted).index_put((ids[kept],), ordered[kept] / ordered[kept].sum())
+    assert 3 <= int(kept.sum()) < 40
+    found = generate_ids(model, tokenizer, [prompt] * draws, 1, sampling=Sampling(temperature=0.5, top_p=0.6, seed=3))
+    shares = torch.bincount(found[:, 0], minlength=len(wanted)) / draws
+    assert (shares - wanted).abs().max() < 4 * 0.5 / draws**0.5
+    assert not shares[wanted == 0].any()
+
+
+def test_tokens_are_told_as_they_come(wide: Any, tokenizer: Any, prompts: Any) -> None:
+    told: list[int] = []
+    found = generate_ids(wide["llama"], tokenizer, prompts[:1], NEW, on_token=told.append)
+    assert told == found[0].tolist()

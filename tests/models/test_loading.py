@@ -15,7 +15,7 @@ from sealign.errors import ModelError
 from sealign.files import cache_dir
 from sealign.models import embedded_model as embedded
 from sealign.models.devices import choose_device, choose_dtype
-from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model
+from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model, open_checkpoint
 from sealign.models.pretrained import ModelSource, read_pretrained
 from tests.tiny_models import CONFIGS, build_model
 
@@ -344,3 +344,31 @@ def test_another_real_model_with_a_norm_after_the_mlp() -> None:
     question = torch.tensor([tokenizer.encode("Question: What is the capital of France?\nAnswer:")])
     with torch.no_grad():
         assert str(tokenizer.decode(model(question).logits[0, -1].argmax())).strip() == "Paris"
+
+
+def test_only_the_files_that_are_read_are_needed_of_a_sharded_model_on_the_hub(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache, without network, in which all files of weights are missing but one."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--tiny"
+    snapshot = repository / "snapshots" / commit
+    model = build_model("llama", vocab_size=len(tokenizer))
+    model.save_pretrained(snapshot, max_shard_size="30KB")
+    tokenizer.save_pretrained(snapshot)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    name = "model.layers.2.mlp.down_proj.weight"
+    weight_map = json.loads((snapshot / "model.safetensors.index.json").read_text())["weight_map"]
+    others = [file for file in snapshot.glob("*.safetensors") if file.name != weight_map[name]]
+    assert len(others) > 2
+    for file in others:
+        file.unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    opened = open_checkpoint("owner/tiny")
+    assert opened is not None
+    found = opened[1]
+    assert torch.equal(found.find(name).read(), model.model.layers[2].mlp.down_proj.weight)
+    missing = next(key for key, file in weight_map.items() if file != weight_map[name])
+    with pytest.raises(ModelError, match="cannot load model 'owner/tiny': .*; check the name and the network"):
+        found.find(missing).read()

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 
 import sealign
 from sealign.errors import ModelError, NormalizationError, SettingError
@@ -147,3 +148,47 @@ def test_dropout_is_off_during_an_answer(tokenizer: Any) -> None:
     answers = {Conversation(model, tokenizer, max_new_tokens=8).say("What is ice?") for _ in range(3)}
     assert len(answers) == 1
     assert model.training
+
+
+def test_pieces_of_an_answer_come_as_they_are_generated(llama: Any, tokenizer: Any) -> None:
+    pieces: list[str] = []
+    conversation = Conversation(llama, tokenizer, max_new_tokens=24)
+    answer = conversation.say("What is ice?", pieces.append)
+    assert "".join(pieces) == answer == Conversation(llama, tokenizer, max_new_tokens=24).say("What is ice?")
+    assert len(pieces) > 5
+    pieces.clear()
+    assert "".join(pieces) != conversation.answer_once("Why?", pieces.append) == "".join(pieces)
+
+
+def test_pieces_end_before_the_end_token(llama: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = templated(tokenizer, [("user", "What is ice?")])
+    new = llama.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+    monkeypatch.setattr(llama.generation_config, "eos_token_id", new[7])
+    pieces: list[str] = []
+    answer = Conversation(llama, tokenizer, max_new_tokens=12).say("What is ice?", pieces.append)
+    assert "".join(pieces) == answer == tokenizer.decode(new[: new.index(new[7])]).strip()
+
+
+@pytest.mark.parametrize(
+    ("decoded", "shown"),
+    [
+        (["a", "a ", "a b"], ["a", " b"]),  # a blank waits for what follows it
+        (["\ufffd", "\ufffd", "\u00e9"], ["\u00e9"]),  # so do the bytes of one character
+        (["do n", "do n'", "don't"], ["do n", "'", "\n", "don't"]),  # a tokenizer that joins words afterwards
+    ],
+)
+def test_what_can_still_change_is_kept_back(decoded: list[str], shown: list[str]) -> None:
+    found: list[str] = []
+    stream = chat._TextStream(lambda tokens: decoded[len(tokens) - 1], [], found.append)
+    for token in range(len(decoded) - 1):
+        stream(token)
+    stream.finish(decoded[-1])
+    assert found == shown
+
+
+def test_a_branch_goes_its_own_way(llama: Any, tokenizer: Any) -> None:
+    conversation = Conversation(llama, tokenizer, max_new_tokens=4)
+    conversation.say("What is ice?")
+    branch = conversation.branch()
+    assert branch.say("Why?") == conversation.answer_once("Why?")
+    assert len(branch._turns) == len(conversation._turns) + 2 == 4

@@ -6,8 +6,10 @@ import errno
 import inspect
 import os
 import sys
+import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
@@ -17,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
 from sealign.errors import SealignError, SealignWarning
+from sealign.spellings import known_spelling
 
 ERROR_EXIT_CODE = 2
 
@@ -27,7 +30,28 @@ _python_warning = warnings.showwarning
 output = Console(highlight=False)
 """Console of the results: standard output."""
 
-messages = Console(stderr=True, highlight=False)
+
+class _Messages(Console):
+    """Console whose status off a terminal is a line, if what it describes takes long."""
+
+    seconds_between_lines = 15.0
+    """Time after which progress that is not on a terminal is a line, once and again."""
+
+    def status(self, status: Any, **settings: Any) -> Any:
+        return super().status(status, **settings) if self.is_terminal else self._say_if_slow(str(status))
+
+    @contextmanager
+    def _say_if_slow(self, what: str) -> Iterator[None]:
+        timer = threading.Timer(self.seconds_between_lines, lambda: self.print(f"{what} ...", markup=False))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+messages = _Messages(stderr=True, highlight=False)
 """Console of progress and errors: standard error."""
 
 
@@ -35,26 +59,33 @@ _show_other_warning = warnings.showwarning
 _RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-ORDER = (
-    "demo",
-    "fit",
-    "inspect",
-    "generate",
-    "chat",
-    "evaluate",
-    "compare",
-    "tune",
-    "plot",
-    "export",
-    "verify",
-    "serve",
-    "reproduce",
-)
+PANELS = {
+    "Start here": ("demo",),
+    "Make an edit": ("fit", "tune", "inspect"),
+    "Try it and measure it": ("generate", "chat", "evaluate", "compare", "plot"),
+    "Deploy it": ("export", "verify", "serve"),
+    "The paper": ("reproduce",),
+}
+"""The commands in the order in which they are used, by the panel of the help text."""
+
+ORDER = tuple(name for names in PANELS.values() for name in names)
 """The commands in the order in which they are used."""
 
 
+def panel_of(command: str) -> str:
+    """Return the title of the panel in which the help text lists a command.
+
+    Args:
+        command: Name of the command.
+    """
+    return next(title for title, names in PANELS.items() if command in names)
+
+
 class _PlainHelp:
-    """Mixin of commands whose help text has no type after a flag and no braces around an argument."""
+    """Mixin of commands with plain help texts, whose options are found in British and American spelling.
+
+    The help text has no type after a flag and no braces around an argument.
+    """
 
     def get_params(self, ctx: Any) -> Any:
         found: Any = super().get_params(ctx)  # type: ignore[misc]
@@ -63,8 +94,27 @@ class _PlainHelp:
                 param.metavar = ""
         return found
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = [flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]
+        found: list[str] = super().parse_args(ctx, respelled(args, known))  # type: ignore[misc]
+        return found
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
+
+
+def respelled(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return a command line with the names of options in the spelling, British or American, in which they are known.
+
+    Args:
+        arguments: The command line.
+        known: Names of options.
+    """
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        found.append(known_spelling(flag, known) + equals + value if argument.startswith("--") else argument)
+    return found
 
 
 class PlainCommand(_PlainHelp, TyperCommand):
@@ -183,6 +233,8 @@ class Commands(typer.Typer):
         def decorate(function: CommandFunction) -> CommandFunction:
             text = help_text(function.__doc__ or "")
             given: dict[str, Any] = {"help": text, "cls": PlainCommand} | settings
+            if self is app:
+                given["rich_help_panel"] = panel_of(function.__name__)
             typer.Typer.command(self, name, **given)(function)
             return function
 
@@ -219,8 +271,19 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _wait_without_spinning() -> None:
+    """Let torch's threads sleep while they wait, unless the environment says how they wait.
+
+    By default they spin: where other processes need the cores, they take the time of those that compute, and several
+    times the processor time.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "passive"  # read when torch is loaded, by the commands
+
+
 def _root(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - read by its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
@@ -253,8 +316,11 @@ def _root(
         sealign fit --method iti --demonstrations FILE.jsonl --output EDIT
 
     A demonstration is a prompt with a positive (wanted) and a negative (unwanted) completion, one JSON object per line:
-    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2.
+    {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2. Options may
+    be spelled the British or the American way.
     """
+    if context.invoked_subcommand != "serve":  # the server is tuned by vLLM
+        _wait_without_spinning()
 
 
 app.callback(help=help_text(_root.__doc__ or ""))(_root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sealign.cli.app import messages, output
+from sealign.cli.plan_display import duration
 
 if TYPE_CHECKING:
     from sealign.edits.intervention import Intervention
     from sealign.edits.record import EditRecord
+    from sealign.evaluation.answers import Answers
 
 LONGEST_SETTING = 60
 """Largest number of characters of a setting that a table shows."""
@@ -29,10 +32,24 @@ _HEADINGS = {
 
 
 def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
-    """Return the items, showing a progress bar on standard error, if that is a terminal, while they are consumed."""
+    """Return the items, showing on standard error how far they are consumed: a bar on a terminal, else a few lines."""
+    if not messages.is_terminal:
+        yield from _say_now_and_then(items, what, how_many)
+        return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=messages, transient=True, disable=not messages.is_terminal) as progress:
+    with Progress(*columns, console=messages, transient=True) as progress:
         yield from progress.track(items, total=how_many, description=what)
+
+
+def _say_now_and_then(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
+    start = said = time.monotonic()
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if done and now - said >= messages.seconds_between_lines:
+            left = duration((now - start) / done * (how_many - done))
+            messages.print(f"{what}: {done} of {how_many}, about {left} left", markup=False, soft_wrap=True)
+            said = now
+        yield item
 
 
 def print_json(data: Any) -> None:
@@ -170,6 +187,25 @@ def _modules(record: EditRecord) -> str:
     if len(layers) == 1:
         return next(iter(layers))
     return "; ".join(f"{pattern} ({', '.join(which)})" for pattern, which in layers.items())
+
+
+def print_answers(answers: Sequence[Sequence[Answers]], strengths: Sequence[float | None]) -> None:
+    """Print answers: side by side at one strength, otherwise one after another below each prompt.
+
+    Args:
+        answers: Answers to the same prompts, for each strength.
+        strengths: The strengths.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in first), strict=True)
+        output.print(answers_table(prompts, base, edited))
+        return
+    for number, answer in enumerate(first):
+        output.print(f"{escape(answer.prompt)}\n", style="bold")
+        output.print(f"[bold]base:[/] {escape(answer.base)}\n")
+        for strength, found in zip(strengths, answers, strict=True):
+            output.print(f"[bold]strength {strength:g}:[/] {escape(found[number].edited)}\n")
 
 
 def answers_table(prompts: Sequence[str], base: Sequence[str], edited: Sequence[str]) -> Table:

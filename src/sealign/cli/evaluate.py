@@ -11,7 +11,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
-from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
+from sealign.cli.outputs import UNLESS_EQUAL, say_cards, say_replaced
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -153,6 +153,7 @@ def evaluate(
     with messages.status("Computing statistics and drawing the report"):
         reports = report_edits(results, max_damage=max_damage, seed=seed)
         write_report(results, reports, output_folder, max_damage=max_damage)
+        say_cards(results, reports)
     if json:
         print_json(reports_as_data(results, reports))
     else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, messages, output, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, messages, output, panel_of, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
 
@@ -24,6 +24,7 @@ app.add_typer(
     exports,
     name="export",
     help="Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.",
+    rich_help_panel=panel_of("export"),
 )
 
 Approximate = Annotated[
@@ -194,12 +195,18 @@ def _report(
     from sealign.cli.display import print_json
 
     if json:
-        measured = None if deviation is None else dataclasses.asdict(deviation)
+        measured = None if deviation is None else deviation.as_data()
         tensors = [dataclasses.asdict(tensor) for tensor in rewritten]
         print_json({"path": str(path), "changed": list(changed), "deviation": measured, "rewritten": tensors})
         return
     output.print(f"Wrote the {what} to {path}: {len(changed)} tensors carry the edit.", markup=False, soft_wrap=True)
-    if deviation is not None:
+    if deviation is not None and deviation.broken:
+        output.print(
+            "[bold red]Broken[/]: with or without its rescaling, the edit gives probabilities that are NaN or infinite "
+            "on neutral text.",
+            soft_wrap=True,
+        )
+    elif deviation is not None:
         output.print(
             f"Without its rescaling the edit differs: KL {deviation.mean_divergence:.2e} nats per token on average, "
             f"{deviation.largest_divergence:.2e} at most; the same most probable token at {deviation.same_top:.1%} of "

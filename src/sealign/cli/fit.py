@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainCommand, app, messages, output
+from sealign.cli.app import Commands, PlainCommand, app, messages, output, respelled
 from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, with_model_options
 
 if TYPE_CHECKING:
@@ -33,7 +33,11 @@ class FitCommand(PlainCommand):
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
         """Return the context of the command for the method given by ``--method``."""
+        from sealign.cli.method_options import method_flags
+        from sealign.methods.registry import METHODS
+
         name = _method_name(args)
+        args = respelled(args, [flag for method in METHODS for flag in method_flags(method)])
         return _method_command(name, args).make_context(info_name, args, parent, **extra)
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
+
 from sealign.cli import options
 from sealign.cli.app import messages
 
@@ -202,6 +204,35 @@ def parse_names(given: list[str], option: str) -> dict[str, str]:
 
 def load_named(sources: dict[str, str], strength: float | None) -> dict[str, Intervention]:
     """Load edits by name, all at one strength if it is given."""
-    from sealign.methods.edit_sources import load_edit_source
+    return {name: load_edit(source, strength) for name, source in sources.items()}
 
-    return {name: load_edit_source(source, strength=strength) for name, source in sources.items()}
+
+def load_edit(source: str, strength: float | None) -> Intervention:
+    """Load an edit, or several that are joined by a plus, and say so if the strength is an unusual one.
+
+    Args:
+        source: Value of ``--edit``.
+        strength: Value of ``--strength``.
+
+    Raises:
+        EditFileError, SettingError: As for ``load_edit_source``.
+    """
+    from sealign.methods import edit_sources
+
+    loaded = edit_sources.load_edit_source(source, strength=strength)
+    if strength is not None:
+        say_strength(edit_sources.load_edit_source(source), strength)
+    return loaded
+
+
+def say_strength(edit: Intervention, strength: float) -> None:
+    """Say so if a strength is allowed but unusual.
+
+    Args:
+        edit: An edit, or another intervention, at its own strength.
+        strength: Strength at which it will be applied.
+    """
+    from sealign.methods.edit_sources import strength_remark
+
+    if remark := strength_remark(edit, strength):
+        messages.print(f"[yellow]note:[/] {escape(remark)}.", soft_wrap=True)

@@ -21,7 +21,7 @@ from rich.markup import escape
 from sealign.cli import options
 from sealign.configuration import Config
 from sealign.errors import SettingError, check_choice
-from sealign.methods.parse_settings import parse_settings, parse_value
+from sealign.methods.parse_settings import named_settings, parse_settings, parse_value
 from sealign.methods.registry import METHODS, get_method
 from sealign.models.prompt_format import PromptFormat, read_preamble
 
@@ -214,6 +214,7 @@ def method_config(
     Raises:
         SettingError: A value is wrong, or a setting is given twice.
     """
+    settings = named_settings(name, settings)
     twice = sorted(given.keys() & settings.keys())
     if twice:
         raise SettingError(f"{twice[0]} is given by {_flag(twice[0])} and by --set; leave one out")
@@ -272,7 +273,7 @@ def refuse_foreign_options(name: str, arguments: Sequence[str], known: Sequence[
     """
     for argument in arguments:
         flag = argument.partition("=")[0]
-        owners = [method for method in METHODS if flag in _flags(method)]
+        owners = [method for method in METHODS if flag in method_flags(method)]
         if flag not in known and owners:
             raise SettingError(
                 f"{flag} is not an option of {name}, but of {', '.join(owners)}; leave it out, or see "
@@ -280,8 +281,12 @@ def refuse_foreign_options(name: str, arguments: Sequence[str], known: Sequence[
             )
 
 
-def _flags(name: str) -> set[str]:
-    """Return the names of all options for the settings of a method."""
+def method_flags(name: str) -> set[str]:
+    """Return the names of all options for the settings of a method.
+
+    Args:
+        name: Name of the method.
+    """
     preset = {"--preset"} if name in PRESETS else set()
     return preset | {flag for option in method_options(name) for flag in option.names}
 

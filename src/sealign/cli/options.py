@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from sealign.demonstrations.demonstration import Demonstration
+    from sealign.models.sampling import Sampling
 
 LOADING = "Loading the model"
 """Title of the panel with the options of ``load_model``."""
@@ -162,6 +163,15 @@ Strength = Annotated[
     float | None,
     typer.Option("--strength", metavar="X", help=rf"{STRENGTH_HELP} \[default: the edit's own]"),
 ]
+Strengths = Annotated[
+    str | None,
+    typer.Option(
+        "--strength",
+        metavar="X[,X,...]",
+        help=rf"{STRENGTH_HELP} Several, separated by commas, are applied one after another. \[default: the edit's "
+        "own]",
+    ),
+]
 Layers = Annotated[
     str | None,
     typer.Option(
@@ -211,6 +221,24 @@ MaxNewTokens = Annotated[
     typer.Option(
         "--max-new-tokens", min=1, metavar="N", help="Maximum number of generated tokens. Must be at least 1."
     ),
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        "--temperature",
+        metavar="X",
+        help=r"Sampling temperature. Must be above 0. \[default: none, greedy decoding]",
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        "--top-p", metavar="X", help=r"Nucleus sampling threshold, in (0, 1]. Needs --temperature. \[default: 1]"
+    ),
+]
+SamplingSeed = Annotated[
+    int | None,
+    typer.Option("--seed", metavar="N", help=r"Seed of every random choice. Needs --temperature. \[default: 0]"),
 ]
 IgnoreMismatch = Annotated[
     bool, typer.Option("--ignore-mismatch", help="Apply the edit even if the model is not the one it was fitted on.")
@@ -272,6 +300,67 @@ def load_sources(
 def names(text: str) -> list[str]:
     """Return the names in a comma-separated text."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def numbers(text: str, option: str, example: str) -> list[float]:
+    """Return the numbers in a comma-separated text.
+
+    Args:
+        text: Value of the option.
+        option: Name of the option, for messages.
+        example: A value of the option, for messages.
+
+    Raises:
+        SettingError: There is no number, or a part is not a finite number.
+    """
+    import math
+
+    from sealign.errors import SettingError
+
+    found = []
+    for part in names(text):
+        try:
+            found.append(float(part))
+        except ValueError:
+            raise SettingError(f"{option} is '{text}', but it must be numbers such as {example}") from None
+        if not math.isfinite(found[-1]):
+            raise SettingError(f"{option[2:]} is {found[-1]}, but it must be finite; try a value in [0, 1]")
+    if not found:
+        raise SettingError(f"{option} is '{text}', but it must be numbers such as {example}")
+    return found
+
+
+def strengths(text: str | None) -> list[float] | list[None]:
+    """Return the values of ``--strength``, each once; only None, the edit's own, if it was not given."""
+    if text is None:
+        return [None]
+    return list(dict.fromkeys(numbers(text, "--strength", "0.5 or 0.25,0.5,1")))
+
+
+def sampling(temperature: float | None, top_p: float | None, seed: int | None) -> Sampling | None:
+    """Return how tokens are drawn, or None for greedy decoding.
+
+    Args:
+        temperature: Value of ``--temperature``.
+        top_p: Value of ``--top-p``.
+        seed: Value of ``--seed``.
+
+    Raises:
+        SettingError: A value is out of range, or has no effect without a temperature.
+    """
+    from sealign.errors import SettingError
+    from sealign.models.sampling import Sampling
+
+    given = {"top_p": top_p, "seed": seed}
+    used = {name: value for name, value in given.items() if value is not None}
+    if temperature is not None:
+        return Sampling(temperature=temperature, **used)
+    for name, value in used.items():
+        raise SettingError(
+            f"--{name.replace('_', '-')} is {value}, but greedy decoding draws no tokens; add --temperature 0.7, or "
+            "leave it out"
+        )
+    return None
 
 
 def named_values(given: Sequence[str] | None, option: str = "--set", example: str = "heads=24") -> dict[str, str]:

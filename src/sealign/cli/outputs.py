@@ -1,12 +1,17 @@
-"""Checks of the outputs of commands, before anything slow starts."""
+"""Outputs of commands: checks before anything slow starts, and what is said of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sealign.cli.app import messages
 from sealign.folders import MARK_NAME
+
+if TYPE_CHECKING:
+    from sealign.evaluation.comparison import EditReport
+    from sealign.evaluation.results import Results
 
 UNLESS_EQUAL = " unless it was made with the same settings"
 """Condition under which the output of a run is replaced; a run with the same settings is continued."""
@@ -55,3 +60,18 @@ def say_replaced(path: Path, condition: str = "") -> None:
     """
     if path.exists():
         messages.print(f"'{path}' exists and will be replaced{condition}.", markup=False, soft_wrap=True)
+
+
+def say_cards(results: Results, reports: Sequence[EditReport]) -> None:
+    """Show the effect of evaluated edits in the cards beside them, and say so if a card cannot be written.
+
+    Args:
+        results: Results of the evaluation.
+        reports: Statistics and verdicts of its edits.
+    """
+    from sealign.evaluation.effect_card import write_effects
+
+    try:
+        write_effects(results, reports)
+    except OSError as error:
+        messages.print(f"The card of an edit cannot show the effect: {error}", markup=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, output, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, output, panel_of, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 
 if TYPE_CHECKING:
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from sealign.fitting.edit_config import EditConfig
 
 plots = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(plots, name="plot", help="Draw activations, spectra, signatures or the effect of an edit.")
+app.add_typer(
+    plots,
+    name="plot",
+    help="Draw activations, spectra, signatures or the effect of an edit.",
+    rich_help_panel=panel_of("plot"),
+)
 
 _SUFFIXES = (".pdf", ".png", ".csv")
 

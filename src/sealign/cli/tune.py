@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,9 +10,9 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import app, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_model_options
-from sealign.cli.outputs import say_replaced
+from sealign.cli.outputs import say_cards, say_replaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,8 +20,20 @@ if TYPE_CHECKING:
     from sealign.evaluation.finalists import Finalist
     from sealign.evaluation.scan import ScannedCandidate
     from sealign.evaluation.tuning import TuneResult
+    from sealign.progress import Track
 
 SHOWN_CANDIDATES = 8
+
+STAGES = {
+    "Answering": "Answering the prompts with the base model, to measure damage on its own answers.",
+    "Collecting activations": "Collecting activations of the part to fit.",
+    "Fitting candidates": "Fitting every method at every site, layer and token choice.",
+    "Computing sensitivities": "Ranking the candidates by gain / sqrt(2 KL) on the part to compare.",
+    "Measuring damage": "Measuring the most efficient candidates at about the strength that uses the damage budget.",
+    "Choosing the strength": "Choosing the strength of the winner, which was fitted again on both parts.",
+    "Scoring": "Testing the winner once on the third part, with controls in random and in the opposite direction.",
+}
+"""What the search does, by the beginning of what its progress is called."""
 
 OptionalTasks = Annotated[
     str,
@@ -137,6 +150,10 @@ def tune(
     )
     used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     loaded, tokenizer = model.load()
+    messages.print(
+        f"{len(used)} demonstrations are split by prompt into three parts: to fit, to compare and to test.",
+        soft_wrap=True,
+    )
     result = run(
         loaded,
         tokenizer,
@@ -145,16 +162,31 @@ def tune(
         output=output_folder,
         overwrite=overwrite,
         command=recorded_command(),
-        track=track,
+        track=_say_stages(track),
     )
     winner = result.winner.scanned if result.winner is not None else None
     save_figure(layer_map_figure(result.scanned, winner), output_folder / FIGURES_NAME / "layer_map")
     if result.results is not None and result.report is not None:
         write_report(result.results, [result.report], output_folder / EVALUATION_NAME, max_damage=max_damage)
+        say_cards(result.results, [result.report])
     if json:
         print_json(_as_data(result))
     else:
         _show(result, output_folder)
+
+
+def _say_stages(track: Track) -> Track:
+    """Return a function that shows progress, and says what a stage of the search does when it begins."""
+    said: set[str] = set()
+
+    def say_and_track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
+        for name in STAGES.keys() - said:
+            if what.startswith(name):
+                said.add(name)
+                messages.print(STAGES[name], soft_wrap=True)
+        return track(items, what, how_many)
+
+    return say_and_track
 
 
 def _as_data(result: TuneResult) -> dict[str, Any]:

@@ -73,9 +73,18 @@ def verify(
             deployed = _outputs(deployment, tokenizer, name, base, model, max_new_tokens)
         found.append(compare_outputs(text, plain, edited, deployed, tolerance=tolerance))
     if json:
-        print_json([dataclasses.asdict(a) | {"fired": a.fired, "passed": a.passed} for a in found])
+        print_json(
+            [dataclasses.asdict(a) | {"has_effect": a.has_effect, "fired": a.fired, "passed": a.passed} for a in found]
+        )
     else:
         _show(found)
+    if not all(agreement.has_effect for agreement in found):
+        messages.print(
+            f"[yellow]note:[/] the edit has next to no effect on these prompts: {found[0].effect:.1e} nats on average, "
+            f"within the tolerance of {tolerance:g}, so that a deployment without it would look much the same; check "
+            "the edit, or verify at a larger --strength",
+            soft_wrap=True,
+        )
     if not all(agreement.passed for agreement in found):
         raise typer.Exit(1)
 

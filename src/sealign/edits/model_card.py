@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,10 @@ with sealign.apply_edit(model, edit):
     ...  # model.generate(...)
 ```
 
+## Effect
+
+{effect}
+
 ## Settings
 
 {settings}
@@ -38,8 +43,19 @@ with sealign.apply_edit(model, edit):
 """
 
 
+_NOT_EVALUATED = """Not evaluated. Measure what the edit gains and what it costs with:
+
+```sh
+sealign evaluate --edit PATH --demonstrations SOURCE --output RESULTS
+```"""
+
+_EFFECT = re.compile(r"(?<=^## Effect\n\n).*?(?=\n\n## )", re.DOTALL | re.MULTILINE)
+
+
 def model_card(record: EditRecord) -> str:
-    """Return the Markdown card of an edit: what it does, how to load it, and how it was made.
+    """Return the Markdown card of an edit: what it does, how to load it, how it was made.
+
+    The section on the effect says that the edit was not evaluated; see ``show_effect``.
 
     Args:
         record: Record of the edit.
@@ -58,10 +74,21 @@ def model_card(record: EditRecord) -> str:
         quoted_model=json.dumps(record.model.id)
         + (f', revision="{record.model.revision}"' if record.model.revision else ""),
         summary=_summary(record),
-        settings=_table(("setting", "value"), _settings(record).items()),
+        effect=_NOT_EVALUATED,
+        settings=markdown_table(("setting", "value"), _settings(record).items()),
         layers=_layers(record),
-        provenance=_table(("what", "value"), _provenance(record).items()),
+        provenance=markdown_table(("what", "value"), _provenance(record).items()),
     )
+
+
+def show_effect(card: str, effect: str) -> str:
+    """Return the card of an edit with a description of its measured effect in place of what was there.
+
+    Args:
+        card: Card of the edit; a card without a section "Effect" stays as it is.
+        effect: Markdown without headings.
+    """
+    return _EFFECT.sub(lambda _: effect, card, count=1)
 
 
 def _is_repository(name: str) -> bool:
@@ -90,7 +117,18 @@ def _settings(record: EditRecord) -> dict[str, Any]:
         shown |= {"site": record.site, "normalization": record.normalization, "feature_map": record.feature_map}
     if record.strength is not None:
         shown["strength"] = f"{record.strength:g}"
-    return shown | {name: value for name, value in record.settings.items() if name not in shown}
+    return shown | {name: value for name, value in _flat(record.settings).items() if name not in shown}
+
+
+def _flat(settings: Mapping[str, Any], outer: str = "") -> dict[str, Any]:
+    """Return settings by dotted name; those that are not set, or empty, are said to be so."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= _flat(value, f"{outer}{name}.")
+        else:
+            found[f"{outer}{name}"] = "not set" if value is None or value == {} else value
+    return found
 
 
 def _provenance(record: EditRecord) -> Mapping[str, Any]:
@@ -114,11 +152,16 @@ def _layers(record: EditRecord) -> str:
     for layer, entry in record.layers.items():
         figures = [f"{entry.statistics[name]:.4g}" if name in entry.statistics else "" for name in names]
         rows.append((layer, f"`{entry.module}`", entry.rank_text, f"{entry.relative_change:.4f}", *figures))
-    return f"\n## Layers\n\n{_table(('layer', 'module', 'rank', 'relative change', *names), rows)}\n"
+    return f"\n## Layers\n\n{markdown_table(('layer', 'module', 'rank', 'relative change', *names), rows)}\n"
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a Markdown table; underscores of names in the header and the first column become spaces."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a Markdown table; underscores of names in the header and the first column become spaces.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells of each row.
+    """
     lines = ["| " + " | ".join(name.replace("_", " ") for name in header) + " |", "|" + " --- |" * len(header)]
     for name, *values in rows:
         lines.append("| " + " | ".join((str(name).replace("_", " "), *map(_cell, values))) + " |")

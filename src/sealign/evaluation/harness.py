@@ -30,10 +30,11 @@ from sealign.errors import SealignWarning, SettingError
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.packed_scoring import can_be_packed, layer_kinds
-from sealign.evaluation.packing import tolerance
 from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import load_edit
 from sealign.models.loading import load_model
+from sealign.models.prompt_batches import allowed_batching
+from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
 
@@ -202,6 +203,8 @@ class SealignLM(HFLM):  # type: ignore[misc]
         if items and self.batch_size == "auto":
             self.batch_size_per_gpu = self._detect_batch_size()
         size = int(self.batch_size) if items else 1
+        if size > 1 and len(items) > 1 and self._causal and allowed_batching(self.model) != "padded":
+            size = 1
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         for batch in self._track(batches, "Generating", len(batches)):
             texts = super().generate_until([request for _, request in batch], disable_tqdm=True)

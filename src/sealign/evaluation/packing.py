@@ -15,6 +15,7 @@ from sealign.errors import SealignWarning, first_sentence
 from sealign.evaluation.choices import ChoiceRequest
 from sealign.evaluation.packed_scoring import IndexedRequest, can_be_packed, pack_rows, run_prefix, score_row
 from sealign.evaluation.plain_scoring import score_sequences
+from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.structure import unwrap_model
 
@@ -77,14 +78,6 @@ def _disagreement(model: Any, requests: Sequence[ChoiceRequest], rows: Sequence[
         return f"cannot be computed ({first_sentence(error)})"
     limit = tolerance(model.dtype)
     return f"differ from plain ones by {worst:.2g} nats, more than {limit:.2g}" if worst > limit else ""
-
-
-def tolerance(dtype: torch.dtype) -> float:
-    """Return the largest difference by rounding alone, in nats per square root of the number of tokens.
-
-    SmolLM2 has 1e-5 in float32, 0.011 in float16 and 0.14 in bfloat16.
-    """
-    return max(1e-3, 32 * torch.finfo(dtype).eps)
 
 
 def _difference(model: Any, row: Sequence[IndexedRequest], prefix: Prefix) -> float:

@@ -13,6 +13,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
+from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, fit_candidates
 from sealign.evaluation.damage import bundled_texts
@@ -149,7 +150,7 @@ class Search:
     def predicted_strength(self, scanned: ScannedCandidate) -> float:
         """Return the strength for which the scan predicts 80 % of the budget, at most the largest of the method."""
         predicted = scanned.strength_at(0.8 * self.config.max_damage)
-        return min(predicted, scanned.candidate.config.max_strength)
+        return min(predicted, scanned.candidate.config.max_strength, MAX_STRENGTH)
 
     def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         """Return (score, aim) of each development demonstration, or of each task if there are tasks."""

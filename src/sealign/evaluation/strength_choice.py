@@ -11,6 +11,7 @@ import torch
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
+from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
 from sealign.evaluation.damage import Damage, bundled_texts, measure_passages
 from sealign.evaluation.verdict import MAX_DAMAGE
@@ -182,6 +183,7 @@ def choose_strength(
     """
     if not limit > 0:
         raise SettingError(f"limit is {limit}, but it must be above 0")
+    limit = min(limit, MAX_STRENGTH)
     strength = min(limit, _first_strength(edit) if start is None else start)
     best: StrengthChoice | None = None
     for _ in track(range(STEPS), "Choosing the strength", STEPS):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +40,25 @@ class Deviation:
     same_top: float
 
     def save(self, folder: Path) -> None:
-        """Write ``deviation.json``.
+        """Write ``deviation.json``, with null for what is NaN or infinite.
 
         Args:
             folder: Folder of the export, before it is complete.
         """
-        write_bytes(folder / DEVIATION_NAME, json.dumps(dataclasses.asdict(self), indent=2).encode() + b"\n")
+        data = json.dumps(self.as_data(), indent=2, allow_nan=False)
+        write_bytes(folder / DEVIATION_NAME, data.encode() + b"\n")
+
+    @property
+    def broken(self) -> bool:
+        """Whether a probability is NaN or infinite, with or without the rescaling."""
+        return not (math.isfinite(self.mean_divergence) and math.isfinite(self.largest_divergence))
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the figures by name as JSON data, None where they are NaN or infinite, and whether one is."""
+        figures = dataclasses.asdict(self)
+        return {name: value if math.isfinite(value) else None for name, value in figures.items()} | {
+            "broken": self.broken
+        }
 
 
 @torch.no_grad()

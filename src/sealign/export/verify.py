@@ -65,6 +65,11 @@ class Agreement:
     tolerance: float
 
     @property
+    def has_effect(self) -> bool:
+        """Whether the edit changes the log-probabilities by more than the tolerance, so that it can be seen."""
+        return self.effect > self.tolerance
+
+    @property
     def fired(self) -> bool:
         """Whether the deployment applies the edit: it is closer to the edited model than to the base model."""
         return self.applied > 0.5

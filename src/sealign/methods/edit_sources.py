@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from sealign.edits.strength import check_strength
 from sealign.errors import SettingError
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.composition import Composition
-from sealign.methods.registry import load_edit
+from sealign.methods.registry import get_method, load_edit
 
 
 def load_edit_source(source: str, *, strength: float | None = None) -> Intervention:
@@ -73,3 +74,28 @@ def edited_layers(edit: Intervention) -> list[int]:
         edit: An edit, or another intervention.
     """
     return sorted({int(layer) for part in edit.parts for layer in part.record.layers})
+
+
+def strength_remark(edit: Intervention, strength: float) -> str | None:
+    """Return a sentence about a strength that is allowed but unusual, or None if it is not.
+
+    Unusual are a negative strength, and one above the strength at which a method is complete: 1 for a projection, and
+    for other methods 1 or the strength that was chosen for the edit.
+
+    Args:
+        edit: An edit, or another intervention, at its own strength.
+        strength: Strength at which it will be applied.
+    """
+    if strength < 0:
+        return f"strength is {strength:g}, which is negative, so that the edit acts in the opposite direction"
+    for part in edit.parts:
+        own, config = part.strength, get_method(part.method).config
+        if own is None:
+            continue
+        limit = config.max_strength if issubclass(config, EditConfig) else 1.0
+        if strength > (limit if math.isfinite(limit) else max(1.0, own)):
+            return (
+                f"strength is {strength:g}, where {part.method} at 1 applies the fitted edit in full and this edit's "
+                f"own strength is {own:g}; a strong edit can break the model, which sealign evaluate measures"
+            )
+    return None

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from sealign.configuration import Config
 from sealign.errors import SettingError, unknown_name
 from sealign.methods.registry import get_method
+from sealign.spellings import by_known_spelling
 
 
 def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
     """
     config = get_method(name).config
     given: dict[str, Any] = {}
-    for key, text in settings.items():
+    for key, text in named_settings(name, settings).items():
         outer, _, inner = key.partition(".")
         if outer not in config.model_fields:
             raise SettingError(unknown_name(f"setting of {name}", key, config.model_fields))
@@ -38,6 +39,24 @@ def parse_settings(name: str, settings: Mapping[str, str]) -> dict[str, Any]:
         else:
             given[key] = parse_value(text, config.model_fields[key].annotation, f"{name}'s {key}")
     return given
+
+
+def named_settings(name: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """Return settings by the names that a method has, which may be given in British or American spelling.
+
+    Args:
+        name, settings: As for ``parse_settings``.
+
+    Raises:
+        SettingError: The method is unknown, or a setting is given in both spellings.
+    """
+    known = []
+    for outer, field in get_method(name).config.model_fields.items():
+        nested = getattr(field.annotation, "model_fields", None) or getattr(
+            field.annotation, "__dataclass_fields__", {}
+        )
+        known += [outer, *(f"{outer}.{inner}" for inner in nested)]
+    return by_known_spelling(settings, known)
 
 
 def _nested_value(config: type[Config], name: str, outer: str, inner: str, text: str) -> Any:

@@ -13,6 +13,7 @@ from .prompt_format import PromptFormat as PromptFormat
 from .prompt_format import default_preamble as default_preamble
 from .prompt_format import read_preamble as read_preamble
 from .recorder import Recorder as Recorder
+from .sampling import Sampling as Sampling
 from .shared_prefix import Prefix as Prefix
 from .shared_prefix import common_prefix as common_prefix
 from .sites import ResolvedSite as ResolvedSite
@@ -30,6 +31,7 @@ __all__ = [
     "PromptFormat",
     "Recorder",
     "ResolvedSite",
+    "Sampling",
     "check_fingerprint",
     "checkpoint_folder",
     "common_prefix",

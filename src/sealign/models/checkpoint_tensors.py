@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from sealign.errors import ExportError
+
+Fetch = Callable[[Path], Path]
+"""Function that downloads a file of a checkpoint, given the path in its folder, and returns its path."""
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -23,17 +26,27 @@ class StoredTensor:
     Attributes:
         file: Path of the safetensors file.
         name: Name in the file, which differs from the name in the model where transformers renames it when it loads.
+        fetch: Function that downloads the file and returns its path; None if it is there.
     """
 
     file: Path
     name: str
+    fetch: Fetch | None = None
 
     def read(self) -> Tensor:
-        """Return the tensor as it is stored."""
-        from safetensors import safe_open
+        """Return the tensor as it is stored.
 
-        with safe_open(self.file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(self.name)
+        Raises:
+            ExportError: The file does not hold it.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        file = self.file if self.fetch is None else self.fetch(self.file)
+        try:
+            with safe_open(file, framework="pt") as opened:
+                tensor: Tensor = opened.get_tensor(self.name)
+        except SafetensorError as error:
+            raise ExportError(f"'{file}' does not hold the tensor '{self.name}'; download the model again") from error
         return tensor
 
 
@@ -76,16 +89,23 @@ def weight_files(folder: Path) -> list[str]:
         return [SINGLE_NAME]
     if not (folder / INDEX_NAME).is_file():
         return []
-    weight_map = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
-    return sorted(set(weight_map.values()))
+    return sorted(set(_weight_map(folder).values()))
 
 
-def checkpoint_tensors(folder: Path, model: Any) -> CheckpointTensors:
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Return the name of the file of each tensor, as the index says."""
+    found: dict[str, str] = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"]
+    return found
+
+
+def checkpoint_tensors(folder: Path, model: Any, *, fetch: Fetch | None = None) -> CheckpointTensors:
     """Return the tensors of a checkpoint by their names in a model, as transformers renames them when it loads.
 
     Args:
         folder: Folder of the checkpoint, with safetensors files.
         model: The model of transformers; may be on the meta device.
+        fetch: Function that downloads a safetensors file when a tensor is read from it; the folder then holds the index
+            of the files. None if the folder holds the files.
 
     Raises:
         ExportError: The folder has no safetensors files.
@@ -100,7 +120,9 @@ def checkpoint_tensors(folder: Path, model: Any) -> CheckpointTensors:
             f"'{folder}' has no safetensors weights; save the model with save_pretrained and export from that folder"
         )
     stored: dict[str, Path] = {}
-    for file in files:
+    if fetch is not None:
+        stored = {name: folder / file for name, file in _weight_map(folder).items()}
+    for file in files if fetch is None else ():
         with safe_open(folder / file, framework="pt") as opened:
             stored |= dict.fromkeys(opened.keys(), folder / file)
     rules, names = get_model_conversion_mapping(model), model.state_dict()
@@ -112,5 +134,5 @@ def checkpoint_tensors(folder: Path, model: Any) -> CheckpointTensors:
         if renamed not in names and name in names:
             renamed, converted = rename_source_key(name, [], [], model.base_model_prefix, names)
         if converted is None:
-            found[renamed] = StoredTensor(stored[name], name)
+            found[renamed] = StoredTensor(stored[name], name, fetch)
     return CheckpointTensors(folder, found)

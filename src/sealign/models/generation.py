@@ -1,9 +1,10 @@
-"""Greedy completions in batches."""
+"""Completions in batches, greedy or sampled."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from sealign.errors import SettingError
 from sealign.models.batching import pad_left, pad_token
+from sealign.models.prompt_batches import prompt_groups
+from sealign.models.sampling import GREEDY, Sampling
 from sealign.models.structure import context_length, input_device
 
 if TYPE_CHECKING:
@@ -24,8 +27,13 @@ def generate_ids(
     max_new_tokens: int,
     *,
     use_cache: bool = True,
+    sampling: Sampling | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Return greedy completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
+    """Return completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
+
+    Prompts of different lengths are padded on the left. Where a model does not answer a batch as it answers each prompt
+    alone, it is split; see ``allowed_batching``.
 
     Args:
         model: The model, in evaluation mode.
@@ -33,26 +41,64 @@ def generate_ids(
         prompts: Token ids of the prompts.
         max_new_tokens: Largest number of tokens to generate. Must be at least 1.
         use_cache: Whether to use the cache of keys and values; without it every step runs the whole sequences.
+        sampling: How tokens are drawn; greedy decoding if None.
+        on_token: Function that is called with each new token of a single prompt, end tokens included.
     """
+    groups = prompt_groups(model, prompts)
+    if len(groups) > 1:
+        rows: list[Tensor] = [torch.empty(0)] * len(prompts)
+        for group in groups:
+            chosen = [prompts[index] for index in group]
+            found = generate_ids(
+                model, tokenizer, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling, on_token=on_token
+            )
+            for index, row in zip(group, found, strict=True):
+                rows[index] = row
+        return torch.stack(rows)
     device, pad = input_device(model), pad_token(tokenizer, model)
     ids, mask = pad_left(prompts, pad, device)
-    output: Any = model.generate(  # type: ignore[operator]
-        input_ids=ids,
-        attention_mask=mask,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-        pad_token_id=pad,
-        use_cache=use_cache,
-    )
+    settings = GREEDY if sampling is None else sampling.arguments()
+    with nullcontext() if sampling is None else sampling.seeded():
+        output: Any = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            use_cache=use_cache,
+            streamer=None if on_token is None else _TokenStream(on_token),
+            **settings,
+        )
     new = output[:, ids.shape[1] :].cpu()
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stops = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends)
-    ended = torch.isin(new, stops).cumsum(1) > 0
+    ended = torch.isin(new, torch.tensor(end_tokens(model))).cumsum(1) > 0
     new = torch.where(ended, -1, new)
     return torch.nn.functional.pad(new, (0, max_new_tokens - new.shape[1]), value=-1)
+
+
+class _TokenStream:
+    """Streamer of transformers that passes new tokens on, and not those of the prompt, which come first."""
+
+    def __init__(self, on_token: Callable[[int], None]) -> None:
+        self._on_token = on_token
+        self._prompt = True
+
+    def put(self, value: Tensor) -> None:
+        """Receive the prompt, then one token at a time."""
+        if not self._prompt:
+            self._on_token(int(value))
+        self._prompt = False
+
+    def end(self) -> None:
+        """Receive the end of the answer."""
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the ids of the tokens that end an answer.
+
+    Args:
+        model: The model, with or without a generation configuration.
+    """
+    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str) -> int:

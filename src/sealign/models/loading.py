@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,13 @@ import torch
 
 from sealign.errors import ModelError, first_sentence, suggestion
 from sealign.files import cache_dir
-from sealign.models.checkpoint_tensors import CheckpointTensors, checkpoint_tensors, weight_files
+from sealign.models.checkpoint_tensors import (
+    INDEX_NAME,
+    CheckpointTensors,
+    Fetch,
+    checkpoint_tensors,
+    weight_files,
+)
 from sealign.models.devices import SPLIT, choose_device, choose_dtype
 from sealign.models.embedded_model import EMBEDDED, convert_gguf, embedded_model
 from sealign.models.pretrained import (
@@ -64,6 +71,10 @@ def locate_model(name: str) -> ModelSource:
     except HFValidationError:
         raise _no_model(name) from None
     return ModelSource(name)
+
+
+_SMALL_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+"""Patterns of the files of a checkpoint beside its weights."""
 
 
 def load_model(
@@ -192,6 +203,8 @@ def open_checkpoint(
 ) -> tuple[PreTrainedModel, CheckpointTensors] | None:
     """Return a model without weights, and the tensors of its checkpoint, which are read one at a time.
 
+    Of a sharded checkpoint on the Hub, a file is downloaded when a tensor is read from it.
+
     Args:
         name: As for ``load_model``.
         revision: Branch, tag or commit on the Hub.
@@ -204,13 +217,33 @@ def open_checkpoint(
     Raises:
         ModelError: The model is not found, or is no causal language model.
     """
-    if locate_model(name).gguf_file is not None:
+    source = locate_model(name)
+    if source.gguf_file is not None:
         return None
     model, _ = load_skeleton(name, revision=revision, trust_remote_code=trust_remote_code)
-    folder = checkpoint_folder(name, revision=revision)
-    if getattr(model.config, "quantization_config", None) is not None or not weight_files(folder):
+    if getattr(model.config, "quantization_config", None) is not None:
         return None
-    return model, checkpoint_tensors(folder, model)
+    if isinstance(source.place, str):
+        folder = _download(name, source, revision, _SMALL_FILES)
+        if (folder / INDEX_NAME).is_file():
+            return model, checkpoint_tensors(folder, model, fetch=_fetch_from(name, source))
+    folder = checkpoint_folder(name, revision=revision)
+    return (model, checkpoint_tensors(folder, model)) if weight_files(folder) else None
+
+
+def _fetch_from(name: str, source: ModelSource) -> Fetch:
+    """Return a function that downloads a file of a snapshot of a repository."""
+
+    def fetch(file: Path) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            # The folder of a snapshot has the name of its commit.
+            return Path(hf_hub_download(str(source.place), file.name, revision=file.parent.name))
+        except Exception as error:  # the Hub client raises many unrelated types
+            raise _loading_error(name, source, error) from error
+
+    return fetch
 
 
 def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> Path:
@@ -228,11 +261,15 @@ def checkpoint_folder(name: str = EMBEDDED, *, revision: str | None = None) -> P
         return convert_gguf(Path(name), cache_dir() / "models")
     if isinstance(source.place, Path):
         return source.place
+    return _download(name, source, revision, ("*.safetensors", *_SMALL_FILES))
+
+
+def _download(name: str, source: ModelSource, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the folder with those files of a repository whose names match."""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(source.place, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(str(source.place), revision=revision, allow_patterns=list(patterns)))
     except Exception as error:  # the Hub client raises many unrelated types
         raise _loading_error(name, source, error) from error
 
