@@ -232,6 +232,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "--strength": ("evaluate",),
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),
+    "--max-new-tokens": ("evaluate",),
 }
 """Options that some commands take several times and with a name, or restrict; their help texts begin alike."""
 

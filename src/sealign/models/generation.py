@@ -24,6 +24,7 @@ def generate_ids(
     max_new_tokens: int,
     *,
     use_cache: bool = True,
+    keep_end: bool = False,
 ) -> Tensor:
     """Return greedy completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
 
@@ -33,6 +34,7 @@ def generate_ids(
         prompts: Token ids of the prompts.
         max_new_tokens: Largest number of tokens to generate. Must be at least 1.
         use_cache: Whether to use the cache of keys and values; without it every step runs the whole sequences.
+        keep_end: Whether to keep the first end token.
     """
     device, pad = input_device(model), pad_token(tokenizer, model)
     ids, mask = pad_left(prompts, pad, device)
@@ -48,11 +50,20 @@ def generate_ids(
         use_cache=use_cache,
     )
     new = output[:, ids.shape[1] :].cpu()
-    ends = model.generation_config.eos_token_id if model.generation_config is not None else None
-    stops = torch.tensor([] if ends is None else [ends] if isinstance(ends, int) else ends)
-    ended = torch.isin(new, stops).cumsum(1) > 0
+    ends_here = torch.isin(new, torch.tensor(end_tokens(model))).long()
+    ended = ends_here.cumsum(1) - (ends_here if keep_end else 0) > 0
     new = torch.where(ended, -1, new)
     return torch.nn.functional.pad(new, (0, max_new_tokens - new.shape[1]), value=-1)
+
+
+def end_tokens(model: PreTrainedModel) -> list[int]:
+    """Return the token ids that end a completion; an empty list if there are none.
+
+    Args:
+        model: A model that generates.
+    """
+    ends: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def room_for_answer(model: PreTrainedModel, length: int, what: str, remedy: str) -> int:
