@@ -50,6 +50,11 @@ class Row:
     broken: int = 0
 
     @property
+    def sign(self) -> int:
+        """-1 if lower values are good, so that a difference times the sign is a gain; else 1."""
+        return -1 if self.aim == "lower" else 1
+
+    @property
     def missing(self) -> str:
         """Why there is no difference."""
         if not self.broken:
@@ -84,6 +89,12 @@ class EditReport:
     def headlines(self) -> list[Row]:
         """The rows that the verdict depends on."""
         return [row for row in self.rows if row.headline]
+
+    @property
+    def main(self) -> Row | None:
+        """The row that figures show first: the preference margin, or else the first headline that has a difference."""
+        rows = [row for row in self.headlines if row.difference is not None]
+        return next((row for row in rows if row.metric == "preference_margin"), rows[0] if rows else None)
 
     @property
     def shown(self) -> list[Row]:
