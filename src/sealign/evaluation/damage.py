@@ -74,8 +74,9 @@ class Damage:
 
     @property
     def divergence_interval(self) -> tuple[float, float]:
-        """Ends of the 95 % interval of ``mean_divergence`` over texts; see ``increase_interval``."""
-        return increase_interval(self.tokens, np.zeros_like(self.divergence), self.divergence)
+        """Ends of the 95 % interval of ``mean_divergence`` over texts, at least 0; see ``increase_interval``."""
+        low, high = increase_interval(self.tokens, np.zeros_like(self.divergence), self.divergence)
+        return max(low, 0.0), high
 
     @property
     def divergence_bound(self) -> float:
