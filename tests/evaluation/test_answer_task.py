@@ -131,6 +131,18 @@ def test_a_prompt_of_a_demonstration_counts_once_in_the_damage(
     assert len(results.domain_damage["mild"].tokens) == len(demonstrations) + len(TEXTS) - len(shared)
 
 
+def test_prompts_that_an_edit_was_fitted_on_are_noted(
+    llama: Any, tokenizer: Any, small_edit: sealign.Edit, demonstrations: Any, config: EvaluationConfig, tmp_path: Path
+) -> None:
+    config = config.replace(control_seeds=(), reversed_control=False)
+    shared = {item.prompt for item in demonstrations} & set(TEXTS)
+    for folder, prompts, count in (("own", TEXTS, len(shared)), ("new", ["How?", "When?"], 0)):
+        asked = config.replace(prompts=[Prompt(text) for text in prompts], system_instruction="Be brief.")
+        notes = _run(llama, tokenizer, {"mild": small_edit}, asked, tmp_path / folder).tasks["answers"].notes
+        found = [note for note in notes if "an edit was fitted on" in note]
+        assert [note.split()[5] for note in found] == [str(count)] * bool(count)
+
+
 def test_history_system_instruction_and_repeated_prompts(
     llama: Any, tokenizer: Any, config: EvaluationConfig, tmp_path: Path
 ) -> None:

@@ -104,7 +104,7 @@ def test_the_interval_of_the_damage_covers_and_a_divergence_is_not_negative() ->
     damage = Damage(np.array([2.0, 2.0]), np.array([1.0, 1.0]), np.array([1.5, 1.0]), np.array([0.0, 0.2]))
     reach = 12.706205 * 0.25  # t with one degree of freedom, times the standard error of the increase
     assert damage.loss_interval == pytest.approx((0.25 - reach, 0.25 + reach))
-    assert damage.divergence_interval == (0.0, pytest.approx(0.1 + 12.706205 * 0.1))
+    assert damage.divergence_interval == pytest.approx((0.0, 0.1 + 12.706205 * 0.1))
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from sealign.evaluation.preference import PREFERENCE
 from sealign.evaluation.preference_task import add_preference
 from sealign.evaluation.results import ANSWERS, BASE, RESULTS_NAME, DamageRecord, Results, Task
 from sealign.evaluation.samples import TaskSamples
-from sealign.evaluation.unseen import fitted_prompts, unseen_items
+from sealign.evaluation.unseen import choose_items, fitted_prompts, seen_note
 from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
@@ -102,6 +102,8 @@ def evaluate(
     )
     tasks = _score_arms(model, tokenizer, arms, scored, asked, kept, digest, ignore_mismatch, track)
     add_format_remarks(tasks, edits, tokenizer, config)
+    if config.prompts and (note := seen_note(config.prompts, edits.values())):
+        tasks[ANSWERS].notes.append(note)
     measured = Journal(kept / f"{digest}-damage.jsonl")
     neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
     answers = answer_passages(
@@ -173,7 +175,7 @@ def _score_arms(
             with attached(name) as lm:
                 for task in config.tasks:
                     if task not in chosen:
-                        chosen[task], left_out[task] = _choose_items(manager, task, config, fitted)
+                        chosen[task], left_out[task] = choose_items(manager, task, config, fitted)
                     with timed(name, task):
                         samples = _run(lm, task, manager, config, chosen[task])
                         _add_samples(tasks, task, name, samples)
@@ -202,28 +204,6 @@ def _score_arms(
                 track=track,
             )
     return tasks
-
-
-def _choose_items(
-    manager: TaskManager, task: str, config: EvaluationConfig, fitted: frozenset[str]
-) -> tuple[dict[str, list[int]], int]:
-    """Return the numbers of the items to score, by member of a group of tasks, and how many were left out.
-
-    Items are left out if an edit was fitted on their prompts.
-    """
-    chosen, asked = {}, 0
-    for name, member in manager.load([task])["tasks"].items():
-        items = list(member.eval_docs)
-        numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
-        unseen = set(unseen_items(items, fitted))
-        chosen[name] = [number for number in numbers if number in unseen]
-        asked += len(numbers)
-    kept = sum(map(len, chosen.values()))
-    if asked and not kept:
-        raise SettingError(
-            f"the edits were fitted on all {asked} items of task '{task}'; leave the task out, or fit with a holdout"
-        )
-    return chosen, asked - kept
 
 
 def _run(
