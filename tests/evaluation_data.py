@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,57 @@ def planted_results(gain: float = 0.0, *, random_gain: float = 0.0, rise: float 
         tasks={"truthfulqa_mc2": first, "bbq": second},
         damage=damage | {"mild reversed": _damage(0.03)},
     )
+
+
+def with_answers(results: Results, *, count: int = 12) -> Results:
+    """Results with answers to prompts, a measure with an aim and one without, and damage on own answers."""
+    generator = np.random.default_rng(6)
+
+    def metric(aim: Any) -> Metric:
+        arms = {name: Scores(generator.normal(0.5, 0.1, count).tolist(), None) for name in results.arms}
+        return Metric(items=list(range(count)), aim=aim, scale=1.0, offset=0.0, headline=aim is not None, arms=arms)
+
+    answers = Task(
+        version="1",
+        questions=[f"open question {number}?" for number in range(count)],
+        groups=None,
+        metrics={"mood": metric("lower"), "loss": metric(None)},
+        answers={name: [f"<open> answer {number} of {name}" for number in range(count)] for name in results.arms},
+    )
+    domain = {name: _damage(0.04 * number) for number, name in enumerate(results.damage, start=1)}
+    return dataclasses.replace(results, tasks=results.tasks | {"answers": answers}, domain_damage=domain)
+
+
+def planted_sweep(strengths: tuple[float, ...] = (2.0, 0.5, 1.0)) -> Results:
+    """Results of one edit at several strengths, whose gain and damage are known multiples of the strength."""
+    one = with_answers(planted_results())
+    arms, damage, domain = {"base": one.arms["base"]}, {}, {}
+    for strength in strengths:
+        for suffix, kind, seed in (("", "edit", None), (" random 0", "random", 0), (" reversed", "reversed", None)):
+            name = f"mild at {strength:g}"
+            arm = dataclasses.replace(_arm(kind, name, seed), strength=strength, sweep="mild")
+            arms[name + suffix] = arm
+            factor = {"edit": 1.0, "random": 0.0, "reversed": -1.0}[kind]
+            damage[name + suffix] = _damage(0.02 * strength**2 * abs(factor))
+            domain[name + suffix] = _damage(0.01 * strength)
+
+    def swept(task: Task, slope: float) -> Task:
+        metrics = {}
+        for name, metric in task.metrics.items():
+            base = np.array(metric.arms["base"].numerators, dtype=np.float64)
+            noise = np.random.default_rng(7).normal(0, 0.01, len(base))
+            scores = {"base": metric.arms["base"]}
+            for arm, record in arms.items():
+                if record.strength is not None:
+                    factor = {"edit": 1.0, "random": 0.0, "reversed": -1.0}[record.kind]
+                    moved = base + slope * record.strength * factor + (noise - noise.mean())
+                    scores[arm] = Scores(moved.tolist(), None)
+            metrics[name] = dataclasses.replace(metric, arms=scores)
+        answers = {name: [f"answer of {name}"] * len(task.questions) for name in arms}
+        return dataclasses.replace(task, metrics=metrics, answers=answers)
+
+    tasks = {
+        "truthfulqa_mc2": swept(one.tasks["truthfulqa_mc2"], 0.03),
+        "answers": swept(one.tasks["answers"], -0.05),
+    }
+    return dataclasses.replace(one, arms=arms, tasks=tasks, damage=damage, domain_damage=domain)

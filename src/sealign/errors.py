@@ -54,6 +54,10 @@ class JudgeError(SealignError):
     """A judge model cannot be reached, or its answer has the wrong form."""
 
 
+class MeasureError(SealignError):
+    """A measure of answers fails, or gives a value that is not a finite number."""
+
+
 class ExportError(SealignError):
     """An edit cannot be exported in the requested form."""
 

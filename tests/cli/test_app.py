@@ -238,6 +238,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "--seed": ("generate", "chat"),
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),
+    "--max-new-tokens": ("evaluate",),
 }
 """Options that some commands take several times and with a name, or restrict; their help texts begin alike."""
 

@@ -131,7 +131,7 @@ def test_a_local_judge(edit_folder: Path, model_folder: Path, local: Path, tmp_p
     passed(*args, tmp_path / "with", "--judge", model_folder)
     task = Results.load(tmp_path / "with").tasks["truthfulqa_gen"]
     assert {"truth", "info", "truth*info"} <= set(task.metrics)
-    assert task.notes == []
+    assert not any("judge" in note for note in task.notes)
 
 
 def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
     ]
     refused(*args, "truthfulqa_mc", words=("unknown task 'truthfulqa_mc'", "did you mean 'truthfulqa_mc"))
     refused(*args, "bbq", words=("task 'bbq' needs the file", "check --data-dir"))
-    refused(*args, ",", words=("no tasks and no demonstrations",))
+    refused(*args, ",", words=("no tasks, no demonstrations and no prompts",))
     refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "must be integers"))
     refused(
         *args, "truthfulqa_mc1", "--edit", edit_folder, words=("two values of --edit have the name", "--edit other=")
@@ -212,4 +212,108 @@ def test_demonstrations_that_were_fitted_on_are_not_scored(
     assert set(data["edits"][0]["domain_divergence"]) == {"edit", "edit random 0", "edit reversed"}
     write_rows(tmp_path, "seen.jsonl", [row for row in rows if row["prompt"] not in expected])
     args[args.index(file)] = tmp_path / "seen.jsonl"
-    refused(*args, "--output", tmp_path / "none", words=("no tasks and no demonstrations", "no edit was fitted on"))
+    refused(
+        *args,
+        "--output",
+        tmp_path / "none",
+        words=("no tasks, no demonstrations and no prompts", "no edit was fitted on"),
+    )
+
+
+def test_answers_to_prompts(edit_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.txt").write_text("What is ice?\nWho bakes bread?\nWhy?\n")
+    (tmp_path / "own_measure.py").write_text("def letters(prompt, answer):\n    return len(answer)\n")
+    monkeypatch.chdir(tmp_path)
+    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", "--prompts", "prompts.txt", "--scorer", "tokens"]
+    args += ["--scorer", "own_measure:letters", "--aim", "letters=higher", "--max-new-tokens", 5]
+    args += ["--control-seeds", "0", "--output", tmp_path / "out"]
+    text = " ".join(passed(*args).split())
+    for metric in ("tokens", "letters", "repetition", "loss"):
+        assert f"answers {metric}" in text
+    assert "Rows without p have no aim" in text
+    results = Results.load(tmp_path / "out")
+    task = results.tasks["answers"]
+    assert task.questions == ["What is ice?", "Who bakes bread?", "Why?"]
+    assert task.metrics["letters"].arms["mild"].numerators == [float(len(text)) for text in task.answers["mild"]]
+    assert task.metrics["tokens"].arms["base"].numerators == [5.0] * 3
+    rows = {row["metric"]: row for row in json.loads(passed(*args, "--json"))["edits"][0]["rows"]}
+    assert (rows["letters"]["headline"], rows["tokens"]["headline"]) == (True, False)
+    assert set(results.domain_damage) == {"mild", "mild random 0", "mild reversed"}
+
+
+def test_a_classifier_and_a_judge_of_answers(
+    model_folder: Path, edit_folder: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    labels = {0: "gloomy", 1: "glad"}
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        intermediate_size=40,
+        id2label=labels,
+        label2id={label: number for number, label in labels.items()},
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    tokenizer.save_pretrained(tmp_path / "classifier")
+    args: list[object] = ["evaluate", "--edit", edit_folder, "--prompts", "bundled:formality", "--max-new-tokens", 3]
+    args += ["--control-seeds", "", "--no-reversed", "--output", tmp_path / "out"]
+    refused(*args, "--classifier", tmp_path / "classifier", words=("has the labels gloomy, glad; name one",))
+    args += ["--classifier", f"mood={tmp_path / 'classifier'}:glad", "--judge", model_folder, "--criterion", "warmth"]
+    text = " ".join(passed(*args).split())
+    assert "answers mood" in text
+    assert "over the base model's answer by warmth" in text
+    task = Results.load(tmp_path / "out").tasks["answers"]
+    assert all(0 < score < 1 for score in task.metrics["mood"].arms["base"].numerators if score is not None)
+    assert task.metrics["judge_preference"].headline
+
+
+def test_several_strengths_are_arms_of_their_own(edit_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", "--tasks", "truthfulqa_mc1", "--data-dir", local]
+    args += ["--limit", 3, "--control-seeds", "0", "--no-reversed"]
+    passed(*args, "--strength", "0.5, 2", "--output", tmp_path / "out")
+    results = Results.load(tmp_path / "out")
+    assert list(results.arms) == ["base", "mild at 0.5", "mild at 0.5 random 0", "mild at 2", "mild at 2 random 0"]
+    passed(*args, "--strength", "2", "--output", tmp_path / "one")
+    alone = Results.load(tmp_path / "one")
+    assert list(alone.arms) == ["base", "mild", "mild random 0"]
+    assert alone.damage["mild"] == results.damage["mild at 2"]
+    for text, words in (
+        ("a", "strength is 'a'"),
+        (",", "--strength is ','"),
+        ("1,1", "strength '1.0' is named 2 times"),
+    ):
+        refused(*args, "--strength", text, "--output", tmp_path / "none", words=(words,))
+
+
+def test_prompts_as_the_harness_writes_them(edit_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = ["evaluate", "--edit", f"mild={edit_folder}", "--tasks", "truthfulqa_mc1", "--data-dir", local]
+    args += ["--limit", 3, "--control-seeds", "", "--no-reversed", "--output"]
+    text = " ".join(passed(*args, tmp_path / "raw").split())
+    assert "the edit 'mild' was fitted with the chat template, but these prompts are written without" in text
+    data = json.loads(passed(*args, tmp_path / "raw", "--json"))
+    assert "add --apply-chat-template" in data["notes"]["truthfulqa_mc1"][0]
+    assert "add --apply-chat-template" in (tmp_path / "raw" / "report.html").read_text()
+    text = passed(*args, tmp_path / "chat", "--apply-chat-template", "--system-instruction", "Be brief.")
+    assert "was fitted" not in text
+    settings = Results.load(tmp_path / "chat").settings
+    assert (settings["apply_chat_template"], settings["system_instruction"]) == (True, "Be brief.")
+
+
+def test_options_without_effect_are_refused(edit_folder: Path, local: Path, tmp_path: Path) -> None:
+    args: list[object] = ["evaluate", "--edit", edit_folder, "--output", tmp_path / "out"]
+    tasks: list[object] = ["--tasks", "truthfulqa_mc1", "--data-dir", local]
+    prompts: list[object] = ["--prompts", "bundled:positivity"]
+    for option, value in (("--scorer", "tokens"), ("--classifier", "x"), ("--aim", "loss=lower"), ("--criterion", "x")):
+        refused(*args, *tasks, option, value, words=(f"{option} is for the answers to prompts", "give --prompts"))
+    refused(*args, *tasks, "--max-new-tokens", 5, words=("--max-new-tokens is for the answers",))
+    refused(*args, *prompts, "--num-fewshot", 2, words=("--num-fewshot is for the tasks", "leave it out"))
+    refused(
+        *args, *tasks, "--chat-template-arg", "a=1", words=("has no effect on raw prompts", "--apply-chat-template")
+    )
+    refused(*args, *prompts, "--aim", "loss=small", words=("--aim gives loss the value 'small'", "higher, lower"))
+    refused(*args, *prompts, "--criterion", "warmth", words=("--criterion is for a judge", "--judge"))
+    refused(*args, *prompts, "--scorer", "tokns", words=("unknown scorer 'tokns'", "did you mean 'tokens'"))
+    refused(*args, "--prompts", tmp_path / "none.txt", words=("there is no file",))

@@ -14,10 +14,12 @@ import pytest
 import sealign
 import sealign.cli.plot  # registers the commands
 from sealign import figures
+from sealign.evaluation.comparison import report_edits
 from sealign.figures import Point
 from sealign.spectral.signature import layer_signature
 from tests.cli import test_app as shared
 from tests.cli.test_app import listing, passed, refused, replaced, write_rows
+from tests.evaluation_data import planted_results, planted_sweep
 from tests.tiny_models import build_model
 
 cache = shared.cache
@@ -51,6 +53,22 @@ def assert_written(printed: str, path: Path) -> None:
 
 
 # --- figures ---
+
+
+def test_sweep(tmp_path: Path) -> None:
+    results = planted_sweep((0.5, 1.0))
+    results.save(tmp_path)
+    path = tmp_path / "figures" / "strengths"
+    assert_written(passed("plot", "sweep", tmp_path, "--output", path), path)
+    points = figures.sweep_points(results, report_edits(results), "mild")
+    assert read(path.with_suffix(".csv")) == [Point(p.panel, p.series, p.x, p.y) for p in points]
+    args = ("plot", "sweep", tmp_path / "results.json", "--output", tmp_path / "again")
+    data = json.loads(passed(*args, "--name", "mild", "--json"))
+    assert data["files"] == [str(tmp_path / f"again.{suffix}") for suffix in SUFFIXES]
+    args = (*args[:-1], tmp_path / "none")
+    refused(*args, "--name", "wild", words=("'wild' was not evaluated at several strengths", "found: mild"))
+    planted_results().save(tmp_path)
+    refused(*args, words=("several strengths", "--strength 0.5,1,2"))
 
 
 def test_tsne(model_folder: Path, rows: Path, demonstrations: Any, tmp_path: Path) -> None:

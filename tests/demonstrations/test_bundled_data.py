@@ -16,7 +16,7 @@ from tests.demonstrations.bundled_texts import BEHAVIOURS, DATA, DEMONSTRATIONS,
 
 QUESTIONS = read("multiple_choice")
 ASKED = [row["prompt"] for row in DEMONSTRATIONS] + [row["question"] for row in QUESTIONS]
-ASKED += [prompt for name in BEHAVIOURS for prompt in load_prompts(f"bundled:{name}")]
+ASKED += [prompt.text for name in BEHAVIOURS for prompt in load_prompts(f"bundled:{name}")]
 
 
 def preamble_questions() -> list[str]:

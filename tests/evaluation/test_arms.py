@@ -70,3 +70,29 @@ def test_no_two_arms_have_one_name(small_edit: sealign.Edit) -> None:
     for edits, name in (({"base": small_edit}, "base"), ({"a": small_edit, "a reversed": small_edit}, "a reversed")):
         with pytest.raises(SettingError, match=f"an edit is named '{name}', which is the name of another arm"):
             _plan(**edits)
+
+
+def test_a_sweep_has_an_arm_with_controls_for_each_strength(small_edit: sealign.Edit) -> None:
+    arms = plan_arms(
+        {"mild": small_edit},
+        control_seeds=(3,),
+        reversed_control=True,
+        sources={"mild": "a folder"},
+        strengths=(0.25, 2.0),
+    )
+    names = ["mild at 0.25", "mild at 2"]
+    assert list(arms) == ["base", *(f"{name}{kind}" for name in names for kind in ("", " random 3", " reversed"))]
+    for name, strength in zip(names, (0.25, 2.0), strict=True):
+        edit = small_edit.with_strength(strength)
+        for arm, expected in (("", edit), (" random 3", edit.randomized(3)), (" reversed", edit.reversed())):
+            record = arms[f"{name}{arm}"].record
+            assert record.hash == expected.hash
+            assert (record.edit, record.sweep, record.strength) == (name, "mild", strength)
+        assert arms[name].record.source == "a folder"
+    assert arms["base"].record.sweep is None
+
+
+def test_a_method_without_strength_has_no_sweep(llama: Any, tokenizer: Any) -> None:
+    best = sealign.fit_edit(llama, tokenizer, config=sealign.BestOfNConfig(n=3))
+    with pytest.raises(SettingError, match="best_of_n has no strength; leave it out"):
+        plan_arms({"best": best}, control_seeds=(), reversed_control=False, sources={}, strengths=(0.5, 1.0))

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 import sealign
-from sealign.evaluation.damage import bundled_texts, increase_with_bound, measure_damage, measure_damages, text_losses
+from sealign.evaluation.damage import (
+    Damage,
+    bundled_texts,
+    increase_interval,
+    increase_with_bound,
+    measure_damage,
+    measure_damages,
+    text_losses,
+)
 
 TEXTS = [
     "The town lies by the river.",
@@ -83,6 +91,20 @@ def test_the_bound_on_the_damage_covers() -> None:
     assert 0.94 <= np.mean(above) <= 0.96
     mean, _ = increase_with_bound(np.array([1.0, 3.0]), np.zeros(2), np.array([1.0, 0.0]))
     assert mean == 0.25
+
+
+def test_the_interval_of_the_damage_covers_and_a_divergence_is_not_negative() -> None:
+    """The interval has the true increase in 95 of 100 draws of texts."""
+    generator = np.random.default_rng(1)
+    tokens, covered = np.full(10, 40.0), []
+    for _ in range(2000):
+        low, high = increase_interval(tokens, np.zeros(10), generator.normal(0.05, 0.04, 10))
+        covered.append(low <= 0.05 <= high)
+    assert 0.94 <= np.mean(covered) <= 0.96
+    damage = Damage(np.array([2.0, 2.0]), np.array([1.0, 1.0]), np.array([1.5, 1.0]), np.array([0.0, 0.2]))
+    reach = 12.706205 * 0.25  # t with one degree of freedom, times the standard error of the increase
+    assert damage.loss_interval == pytest.approx((0.25 - reach, 0.25 + reach))
+    assert damage.divergence_interval == pytest.approx((0.0, 0.1 + 12.706205 * 0.1))
 
 
 @pytest.mark.slow

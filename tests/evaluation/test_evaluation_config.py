@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 
+from sealign.demonstrations import Demonstration, Prompt, Turn
 from sealign.errors import SettingError
+from sealign.evaluation.answer_measures import load_scorer
 from sealign.evaluation.evaluation_config import EvaluationConfig
+
+TWO = [Prompt("Why?"), Prompt("How?")]
 
 
 class Agreeing:
@@ -24,12 +28,21 @@ class Agreeing:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tasks": []}, "no tasks and no demonstrations to score; name a task, such as truthfulqa_mc2"),
+        ({"tasks": []}, "no tasks, no demonstrations and no prompts to score; name a task, such as"),
         ({"tasks": ["bbq", "bbq"]}, "task 'bbq' is named 2 times; name it once"),
         ({"tasks": ["bbq"], "control_seeds": [3, 1, 3]}, "control seed '3' is named 2 times; name it once"),
         ({"tasks": ["bbq"], "limit": 0}, "limit is 0, but it must be at least 1"),
         ({"tasks": ["bbq"], "batch_size": 0}, "batch_size is 0, but it must be at least 1"),
         ({"tasks": ["bbq"], "judge": "a name"}, "judge is 'a name', but it must be a Judge"),
+        ({"tasks": ["bbq"], "strengths": [1, 1.0]}, "strength '1.0' is named 2 times; name it once"),
+        ({"tasks": ["bbq"], "measures": [load_scorer("tokens")]}, "measures and aims are .* but there are none"),
+        ({"tasks": ["bbq"], "aims": {"loss": "lower"}}, "measures and aims are .* but there are none"),
+        ({"prompts": [Prompt("Why?")]}, "there is 1 prompt, but intervals need at least 2"),
+        ({"prompts": TWO, "measures": [load_scorer("loss=tokens")]}, "a measure is named 'loss', which is a metric"),
+        ({"prompts": TWO, "measures": [load_scorer("tokens")] * 2}, "measure 'tokens' is named 2 times"),
+        ({"prompts": TWO, "aims": {"repetitoin": "lower"}}, "unknown measure 'repetitoin' .did you mean 'repetition'"),
+        ({"prompts": TWO, "aims": {"loss": "least"}}, "the aim of 'loss' is 'least', but it must be higher"),
+        ({"tasks": ["bbq"], "apply_chat_template": True, "preamble": "x"}, "a preamble would stand before the chat"),
     ],
 )
 def test_refusals(settings: Any, words: str) -> None:
@@ -42,3 +55,22 @@ def test_settings_are_recorded_as_json_values_and_a_judge_by_its_name() -> None:
     recorded = config.dump()
     assert (recorded["tasks"], recorded["data_dir"], recorded["judge"]) == (["bbq"], "data", "agreeing")
     assert recorded["control_seeds"] == [0, 1, 2]
+
+
+def test_prompts_and_measures_are_recorded_by_hash_and_identity() -> None:
+    config = EvaluationConfig(prompts=TWO, measures=[load_scorer("thanks=regex:thank")], aims={"thanks": 0.5})
+    dumped = config.dump()
+    assert dumped["measures"] == {"thanks": "regex:thank"}
+    assert dumped["aims"] == {"thanks": 0.5}
+    assert dumped["prompts"] != config.replace(prompts=TWO[::-1]).dump()["prompts"]
+
+
+def test_a_system_instruction_precedes_every_conversation() -> None:
+    brief = Turn("system", "Be brief.")
+    item = Demonstration("Why?", "a", "b", (brief, Turn("user", "x"), Turn("assistant", "y")))
+    config = EvaluationConfig(prompts=TWO, demonstrations=[item], system_instruction="Be kind.")
+    found = config.instructed()
+    assert found.prompts == tuple(Prompt(prompt.text, (Turn("system", "Be kind."),)) for prompt in TWO)
+    assert found.demonstrations is not None
+    assert found.demonstrations[0].history == (Turn("system", "Be kind.\n\nBe brief."), *item.history[1:])
+    assert config.replace(system_instruction=None).instructed().prompts == tuple(TWO)

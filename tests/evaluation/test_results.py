@@ -56,7 +56,7 @@ def _break(folder: Path, change: Any) -> None:
             "is not a sealign.results file: its 'format' is 'other'; check the path",
         ),
         (
-            lambda data: data.update(format_version=3),
+            lambda data: data.update(format_version=4),
             "format version 3, but this version of Sealign reads version 2; upgrade",
         ),
         (lambda data: data.update(format_version=1), "version 1, .* version 2; run the evaluation again with this"),

@@ -81,7 +81,7 @@ def test_an_evaluation_leaves_items_out(
     expected = [questions[number].prompt for number in [0, 1, *range(11, 16)]][: None if limit is None else 2]
     assert task.questions == expected
     count = 9 if limit is None else 7
-    assert task.notes == [f"{count} of its items were left out, since an edit was fitted on their prompts"]
+    assert task.notes[0] == f"{count} of its items were left out, since an edit was fitted on their prompts"
     plain = evaluate(llama, tokenizer, {}, config=config, output=tmp_path / "base")
     assert len(plain.tasks["truthfulqa_mc1"].questions) == (limit or 16)
     assert not plain.tasks["truthfulqa_mc1"].notes

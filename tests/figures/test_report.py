@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import dataclasses
 import re
@@ -17,14 +18,14 @@ from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results
 from sealign.figures.report import changed_items, write_report
 from sealign.folders import new_folder
-from tests.evaluation_data import planted_results
+from tests.evaluation_data import planted_results, planted_sweep, with_answers
 
-SECTIONS = ["verdicts", "table", "differences", "categories", "answers", "damage", "provenance"]
+SECTIONS = ["verdicts", "answers", "table", "differences", "categories", "changes", "damage", "provenance"]
 
 
 @pytest.fixture(scope="module")
 def results() -> Results:
-    return planted_results(0.05)
+    return with_answers(planted_results(0.05))
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def folder(results: Results, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_files(folder: Path) -> None:
     assert {entry.name for entry in folder.iterdir()} == {"report.html", "table.csv", "figures"}
     figures = {entry.name for entry in (folder / "figures").iterdir()}
-    names = {"mild-differences", "mild-damage", "mild-bbq-acc"}
+    names = {"mild-differences", "mild-damage", "mild-bbq-acc", "mild-gain-damage", "mild-gain-own-answers"}
     assert figures == {f"{name}.{kind}" for name in names for kind in ("pdf", "png")} | {"sealign.json"}
 
 
@@ -79,6 +80,62 @@ def test_the_page_shows_everything(results: Results, folder: Path) -> None:
         assert f'<section id="{section}"' in page
 
 
+def test_the_page_opens_with_verdict_gain_and_ten_answers(results: Results, folder: Path) -> None:
+    page = (folder / "report.html").read_text()
+    (report,) = report_edits(results)
+    opening = page[page.index('<section id="verdicts"') : page.index('<section id="table"')]
+    places = [
+        opening.index(text) for text in (report.verdict.sentence, "Gain against", "&lt;open&gt; answer 0 of base")
+    ]
+    assert places == sorted(places)
+    assert opening.count("<img") == 2
+    assert "KL divergence on the base model&#39;s own answers" in opening
+    shown, more = opening.split("2 more prompts")
+    for number in range(12):
+        part = shown if number < 10 else more
+        assert part.index(f"open question {number}?") < part.index(f"answer {number} of base<")
+        assert part.index(f"answer {number} of base<") < part.index(f"answer {number} of mild<")
+        assert f"answer {number} of mild reversed<" in part
+    assert "<open>" not in page
+    table = page[page.index('<section id="table"') :]
+    assert table.index("answers mood") < table.index("answers loss") < table.index("other metrics and subgroups")
+
+
+def test_a_page_without_answers_says_how_to_get_them(tmp_path: Path) -> None:
+    plain = planted_results(0.05)
+    write_report(plain, report_edits(plain), tmp_path)
+    assert "No prompts were answered" in (tmp_path / "report.html").read_text()
+    assert not (tmp_path / "figures" / "mild-gain-own-answers.png").exists()
+
+
+def test_an_edit_that_a_search_found_brings_its_layer_map(tmp_path: Path) -> None:
+    results = planted_results(0.05)
+    (tmp_path / "tuned" / "figures").mkdir(parents=True)
+    (tmp_path / "tuned" / "figures" / "layer_map.png").write_bytes(b"a picture")
+    found = dataclasses.replace(results.arms["mild"], source=str(tmp_path / "tuned" / "edit"))
+    tuned = dataclasses.replace(results, arms=results.arms | {"mild": found})
+    picture = base64.b64encode(b"a picture").decode()
+    write_report(tuned, report_edits(tuned), tmp_path / "out")
+    assert picture not in (tmp_path / "out" / "report.html").read_text()  # the folder has no scan
+    (tmp_path / "tuned" / "scan.csv").write_text("")
+    write_report(tuned, report_edits(tuned), tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("Gain against") < page.index(f"data:image/png;base64,{picture}") < page.index('id="answers"')
+
+
+def test_several_strengths_have_one_opening(tmp_path: Path) -> None:
+    swept = planted_sweep((1.0, 0.5))
+    reports = report_edits(swept)
+    write_report(swept, reports, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    opening = page[page.index('<section id="verdicts"') : page.index('<section id="answers"')]
+    assert opening.count("<img") == 3
+    assert "Differences from the base model against the strength" in opening
+    for report in reports:
+        assert f"<strong>{report.edit}</strong>{report.verdict.sentence}" in opening
+    assert {"mild-sweep.png", "mild-gain-damage.pdf"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+
+
 def test_the_table_as_csv(results: Results, folder: Path) -> None:
     (report,) = report_edits(results)
     with (folder / "table.csv").open() as file:
@@ -90,13 +147,13 @@ def test_the_table_as_csv(results: Results, folder: Path) -> None:
     assert float(first["difference"]) == row.difference.difference
     assert float(first["random_difference"]) == row.random.difference
     assert float(first["adjusted_p"]) == row.adjusted_p
-    assert rows[-1]["metric"] == "acc/Religion"
-    assert rows[-1]["difference"] == ""
+    (religion,) = [row for row in rows if row["metric"] == "acc/Religion"]
+    assert religion["difference"] == ""
 
 
 def test_items_that_changed_most_both_ways(results: Results) -> None:
     (report,) = report_edits(results)
-    mc2, accuracy, bias = report.headlines
+    mc2, accuracy, bias, _ = report.headlines
     changes = changed_items(results, report, accuracy, count=3)
     assert [change.change for change in changes] == [1.0, 1.0, 1.0, -1.0, -1.0, -1.0]
     metric = results.tasks["truthfulqa_mc2"].metrics["mc2"]
@@ -129,7 +186,8 @@ def test_the_base_model_alone(results: Results, tmp_path: Path) -> None:
         )
         for name, task in results.tasks.items()
     }
-    alone = dataclasses.replace(results, arms={"base": results.arms["base"]}, tasks=tasks, damage={})
+    base = {"base": results.arms["base"]}
+    alone = dataclasses.replace(results, arms=base, tasks=tasks, damage={}, domain_damage={})
     write_report(alone, report_edits(alone), tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "No edit was evaluated" in page
@@ -180,9 +238,12 @@ def test_in_a_browser(browser: Any, folder: Path, width: int, scheme: str) -> No
     assert page.title() == "Sealign evaluation: tiny <model>"
     # Nothing is wider than the screen: tables scroll within themselves.
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # Figures of the opening and answers need no scrolling, and their text is not tiny.
+    assert page.evaluate("[...document.querySelectorAll('.figures img')].every(e => e.clientWidth >= 300)")
+    assert page.evaluate("[...document.querySelectorAll('.item')].every(e => e.scrollWidth <= e.clientWidth)")
     assert page.evaluate("[...document.querySelectorAll('#table .metrics')].every(e => e.scrollWidth <= e.clientWidth)")
     loaded = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
-    assert len(loaded) == 3
+    assert len(loaded) == 5
     assert all(loaded)
     # By keyboard alone: each link of the list of sections goes to its section.
     for section in SECTIONS:

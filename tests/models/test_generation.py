@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from sealign.models.eval_mode import eval_mode
-from sealign.models.generation import generate_ids
+from sealign.models.generation import end_tokens, generate_ids
 from sealign.models.sampling import Sampling
 from tests.tiny_models import build_model
 
@@ -112,6 +112,12 @@ def test_nothing_from_the_end_token_on(
     found = generate_ids(model, tokenizer, prompts, NEW, use_cache=use_cache)
     assert found.shape == (len(LENGTHS), NEW)
     assert found.tolist() == expected
+    ends = [next((token for token in row if token in listed), None) for row in free]
+    kept = [[end if token == -1 and row.index(-1) == place else token for place, token in enumerate(row)]
+            for row, end in zip(expected, ends, strict=True)]  # fmt: skip
+    found = generate_ids(model, tokenizer, prompts, NEW, use_cache=use_cache, keep_end=True)
+    assert found.tolist() == kept
+    assert sorted(end_tokens(model)) == sorted(listed)
 
 
 def test_a_prompt_may_hold_end_and_pad_tokens(

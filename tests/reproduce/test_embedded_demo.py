@@ -22,7 +22,9 @@ def test_topics_of_the_demo_are_unseen() -> None:
     for behaviour in DEMO_BEHAVIOURS:
         fitted, held_out = split_demonstrations(sealign.load_demonstrations(f"bundled:{behaviour}"))
         assert not {item.topic for item in fitted} & {item.topic for item in held_out}
-        assert not {item.prompt for item in [*fitted, *held_out]} & set(load_prompts(f"bundled:{behaviour}"))
+        assert not {item.prompt for item in [*fitted, *held_out]} & {
+            prompt.text for prompt in load_prompts(f"bundled:{behaviour}")
+        }
 
 
 def test_all_results_are_those_of_the_library(llama: Any, tokenizer: Any) -> None:
@@ -41,7 +43,7 @@ def test_all_results_are_those_of_the_library(llama: Any, tokenizer: Any) -> Non
     assert result.edit.hash == edit.hash
     assert result.edit.record.fitted_on == [item.hash for item in fitted]
     assert result.held_out == len(held_out)
-    prompts = load_prompts("bundled:formality")[:ANSWERED]
+    prompts = [prompt.text for prompt in load_prompts("bundled:formality")[:ANSWERED]]
     assert result.answers == compare_answers(llama, tokenizer, edit, prompts, max_new_tokens=48)
 
     def score(arm: sealign.Edit) -> Any:

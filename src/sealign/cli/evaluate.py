@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
+from sealign.cli.measuring import answer_settings, strengths
 from sealign.cli.outputs import UNLESS_EQUAL, say_cards, say_replaced
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from sealign.demonstrations.demonstration import Demonstration
     from sealign.edits.intervention import Intervention
+    from sealign.models.prompt_format import PromptFormat
 
 
 EvaluatedModel = Annotated[
@@ -36,12 +38,23 @@ MethodDemonstrations = Annotated[
         "--method are fitted on them, except for --holdout.",
     ),
 ]
-EditStrength = Annotated[
-    float | None,
+SweptStrength = Annotated[
+    str | None,
     typer.Option(
         "--strength",
-        metavar="X",
-        help=rf"{options.STRENGTH_HELP} Applies to --edit only. \[default: the strength of each edit]",
+        metavar="X,...",
+        help=rf"{options.STRENGTH_HELP} With several, each edit has an arm with controls at each of them. Applies to "
+        r"--edit only. \[default: the strength of each edit]",
+    ),
+]
+AnswerTokens = Annotated[
+    int | None,
+    typer.Option(
+        "--max-new-tokens",
+        min=1,
+        metavar="N",
+        help=r"Maximum number of generated tokens in an answer to a prompt of --prompts. Must be at least 1. "
+        r"\[default: 64]",
     ),
 ]
 
@@ -76,7 +89,54 @@ def evaluate(
     holdout: options.Holdout = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
-    strength: EditStrength = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            "--prompts",
+            metavar="SOURCE",
+            help="Open-ended prompts that every arm answers greedily: a text file with one prompt per line; a .jsonl "
+            "file with prompt or messages; or bundled:NAME, such as bundled:positivity.",
+        ),
+    ] = None,
+    classifier: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classifier",
+            metavar="MODEL[:LABEL]",
+            help="Measure the answers to --prompts by the probability of a label: folder or Hub id of a "
+            "text-classification model. NAME= before it names the measure. Repeat the option for several.",
+        ),
+    ] = None,
+    scorer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scorer",
+            metavar="SCORER",
+            help="Measure the answers to --prompts by a function: tokens, distinct-N, repetition, refusal, "
+            "regex:PATTERN, or module:function of your own, of the texts of prompt and answer. NAME= before it names "
+            "the measure. Repeat the option for several.",
+        ),
+    ] = None,
+    aim: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--aim",
+            metavar="NAME=AIM",
+            help="Which values of a measure are good: higher, lower or a number, as in repetition=lower. The verdict "
+            "depends on measures with an aim; the others are shown. Repeat the option for several.",
+        ),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            "--criterion",
+            metavar="TEXT",
+            help="What --judge compares answers of the edited and the base model by, as in 'how polite the answer is'. "
+            r"\[default: quality]",
+        ),
+    ] = None,
+    max_new_tokens: AnswerTokens = None,
+    strength: SweptStrength = None,
     control_seeds: Annotated[
         str,
         typer.Option(
@@ -91,6 +151,32 @@ def evaluate(
     max_damage: Annotated[
         float, options.with_note(options.MAX_DAMAGE, "Damage is the increase of the loss on neutral text.")
     ] = 0.05,
+    apply_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--apply-chat-template",
+            help="Write the prompts of tasks, demonstrations and --prompts with the chat template. Without it, prompts "
+            "of tasks are raw, and the others are written as the first edit was fitted.",
+        ),
+    ] = False,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option(
+            "--num-fewshot",
+            min=0,
+            metavar="N",
+            help=r"Number of worked examples before each item of a task. \[default: that of the task]",
+        ),
+    ] = None,
+    system_instruction: Annotated[
+        str | None,
+        typer.Option(
+            "--system-instruction",
+            metavar="TEXT",
+            help="System message of every prompt; text before it where no chat template is used.",
+        ),
+    ] = None,
+    chat_template_arg: options.ChatTemplateArg = None,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
     batch_size: options.BatchSize = 8,
@@ -99,7 +185,7 @@ def evaluate(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Evaluate edits: scores on tasks, controls, damage, and a verdict.
+    """Evaluate edits: scores on tasks, answers to prompts, controls, damage, and a verdict.
 
     The base model, each edit and its controls are scored on the same items. The output folder contains report.html,
     results.json, table.csv and figures. After an interruption, run the same command again to continue.
@@ -108,6 +194,7 @@ def evaluate(
     quiet_harness()
     from sealign.cli.display import print_json, track
     from sealign.cli.evaluation_display import print_evaluation, reports_as_data
+    from sealign.errors import SettingError
     from sealign.evaluation.comparison import report_edits
     from sealign.evaluation.evaluate_edits import evaluate as run
     from sealign.evaluation.evaluation_config import EvaluationConfig
@@ -115,16 +202,23 @@ def evaluate(
     from sealign.evaluation.unseen import split_seen
     from sealign.figures.report import FIGURES_NAME, REPORT_NAME, TABLE_NAME, write_report
     from sealign.folders import check_unmarked
-    from sealign.models.prompt_format import prompt_format_of
 
     check_unmarked(output_folder, [REPORT_NAME, TABLE_NAME, FIGURES_NAME], mark=RESULTS_NAME)
     if overwrite:
         say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
-    edits = load_named(sources, strength)
+    swept = strengths(strength)
+    edits = load_named(sources, swept[0] if len(swept) == 1 else None)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
+    asked = answer_settings(
+        prompts, classifier or [], scorer or [], aim or [], criterion, max_new_tokens, _measuring_device(model.device)
+    )
+    arguments = options.template_arguments(chat_template_arg)
+    if criterion is not None and judge is None:
+        raise SettingError("--criterion is for a judge of answers, but there is none; name one with --judge")
+    _check_effect(tasks, bool(asked or held_out), apply_chat_template, num_fewshot, arguments)
     loaded, tokenizer = model.or_base_of(next(iter(edits.values()), None)).load()
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
@@ -132,11 +226,16 @@ def evaluate(
         data_dir=data_dir,
         limit=limit,
         demonstrations=held_out or None,
-        prompt_format=prompt_format_of(next(iter(edits.values())).parts[0].record.config if edits else {}),
+        prompt_format=_prompt_format(next(iter(edits.values()), None), tokenizer, apply_chat_template, arguments),
+        apply_chat_template=apply_chat_template and bool(options.names(tasks)),
+        num_fewshot=num_fewshot,
+        system_instruction=system_instruction,
+        strengths=swept if len(swept) > 1 else (),
         control_seeds=_numbers("--control-seeds", control_seeds),
         reversed_control=not no_reversed,
         batch_size=batch_size,
         judge=load_judge(judge, judge_url, model.dtype, model.device),
+        **asked,
     )
     results = run(
         loaded,
@@ -162,6 +261,42 @@ def evaluate(
             left_out = len(used) - len(held_out)
             output.print(f"{left_out} of {len(used)} demonstrations are fitted on, so they were not scored.")
         output.print(f"Wrote {output_folder}/report.html, results.json, table.csv and figures.", markup=False)
+
+
+def _measuring_device(device: str) -> str:
+    """Return the device of a classifier: that of the model, unless the model is spread or placed by itself."""
+    import torch
+
+    if device in ("auto", "split"):
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
+
+
+def _check_effect(
+    tasks: str, has_own: bool, apply_chat_template: bool, num_fewshot: int | None, arguments: dict[str, Any]
+) -> None:
+    """Raise an error if an option of prompts would have no effect."""
+    from sealign.errors import SettingError
+
+    if num_fewshot is not None and not options.names(tasks):
+        raise SettingError("--num-fewshot is for the tasks of --tasks, but there are none; leave it out")
+    if arguments and not apply_chat_template and not has_own:
+        raise SettingError("--chat-template-arg has no effect on raw prompts; add --apply-chat-template")
+
+
+def _prompt_format(
+    edit: Intervention | None,
+    tokenizer: PreTrainedTokenizerBase,
+    apply_chat_template: bool,
+    arguments: dict[str, Any],
+) -> PromptFormat:
+    """Return how demonstrations and prompts are written: as an edit was fitted, or with the chat template."""
+    from sealign.models.prompt_format import prompt_format_of
+
+    settings = edit.parts[0].record.config if edit is not None else {}
+    fitted = prompt_format_of(settings).resolve(tokenizer).style
+    style = "chat" if apply_chat_template and not fitted.endswith("chat") else None
+    return prompt_format_of(settings, style, None, arguments)
 
 
 def _check_methods(methods: dict[str, str], edits: dict[str, str], demonstrations: list[Demonstration]) -> None:

@@ -27,12 +27,14 @@ def print_evaluation(results: Results, reports: Sequence[EditReport]) -> None:
         output.print(_damage_table(reports))
     else:
         output.print(_base_table(results))
-    others = sum(not row.headline for report in reports for row in report.rows)
+    others = sum(len(report.rows) - len(report.shown) for report in reports)
     if others:
         output.print(f"{others} more rows, by subgroup and in detail, are in report.html and table.csv.")
     for name, task in results.tasks.items():
         for note in task.notes:
             output.print(f"[yellow]{escape(name)}:[/] {escape(note)}.")
+    if any(not row.headline for report in reports for row in report.shown):
+        output.print("Rows without p have no aim, so that the verdict does not depend on them; --aim gives one.")
     for report in reports:
         style = _STYLES[report.verdict.word]
         output.print(f"\n[{style}]{escape(report.edit)}[/]  {escape(report.verdict.sentence)}")
@@ -46,7 +48,7 @@ def _headline_table(results: Results, reports: Sequence[EditReport]) -> Table:
     for report in reports:
         if len(reports) > 1:
             table.add_row(f"[bold]{escape(report.edit)}[/]")
-        for row in report.headlines:
+        for row in report.shown:
             _add_metric(table, row)
     table.caption = "p: after Holm's correction. shows: the smallest true difference that this number of items detects."
     table.caption_justify = "left"
@@ -98,12 +100,14 @@ def _damage_table(reports: Sequence[EditReport]) -> Table:
 
 
 def _base_table(results: Results) -> Table:
+    from sealign.evaluation.results import ANSWERS
+
     table = plain_table(f"Scores of {results.model.id}", "metric")
     for name in ("items", "score"):
         table.add_column(name, justify="right")
     for name, task in results.tasks.items():
         for metric, scores in task.metrics.items():
-            if scores.headline:
+            if scores.headline or name == ANSWERS:
                 table.add_row(f"{name} {metric}", str(len(scores.items)), _number(scores.value("base")))
     return table
 

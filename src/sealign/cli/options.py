@@ -248,8 +248,8 @@ JudgeModel = Annotated[
     typer.Option(
         "--judge",
         metavar="MODEL",
-        help="Model that scores truthfulness and informativeness for truthfulqa_gen: a model to load, or, with "
-        "--judge-url, its name on that server.",
+        help="Model that judges generated answers, for truthfulqa_gen their truthfulness and informativeness: a model "
+        "to load, or, with --judge-url, its name on that server.",
     ),
 ]
 JudgeUrl = Annotated[

@@ -1,4 +1,4 @@
-"""``sealign plot``: figures of activations, spectra, signatures and the effect of an edit, with their data."""
+"""``sealign plot``: figures of activations, spectra, signatures, effect and strength of an edit, with their data."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ plots = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(
     plots,
     name="plot",
-    help="Draw activations, spectra, signatures or the effect of an edit.",
+    help="Draw activations, spectra, signatures, or what an edit does.",
     rich_help_panel=panel_of("plot"),
 )
 
@@ -194,6 +194,42 @@ def effect(
     before = _collect(base, tokenizer, used, config, chosen)
     points = figures.effect_points(before, after, chosen, embedding=embedding, seed=seed)  # type: ignore[arg-type]
     _save(figures.plane(points, embedding), points, path, json)  # type: ignore[arg-type]
+
+
+@plots.command()
+def sweep(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS", help="Folder or results.json of an evaluation.")],
+    output_path: options.Output,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name",
+            metavar="NAME",
+            help=r"Name of the edit in the evaluation. \[default: the only one with several strengths]",
+        ),
+    ] = None,
+    seed: options.Seed = 0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Draw gain, damage and measures of answers against the strength of an edit, with its controls.
+
+    The evaluation is one of sealign evaluate with several strengths, as in --strength 0.5,1,2. The figure is written as
+    PATH.pdf and PATH.png, and the plotted points as PATH.csv.
+    """
+    require_extra("figures", "matplotlib", "sklearn")
+    from sealign import figures
+    from sealign.errors import SettingError
+    from sealign.evaluation.comparison import report_edits
+    from sealign.evaluation.results import Results
+
+    path = _path(output_path, [str(results)], overwrite)
+    found = Results.load(results)
+    names = figures.sweeps(found)
+    if name is None and len(names) > 1:
+        raise SettingError(f"the evaluation varies the strength of {', '.join(names)}; name one with --name")
+    points = figures.sweep_points(found, report_edits(found, seed=seed), name or next(iter(names), "the edit"))
+    _save(figures.sweep(points), points, path, json)
 
 
 def _path(output_path: Path, demonstrations: Sequence[str], overwrite: bool) -> Path:

@@ -125,7 +125,7 @@ def tune(
     from sealign.evaluation.tuning import FIGURES_NAME, check_outputs
     from sealign.evaluation.tuning import tune as run
     from sealign.evaluation.tuning_config import TuneConfig
-    from sealign.figures.evaluation_figures import layer_map_figure
+    from sealign.figures.evaluation_figures import LAYER_MAP_NAME, layer_map_figure
     from sealign.figures.report import write_report
     from sealign.figures.style import save_figure
     from sealign.models.prompt_format import prompt_format_of
@@ -165,7 +165,7 @@ def tune(
         track=_say_stages(track),
     )
     winner = result.winner.scanned if result.winner is not None else None
-    save_figure(layer_map_figure(result.scanned, winner), output_folder / FIGURES_NAME / "layer_map")
+    save_figure(layer_map_figure(result.scanned, winner), output_folder / FIGURES_NAME / LAYER_MAP_NAME)
     if result.results is not None and result.report is not None:
         write_report(result.results, [result.report], output_folder / EVALUATION_NAME, max_damage=max_damage)
         say_cards(result.results, [result.report])

@@ -58,13 +58,10 @@ class Demonstration:
 
     def __post_init__(self) -> None:
         for name in ("prompt", "positive", "negative"):
-            _check_text(name, getattr(self, name))
-        for role, content in self.history:
-            if role not in get_args(Role):
-                raise DemonstrationError(f"a turn has the role {role!r}, but it must be system, user or assistant")
-            _check_text(f"a turn of the {role}", content)
+            check_text(name, getattr(self, name))
+        check_history(self.history)
         if self.topic is not None:
-            _check_text("topic", self.topic)
+            check_text("topic", self.topic)
         if self.positive.strip() == self.negative.strip():
             raise DemonstrationError(
                 f"positive and negative are both {self.positive.strip()!r}, but they must differ; change one of them"
@@ -104,7 +101,28 @@ def prompt_hash(prompt: str, history: Iterable[Turn] = ()) -> str:
     return _short_hash([prompt, *history])
 
 
-def _check_text(name: str, value: object) -> None:
+def check_history(history: Iterable[Turn]) -> None:
+    """Raise an error if a turn has an unknown role or no text.
+
+    Raises:
+        DemonstrationError: A role is unknown, or a content is empty or contains a lone surrogate.
+    """
+    for role, content in history:
+        if role not in get_args(Role):
+            raise DemonstrationError(f"a turn has the role {role!r}, but it must be system, user or assistant")
+        check_text(f"a turn of the {role}", content)
+
+
+def check_text(name: str, value: object) -> None:
+    """Raise an error if a value is no text, empty, or contains a lone surrogate.
+
+    Args:
+        name: Name of the value, for the message.
+        value: Value to check.
+
+    Raises:
+        DemonstrationError: The value is no such text.
+    """
     if not isinstance(value, str) or not value.strip():
         raise DemonstrationError(f"'{name}' is {value!r}, but it must be a non-empty string")
     if any("\ud800" <= character <= "\udfff" for character in value):

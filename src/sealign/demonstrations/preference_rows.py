@@ -62,7 +62,20 @@ def _value(row: Row, names: Sequence[str], generator: random.Random) -> Any:
         return generator.choice(value)
     if not value:
         raise DemonstrationError(f"'{name}' is an empty list; give a text or messages")
-    return [_turn(name, message) for message in value]
+    return message_turns(name, value)
+
+
+def message_turns(name: str, messages: Sequence[Any]) -> list[Turn]:
+    """Return messages, objects with a role and a content, as turns.
+
+    Args:
+        name: Name of the column, for error messages.
+        messages: The messages; a content is a text or a list of parts of the type ``text``.
+
+    Raises:
+        DemonstrationError: A message has no role or content, or a part that is no text.
+    """
+    return [_turn(name, message) for message in messages]
 
 
 def _turn(name: str, message: Any) -> Turn:

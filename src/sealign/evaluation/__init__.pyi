@@ -1,3 +1,9 @@
+from .answer_classifier import Classifier as Classifier
+from .answer_classifier import load_classifier as load_classifier
+from .answer_measures import AnswerMeasure as AnswerMeasure
+from .answer_measures import ArmAnswer as ArmAnswer
+from .answer_measures import Scorer as Scorer
+from .answer_measures import load_scorer as load_scorer
 from .answers import Answers as Answers
 from .answers import compare_answers as compare_answers
 from .choices import ChoiceRequest as ChoiceRequest
@@ -48,9 +54,12 @@ from .verdict import judge_effects as judge_effects
 
 __all__ = [
     "LOCAL_TASKS",
+    "AnswerMeasure",
     "Answers",
+    "ArmAnswer",
     "ChoiceRequest",
     "ChoiceScore",
+    "Classifier",
     "Comparison",
     "ContinuationScores",
     "Cost",
@@ -69,6 +78,7 @@ __all__ = [
     "MultipleChoiceScores",
     "Results",
     "ScannedCandidate",
+    "Scorer",
     "SealignLM",
     "StrengthChoice",
     "TuneConfig",
@@ -80,6 +90,8 @@ __all__ = [
     "evaluate",
     "holm",
     "judge_effects",
+    "load_classifier",
+    "load_scorer",
     "measure_cost",
     "measure_damage",
     "measure_damages",

@@ -30,8 +30,11 @@ def plan_arms(
     control_seeds: Sequence[int],
     reversed_control: bool,
     sources: Mapping[str, str],
+    strengths: Sequence[float] = (),
 ) -> dict[str, PlannedArm]:
     """Return a mapping from name to arm: the base model, then each edit with its controls.
+
+    With strengths, each edit has an arm with controls for each of them, named such as ``mild at 0.5``.
 
     An intervention without directions has no controls.
 
@@ -40,30 +43,39 @@ def plan_arms(
         control_seeds: Seeds of the random controls.
         reversed_control: Whether to add a reversed control for each edit.
         sources: Mapping from name to the folder or repository of an edit.
+        strengths: Strengths of the arms of each edit; empty for its own strength alone.
 
     Raises:
-        SettingError: An edit has the name of another arm.
+        SettingError: An edit has no strength to vary, or has the name of another arm.
     """
     arms = {BASE: PlannedArm(Arm(kind="base"), None)}
 
-    def add(name: str, kind: ArmKind, of: str, edit: Intervention | None, seed: int | None = None) -> None:
+    planned: list[tuple[str, str | None, Intervention]] = [
+        (f"{name} at {strength:g}", name, edit.with_strength(strength))
+        for name, edit in edits.items()
+        for strength in strengths
+    ] or [(name, None, edit) for name, edit in edits.items()]
+
+    def add(
+        name: str, kind: ArmKind, of: str, edit: Intervention | None, sweep: str | None, seed: int | None = None
+    ) -> None:
         if edit is None:
             return
         if name in arms:
             raise SettingError(f"an edit is named '{name}', which is the name of another arm; choose another name")
-        source = sources.get(name) if kind == "edit" else None
-        arms[name] = PlannedArm(_record(kind, of, edit, source, seed), edit)
+        source = sources.get(sweep or name) if kind == "edit" else None
+        arms[name] = PlannedArm(_record(kind, of, edit, source, sweep, seed), edit)
 
-    for name, edit in edits.items():
-        add(name, "edit", name, edit)
+    for name, sweep, edit in planned:
+        add(name, "edit", name, edit, sweep)
         for seed in control_seeds:
-            add(f"{name} random {seed}", "random", name, edit.randomized(seed), seed)
+            add(f"{name} random {seed}", "random", name, edit.randomized(seed), sweep, seed)
         if reversed_control:
-            add(f"{name} reversed", "reversed", name, edit.reversed())
+            add(f"{name} reversed", "reversed", name, edit.reversed(), sweep)
     return arms
 
 
-def _record(kind: ArmKind, of: str, edit: Intervention, source: str | None, seed: int | None) -> Arm:
+def _record(kind: ArmKind, of: str, edit: Intervention, source: str | None, sweep: str | None, seed: int | None) -> Arm:
     configs: dict[str, Any] = {part.method: dict(part.record.config) for part in edit.parts}
     return Arm(
         kind=kind,
@@ -74,6 +86,7 @@ def _record(kind: ArmKind, of: str, edit: Intervention, source: str | None, seed
         strength=edit.strength,
         layers=sorted({int(layer) for part in edit.parts for layer in part.record.layers}),
         hash=edit.hash,
+        sweep=sweep,
         seed=seed,
         fit_seconds=edit.fit_seconds if kind == "edit" else None,
     )

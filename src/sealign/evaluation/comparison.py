@@ -10,7 +10,7 @@ import numpy as np
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.item_scores import ItemScores
-from sealign.evaluation.results import BASE, Metric, Results, Task
+from sealign.evaluation.results import ANSWERS, BASE, Metric, Results, Task
 from sealign.evaluation.statistics import Aim, Difference, holm, paired_difference, ratio_difference
 from sealign.evaluation.verdict import MAX_DAMAGE, Effect, Verdict, judge_effects
 
@@ -50,6 +50,11 @@ class Row:
     broken: int = 0
 
     @property
+    def sign(self) -> int:
+        """-1 if lower values are good, so that a difference times the sign is a gain; else 1."""
+        return -1 if self.aim == "lower" else 1
+
+    @property
     def missing(self) -> str:
         """Why there is no difference."""
         if not self.broken:
@@ -70,7 +75,7 @@ class EditReport:
         edit: Name of the edit.
         rows: All metrics; within a task, headline metrics come first.
         damage: Mapping from arm to damage on neutral text, for the edit and its controls.
-        domain_damage: The same on the base model's own answers; empty without held-out demonstrations.
+        domain_damage: The same on the base model's own answers; empty without demonstrations and prompts.
         verdict: The verdict.
     """
 
@@ -84,6 +89,17 @@ class EditReport:
     def headlines(self) -> list[Row]:
         """The rows that the verdict depends on."""
         return [row for row in self.rows if row.headline]
+
+    @property
+    def main(self) -> Row | None:
+        """The row that figures show first: the preference margin, or else the first headline that has a difference."""
+        rows = [row for row in self.headlines if row.difference is not None]
+        return next((row for row in rows if row.metric == "preference_margin"), rows[0] if rows else None)
+
+    @property
+    def shown(self) -> list[Row]:
+        """The rows of the main table: those that the verdict depends on, and all measures of answers."""
+        return [row for row in self.rows if row.headline or row.task == ANSWERS]
 
 
 def report_edits(results: Results, *, max_damage: float = MAX_DAMAGE, seed: int = 0) -> list[EditReport]:

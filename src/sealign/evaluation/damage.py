@@ -68,6 +68,17 @@ class Damage:
         return float(np.average(self.divergence, weights=self.tokens))
 
     @property
+    def loss_interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval of ``loss_increase`` over texts; see ``increase_interval``."""
+        return increase_interval(self.tokens, self.base, self.edited)
+
+    @property
+    def divergence_interval(self) -> tuple[float, float]:
+        """Ends of the 95 % interval of ``mean_divergence`` over texts, at least 0; see ``increase_interval``."""
+        low, high = increase_interval(self.tokens, np.zeros_like(self.divergence), self.divergence)
+        return max(low, 0.0), high
+
+    @property
     def divergence_bound(self) -> float:
         """Upper end of the one-sided 95 % interval of ``mean_divergence`` over texts; see ``increase_with_bound``."""
         return increase_with_bound(self.tokens, np.zeros_like(self.divergence), self.divergence)[1]
@@ -127,11 +138,32 @@ def increase_with_bound(
         >>> increase_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
         (0.5, 0.5)
     """
-    weights, increases = tokens / tokens.sum(), edited - base
+    mean, error = _mean_with_error(tokens, edited - base)
+    return mean, float(mean + special.stdtrit(len(base) - 1, 0.95) * error)
+
+
+def increase_interval(
+    tokens: NDArray[np.float64], base: NDArray[np.float64], edited: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Return the ends of the two-sided 95 % interval of the mean increase of the loss, m -+ t_{n-1}(0.975) SE.
+
+    Args:
+        tokens, base, edited: As for ``increase_with_bound``.
+
+    Example:
+        >>> increase_interval(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
+        (0.5, 0.5)
+    """
+    mean, error = _mean_with_error(tokens, edited - base)
+    reach = float(special.stdtrit(len(base) - 1, 0.975)) * error
+    return mean - reach, mean + reach
+
+
+def _mean_with_error(tokens: NDArray[np.float64], increases: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean over all tokens and its standard error over texts."""
+    weights, count = tokens / tokens.sum(), len(increases)
     mean = float(weights @ increases)
-    count = len(increases)
-    error = np.sqrt(count / (count - 1) * float(np.square(weights) @ np.square(increases - mean)))
-    return mean, float(mean + special.stdtrit(count - 1, 0.95) * error)
+    return mean, float(np.sqrt(count / (count - 1) * float(np.square(weights) @ np.square(increases - mean))))
 
 
 def measure_damage(

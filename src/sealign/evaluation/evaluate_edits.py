@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
-from sealign.errors import DemonstrationError, ResultsFileError, SettingError
+from sealign.errors import ResultsFileError, SettingError
+from sealign.evaluation.answer_task import MAX_NEW_TOKENS, AnswerTask
 from sealign.evaluation.arms import PlannedArm, plan_arms
 from sealign.evaluation.damage import bundled_texts, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.format_remarks import add_format_remarks
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
+from sealign.evaluation.judged_pairs import PairJudge
 from sealign.evaluation.local_tasks import task_manager
-from sealign.evaluation.preference import HEADLINES, PREFERENCE, PREFERENCE_VERSION, length_note, preference_metrics
-from sealign.evaluation.results import RESULTS_NAME, DamageRecord, Metric, Results, Scores, Task
+from sealign.evaluation.preference import PREFERENCE
+from sealign.evaluation.preference_task import add_preference
+from sealign.evaluation.results import ANSWERS, BASE, RESULTS_NAME, DamageRecord, Results, Task
 from sealign.evaluation.samples import TaskSamples
-from sealign.evaluation.unseen import fitted_prompts, unseen_items
-from sealign.models.passages import Passage, answer_passages, completion_passages, text_passages
-from sealign.models.prompt_format import PromptFormat
+from sealign.evaluation.unseen import choose_items, fitted_prompts, seen_note
+from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
@@ -81,7 +84,9 @@ def evaluate(
         control_seeds=config.control_seeds,
         reversed_control=config.reversed_control,
         sources=sources or {},
+        strengths=config.strengths,
     )
+    _check_prefixes(arms, config)
     settings = _settings(config)
     record = model_record(model, tokenizer)
     folder = Path(output)
@@ -91,12 +96,21 @@ def evaluate(
     versions = library_versions("lm_eval", "datasets", "scipy", "numpy")
     # Other versions may compute other scores, so they do not continue a journal.
     digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash, versions)
-    tasks = _score_arms(model, tokenizer, arms, config, kept, digest, ignore_mismatch, track)
+    scored = config.instructed()
+    asked = AnswerTask(
+        scored.prompts or (), scored.prompt_format, (config.max_new_tokens or {}).get(ANSWERS, MAX_NEW_TOKENS)
+    )
+    tasks = _score_arms(model, tokenizer, arms, scored, asked, kept, digest, ignore_mismatch, track)
+    add_format_remarks(tasks, edits, tokenizer, config)
+    if config.prompts and (note := seen_note(config.prompts, edits.values())):
+        tasks[ANSWERS].notes.append(note)
     measured = Journal(kept / f"{digest}-damage.jsonl")
     neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
     answers = answer_passages(
-        model, tokenizer, config.demonstrations or (), prompt_format=config.prompt_format, track=track
+        model, tokenizer, scored.demonstrations or (), prompt_format=scored.prompt_format, track=track
     )
+    answered = {passage.ids[: passage.start] for passage in answers}
+    answers += [passage for passage in asked.passages if passage.ids[: passage.start] not in answered]
     damage, domain_damage = (
         _damage(model, tokenizer, arms, passages, measured, ignore_mismatch, track) for passages in (neutral, answers)
     )
@@ -119,6 +133,7 @@ def _score_arms(
     tokenizer: PreTrainedTokenizerBase,
     arms: Mapping[str, PlannedArm],
     config: EvaluationConfig,
+    asked: AnswerTask,
     kept: Path,
     digest: str,
     ignore_mismatch: bool,
@@ -130,64 +145,91 @@ def _score_arms(
     fitted = fitted_prompts(arm.edit for arm in arms.values() if arm.edit is not None)
     chosen: dict[str, dict[str, list[int]]] = {}
     left_out: dict[str, int] = {}
+
+    @contextmanager
+    def attached(name: str) -> Iterator[SealignLM]:
+        lm = SealignLM(
+            model,
+            edit=arms[name].edit,
+            preamble=config.preamble,
+            tokenizer=tokenizer,
+            journal=kept / f"{Journal.key(digest, arms[name].record.hash)}.jsonl",
+            batch_size=config.batch_size,
+            ignore_mismatch=ignore_mismatch,
+            track=_naming(track, name),
+            chat_template_args=dict(config.prompt_format.chat_template_kwargs),
+        )
+        try:
+            yield lm
+        finally:
+            lm.close()
+
+    @contextmanager
+    def timed(arm: str, task: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        arms[arm].record.seconds[task] = round(time.perf_counter() - started, 3)
+
     with task_manager(config.tasks, config.data_dir) as manager:
-        for name, arm in arms.items():
-            lm = SealignLM(
-                model,
-                edit=arm.edit,
-                preamble=config.preamble,
-                tokenizer=tokenizer,
-                journal=kept / f"{Journal.key(digest, arm.record.hash)}.jsonl",
-                batch_size=config.batch_size,
-                ignore_mismatch=ignore_mismatch,
-                track=_naming(track, name),
-            )
-            try:
+        for name in arms:
+            with attached(name) as lm:
                 for task in config.tasks:
-                    started = time.perf_counter()
                     if task not in chosen:
-                        chosen[task], left_out[task] = _choose_items(manager, task, config, fitted)
-                    longest = (config.max_new_tokens or {}).get(task)
-                    samples = run_task(lm, task, manager, items=chosen[task], max_new_tokens=longest)
-                    _add_samples(tasks, task, name, samples)
+                        chosen[task], left_out[task] = choose_items(manager, task, config, fitted)
+                    with timed(name, task):
+                        samples = _run(lm, task, manager, config, chosen[task])
+                        _add_samples(tasks, task, name, samples)
                     if task == JUDGED_TASK:
                         docs = samples.docs
-                    arm.record.seconds[task] = round(time.perf_counter() - started, 3)
                 if config.demonstrations:
-                    started = time.perf_counter()
-                    _add_preference(tasks, name, lm, config)
-                    arm.record.seconds[PREFERENCE] = round(time.perf_counter() - started, 3)
-            finally:
-                lm.close()
+                    with timed(name, PREFERENCE):
+                        add_preference(tasks, name, lm, config.demonstrations, config.prompt_format)
+                if config.prompts:
+                    with timed(name, ANSWERS):
+                        asked.add_arm(name, lm)
     for task, count in left_out.items():
         if count:
             tasks[task].notes.append(f"{count} of its items were left out, since an edit was fitted on their prompts")
+    judged = Journal(kept / f"{Journal.key(config.judge and config.judge.name, digest)}-judge.jsonl")
     if JUDGED_TASK in tasks:
-        judged = kept / f"{Journal.key(config.judge and config.judge.name, digest)}-judge.jsonl"
-        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, Journal(judged), track)
+        tasks[JUDGED_TASK] = _judge(tasks[JUDGED_TASK], docs, config.judge, judged, track)
+    if config.prompts:
+        with attached(BASE) as base:
+            tasks[ANSWERS] = asked.measure(
+                base,
+                config.measures,
+                config.aims,
+                journal=Journal(kept / f"{digest}-answers.jsonl"),
+                judge=None if config.judge is None else PairJudge(config.judge, config.criterion, judged),
+                track=track,
+            )
     return tasks
 
 
-def _choose_items(
-    manager: TaskManager, task: str, config: EvaluationConfig, fitted: frozenset[str]
-) -> tuple[dict[str, list[int]], int]:
-    """Return the numbers of the items to score, by member of a group of tasks, and how many were left out.
+def _run(
+    lm: SealignLM, task: str, manager: TaskManager, config: EvaluationConfig, items: Mapping[str, Sequence[int]]
+) -> TaskSamples:
+    """Run one task of the harness with the settings of an evaluation."""
+    return run_task(
+        lm,
+        task,
+        manager,
+        items=items,
+        max_new_tokens=(config.max_new_tokens or {}).get(task),
+        num_fewshot=config.num_fewshot,
+        apply_chat_template=config.apply_chat_template,
+        system_instruction=config.system_instruction,
+    )
 
-    Items are left out if an edit was fitted on their prompts.
-    """
-    chosen, asked = {}, 0
-    for name, member in manager.load([task])["tasks"].items():
-        items = list(member.eval_docs)
-        numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
-        unseen = set(unseen_items(items, fitted))
-        chosen[name] = [number for number in numbers if number in unseen]
-        asked += len(numbers)
-    kept = sum(map(len, chosen.values()))
-    if asked and not kept:
-        raise SettingError(
-            f"the edits were fitted on all {asked} items of task '{task}'; leave the task out, or fit with a holdout"
-        )
-    return chosen, asked - kept
+
+def _check_prefixes(arms: Mapping[str, PlannedArm], config: EvaluationConfig) -> None:
+    """Raise an error if the text of an intervention would stand before the chat template."""
+    for name, arm in arms.items():
+        if config.apply_chat_template and arm.edit is not None and arm.edit.prefix:
+            raise SettingError(
+                f"'{name}' puts text before every prompt, which would stand before the chat template; evaluate it "
+                "without --apply-chat-template"
+            )
 
 
 def _naming(track: Track, arm: str) -> Track:
@@ -220,57 +262,7 @@ def _add_samples(tasks: dict[str, Task], name: str, arm: str, found: TaskSamples
     scores = found.scores()
     headlines = headline_metrics(name, scores)
     for metric, values in scores.items():
-        _add_scores(tasks[name], metric, arm, values, headline=metric in headlines)
-
-
-def _add_preference(tasks: dict[str, Task], arm: str, lm: SealignLM, config: EvaluationConfig) -> None:
-    """Add the preference of one arm for the positive completions of the demonstrations."""
-    items = config.demonstrations or ()
-    if PREFERENCE not in tasks:
-        groups = [item.prompt_hash for item in items]
-        tasks[PREFERENCE] = Task(
-            version=PREFERENCE_VERSION,
-            questions=[item.prompt for item in items],
-            groups=groups if len(set(groups)) < len(groups) else None,
-            notes=[note] if (note := length_note(lm.tokenizer, items)) else [],
-        )
-    scores = _preference(lm, items, config.prompt_format)
-    margins = scores["preference_margin"].numerators
-    tasks[PREFERENCE].answers[arm] = [
-        item.positive if margin > 0 else item.negative for item, margin in zip(items, margins, strict=True)
-    ]
-    for metric, values in scores.items():
-        _add_scores(tasks[PREFERENCE], metric, arm, values, headline=metric in HEADLINES)
-
-
-def _preference(
-    lm: SealignLM, demonstrations: Sequence[Demonstration], prompt_format: PromptFormat
-) -> dict[str, ItemScores]:
-    """Return the metrics of ``preference_scores``, with scores that the journal of the model keeps."""
-    read = [dataclasses.replace(item, prompt=lm.prefix + item.prompt) for item in demonstrations]
-    pairs = completion_passages(lm.tokenizer, read, prompt_format=prompt_format)
-    passages = [passage for pair in pairs for passage in pair]
-    for item, passage in zip([item for item in demonstrations for _ in range(2)], passages, strict=True):
-        if len(passage.ids) > lm.max_length:
-            raise DemonstrationError(
-                f"the demonstration {item} is {len(passage.ids)} tokens long, but the context of the model is "
-                f"{lm.max_length} tokens; shorten it or leave it out"
-            )
-    found = lm.score_tokens([(("", ""), list(p.ids[: p.start]), list(p.ids[p.start :])) for p in passages])
-    return preference_metrics([value for value, _ in found], [passage.count for passage in passages])
-
-
-def _add_scores(task: Task, metric: str, arm: str, values: ItemScores, *, headline: bool) -> None:
-    """Add one metric of one arm to a task."""
-    if metric not in task.metrics:
-        task.metrics[metric] = Metric(
-            items=values.items.tolist(),
-            aim=values.aim,
-            scale=values.scale,
-            offset=values.offset,
-            headline=headline,
-        )
-    task.metrics[metric].arms[arm] = Scores.of(values)
+        tasks[name].add_scores(metric, arm, values, headline=metric in headlines)
 
 
 def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, journal: Journal, track: Track) -> Task:
@@ -283,7 +275,7 @@ def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, journal: Journa
         judged = judge_answers(judge, docs, answers, journal=journal, track=track)
         for metric, values in judged.items():
             scores = ItemScores(np.arange(len(values)), np.array(values))
-            _add_scores(task, metric, arm, scores, headline=True)
+            task.add_scores(metric, arm, scores, headline=True)
     return task
 
 

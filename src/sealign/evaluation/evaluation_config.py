@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, PlainSerializer, field_validator, model_validator
+from pydantic import Field, PlainSerializer, ValidationInfo, field_validator, model_validator
 
 from sealign.configuration import Config
-from sealign.demonstrations.demonstration import Demonstration, demonstrations_hash
-from sealign.errors import SettingError
+from sealign.demonstrations.demonstration import Demonstration, Turn, demonstrations_hash
+from sealign.demonstrations.prompts import Prompt
+from sealign.errors import SettingError, check_choice
+from sealign.evaluation.answer_measures import ALWAYS, RESERVED, AnswerMeasure
+from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import Judge
+from sealign.evaluation.judged_pairs import CRITERION
+from sealign.evaluation.statistics import Aim
 from sealign.models.prompt_format import PromptFormat
 
 CONTROL_SEEDS = (0, 1, 2)
@@ -26,6 +32,19 @@ HashedDemonstrations = Annotated[
     PlainSerializer(lambda items: None if items is None else demonstrations_hash(items)),
 ]
 """Demonstrations, or None; a configuration is dumped with their hash."""
+
+
+HashedPrompts = Annotated[
+    Sequence[Prompt] | None,
+    PlainSerializer(lambda prompts: None if prompts is None else Journal.key([prompt.hash for prompt in prompts])),
+]
+"""Prompts, or None; a configuration is dumped with their hash."""
+
+NamedMeasures = Annotated[
+    Sequence[AnswerMeasure],
+    PlainSerializer(lambda measures: {measure.name: measure.identity for measure in measures}),
+]
+"""Measures of answers; a configuration is dumped with what identifies each."""
 
 
 class TaskConfig(Config):
@@ -66,10 +85,21 @@ class EvaluationConfig(TaskConfig):
         max_new_tokens: Mapping from task to the maximum number of tokens of an answer, which replaces the limit of the
             task.
         batch_size: Number of sequences to run together in generation. Must be at least 1.
-        judge: Judge that scores truthfulness and informativeness for ``truthfulqa_gen``; None leaves both out.
+        judge: Judge that scores truthfulness and informativeness for ``truthfulqa_gen``, and compares the answers to
+            ``prompts`` with those of the base model; None leaves both out.
+        prompts: Open-ended prompts that every arm answers greedily; None leaves them out. The limit of the answers is
+            ``max_new_tokens["answers"]``, by default 64 tokens.
+        measures: Measures of these answers, beside their loss under the base model and their repetition.
+        aims: Mapping from the name of a measure, ``loss`` or ``repetition`` to the values that are good: ``higher``,
+            ``lower`` or a number. Verdicts do not depend on measures without an aim.
+        criterion: What the judge compares answers by.
+        strengths: Strengths at which each edit is evaluated, with controls at each; empty for its own strength alone.
+        apply_chat_template: Whether the prompts of tasks of the harness are written with the chat template.
+        num_fewshot: Number of worked examples before each item of tasks of the harness, instead of the task's own.
+        system_instruction: System message of all prompts; text before those without a chat template.
 
     Raises:
-        SettingError: A value is unknown or out of range, or there are neither tasks nor demonstrations.
+        SettingError: A value is unknown or out of range, there is nothing to score, or a setting would have no effect.
 
     Example:
         >>> EvaluationConfig(tasks=["truthfulqa_mc2"], limit=20).control_seeds
@@ -86,21 +116,77 @@ class EvaluationConfig(TaskConfig):
     max_new_tokens: Mapping[str, int] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 8
     judge: NamedJudge = None
+    prompts: HashedPrompts = None
+    measures: NamedMeasures = ()
+    aims: Mapping[str, Aim] = {}
+    criterion: str = CRITERION
+    strengths: Sequence[float] = ()
+    apply_chat_template: bool = False
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    system_instruction: str | None = None
+
+    def instructed(self) -> EvaluationConfig:
+        """Return the configuration with the system instruction before the turns of demonstrations and prompts."""
+        text = self.system_instruction
+        if text is None:
+            return self
+
+        def history(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:
+            # As in the harness, where the instruction precedes a description that the task brings.
+            own = f"\n\n{turns[0].content}" if turns and turns[0].role == "system" else ""
+            return (Turn("system", text + own), *turns[1 if own else 0 :])
+
+        items, prompts = self.demonstrations, self.prompts
+        return self.replace(
+            demonstrations=items and [dataclasses.replace(item, history=history(item.history)) for item in items],
+            prompts=prompts and [Prompt(prompt.text, history(prompt.history)) for prompt in prompts],
+        )
 
     @model_validator(mode="after")
     def _check_scored(self) -> EvaluationConfig:
-        if not self.tasks and not self.demonstrations:
+        if not self.tasks and not self.demonstrations and not self.prompts:
             raise SettingError(
-                "there are no tasks and no demonstrations to score; name a task, such as truthfulqa_mc2, or give "
-                "demonstrations that no edit was fitted on"
+                "there are no tasks, no demonstrations and no prompts to score; name a task, such as truthfulqa_mc2, "
+                "give demonstrations that no edit was fitted on, or prompts to answer"
             )
+        if self.prompts is not None and len(self.prompts) < 2:
+            raise SettingError(f"there is {len(self.prompts)} prompt, but intervals need at least 2; give more")
         return self
 
-    @field_validator("control_seeds")
+    @model_validator(mode="after")
+    def _check_measures(self) -> EvaluationConfig:
+        if (self.measures or self.aims) and not self.prompts:
+            raise SettingError("measures and aims are those of answers to prompts, but there are none; give prompts")
+        names = [each.name for each in self.measures]
+        check_unique("measure", names)
+        for name in names:
+            if name in RESERVED:
+                raise SettingError(
+                    f"a measure is named '{name}', which is a metric of every answer; choose another name"
+                )
+        for name in self.aims:
+            check_choice("measure", name, dict.fromkeys([*names, *ALWAYS]))
+        return self
+
+    @model_validator(mode="after")
+    def _check_harness(self) -> EvaluationConfig:
+        if self.apply_chat_template and self.preamble:
+            raise SettingError("a preamble would stand before the chat template; leave out one of the two")
+        return self
+
+    @field_validator("aims", mode="before")
     @classmethod
-    def _check_seeds(cls, seeds: Any) -> Any:
-        check_unique("control seed", seeds)
-        return seeds
+    def _check_aims(cls, aims: Any) -> Any:
+        for name, aim in aims.items() if isinstance(aims, Mapping) else ():
+            if isinstance(aim, str) and aim not in ("higher", "lower"):
+                raise SettingError(f"the aim of '{name}' is '{aim}', but it must be higher, lower or a number")
+        return aims
+
+    @field_validator("control_seeds", "strengths")
+    @classmethod
+    def _check_numbers(cls, numbers: Any, info: ValidationInfo) -> Any:
+        check_unique({"control_seeds": "control seed", "strengths": "strength"}[str(info.field_name)], numbers)
+        return numbers
 
 
 def check_unique(kind: str, values: Sequence[Any]) -> None:

@@ -32,6 +32,8 @@ from sealign.evaluation.journal import Journal
 from sealign.evaluation.packed_scoring import can_be_packed, layer_kinds
 from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import load_edit
+from sealign.models.eval_mode import eval_mode
+from sealign.models.generation import end_tokens, generate_ids
 from sealign.models.loading import load_model
 from sealign.models.prompt_batches import allowed_batching
 from sealign.models.rounding import tolerance
@@ -112,6 +114,34 @@ class SealignLM(HFLM):  # type: ignore[misc]
             requests: For each, a pair of texts (for messages), the token ids of the context, and those of the target.
         """
         return self._loglikelihood_tokens(requests)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """Token ids that end an answer."""
+        return end_tokens(self.model)
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """Return the greedy answers to prompts as token ids, up to and with the first end token.
+
+        Args:
+            prompts: Token ids of the prompts.
+            max_new_tokens: Maximum number of tokens of an answer. Must be at least 1.
+        """
+        keys = [Journal.key("answer", list(ids), max_new_tokens) for ids in prompts]
+        missing = {key: ids for key, ids in zip(keys, prompts, strict=True) if key not in self._journal}
+        items = sorted(missing.items(), key=lambda item: len(item[1]), reverse=True)
+        size = int(self.batch_size)
+        batches = [items[i : i + size] for i in range(0, len(items), size)]
+        with eval_mode(self.model):
+            for batch in self._track(batches, "Answering", len(batches)):
+                ids = [prompt for _, prompt in batch]
+                rows = generate_ids(
+                    self.model, self.tokenizer, ids, max_new_tokens, use_cache=self._causal, keep_end=True
+                ).tolist()
+                kept = [[token for token in row if token >= 0] for row in rows]
+                self._journal.put(dict(zip([key for key, _ in batch], kept, strict=True)))
+        return [list(map(int, self._journal.get(key))) for key in keys]
 
     def close(self) -> None:
         """Detach the edit from the model."""

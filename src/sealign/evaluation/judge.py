@@ -27,6 +27,9 @@ JUDGED_TASK = "truthfulqa_gen"
 
 NOT_JUDGED = "Truth and Info were not computed, because no judge was named; name one with --judge or --judge-url"
 
+BATCH = 16
+"""Number of judgements that are saved together."""
+
 REPLIES = ("Yes", "No")
 """Replies of a local judge, whose probabilities are compared."""
 
@@ -152,7 +155,7 @@ def judge_answers(
     answers: Sequence[str],
     *,
     journal: Journal,
-    batch: int = 16,
+    batch: int = BATCH,
     track: Track = no_progress,
 ) -> dict[str, list[float]]:
     """Return ``truth``, ``info`` and ``truth*info`` of each answer, 1 or 0.
@@ -175,19 +178,38 @@ def judge_answers(
         lists = {name: "; ".join(doc[f"{name}_answers"]) for name in ("correct", "incorrect")}
         prompts = [TRUTH_PROMPT, INFO_PROMPT] if answer.strip() else []
         asked.append([prompt.format(question=doc["question"], answer=answer, **lists) for prompt in prompts])
-    waiting = {_key(judge, question): question for questions in asked for question in questions}
-    items = [(key, question) for key, question in waiting.items() if key not in journal]
-    batches = [items[i : i + batch] for i in range(0, len(items), batch)]
-    for chunk in track(batches, "Judging", len(batches)):
-        verdicts = judge.decide([question for _, question in chunk], no_progress)
-        journal.put(dict(zip([key for key, _ in chunk], verdicts, strict=True)))
-    found = [[float(journal.get(_key(judge, question))) for question in questions] for questions in asked]
-    pairs = [(scores[0], scores[1]) if scores else (1.0, 0.0) for scores in found]
+    questions = [question for of_answer in asked for question in of_answer]
+    found = iter(decide_all(judge, questions, journal=journal, batch=batch, track=track))
+    pairs = [(float(next(found)), float(next(found))) if of_answer else (1.0, 0.0) for of_answer in asked]
     return {
         "truth": [truth for truth, _ in pairs],
         "info": [info for _, info in pairs],
         "truth*info": [truth * info for truth, info in pairs],
     }
+
+
+def decide_all(
+    judge: Judge, questions: Sequence[str], *, journal: Journal, batch: int = BATCH, track: Track = no_progress
+) -> list[bool]:
+    """Return what a judge decides on each question; one that was decided before is read from the journal.
+
+    Args:
+        judge: The judge.
+        questions: Questions, which may occur several times.
+        journal: Journal of the judgements.
+        batch: Number of judgements to save at a time. Must be at least 1.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+    Raises:
+        JudgeError: The judge does not answer, or its answer has the wrong form.
+    """
+    waiting = {_key(judge, question): question for question in questions}
+    items = [(key, question) for key, question in waiting.items() if key not in journal]
+    batches = [items[i : i + batch] for i in range(0, len(items), batch)]
+    for chunk in track(batches, "Judging", len(batches)):
+        verdicts = judge.decide([question for _, question in chunk], no_progress)
+        journal.put(dict(zip([key for key, _ in chunk], verdicts, strict=True)))
+    return [bool(journal.get(_key(judge, question))) for question in questions]
 
 
 def _key(judge: Judge, question: str) -> str:

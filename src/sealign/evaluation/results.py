@@ -17,13 +17,16 @@ from sealign.files import write_bytes
 from sealign.record_files import RECORD_CONFIG, read_record, write_record
 
 FORMAT = "sealign.results"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 RESULTS_NAME = "results.json"
 """File name of the results."""
 
 BASE = "base"
 """Name of the arm of the base model."""
+
+ANSWERS = "answers"
+"""Name of the task of open-ended prompts."""
 
 ArmKind = Literal["base", "edit", "random", "reversed"]
 
@@ -47,6 +50,7 @@ class Arm:
         strength: Strength at which the edit was applied; None if the method has no strength.
         layers: Indices of the edited layers, in ascending order.
         hash: SHA-256 of the edit as it was applied.
+        sweep: Name of the edit whose strength is varied over several arms; None outside a sweep.
         seed: Seed of the random directions.
         fit_seconds: Duration of the fit in seconds; None for controls.
         seconds: Duration of each task in seconds, in the run that finished it.
@@ -61,6 +65,7 @@ class Arm:
     strength: float | None = None
     layers: list[int] = field(default_factory=list)
     hash: str | None = None
+    sweep: str | None = None
     seed: int | None = None
     fit_seconds: float | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -140,6 +145,25 @@ class Task:
     answers: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def add_scores(self, metric: str, arm: str, values: ItemScores, *, headline: bool) -> None:
+        """Add one metric of one arm.
+
+        Args:
+            metric: Name of the metric.
+            arm: Name of the arm.
+            values: Scores of the items.
+            headline: Whether verdicts depend on the metric.
+        """
+        if metric not in self.metrics:
+            self.metrics[metric] = Metric(
+                items=values.items.tolist(),
+                aim=values.aim,
+                scale=values.scale,
+                offset=values.offset,
+                headline=headline,
+            )
+        self.metrics[metric].arms[arm] = Scores.of(values)
+
 
 @dataclass(frozen=True)
 class DamageRecord:
@@ -176,8 +200,8 @@ class Results:
         arms: Mapping from name to arm; ``base`` is the base model.
         tasks: Mapping from name to the results of the task.
         damage: Mapping from arm to its damage on neutral text, for all arms except the base model.
-        domain_damage: The same on the base model's own answers to the prompts of the held-out demonstrations; empty
-            without them.
+        domain_damage: The same on the base model's own answers to held-out demonstrations and to open-ended
+            prompts; empty without them.
         format, format_version: Format of the file.
     """
 

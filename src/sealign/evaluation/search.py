@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sealign.demonstrations.demonstration import Demonstration
+from sealign.demonstrations.prompts import prompts_of
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
@@ -25,7 +26,7 @@ from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import headline_metrics
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import preference_scores
-from sealign.evaluation.results import Results
+from sealign.evaluation.results import ANSWERS, Results
 from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
@@ -42,6 +43,9 @@ SCAN_NAME = "scan.csv"
 
 EVALUATION_NAME = "evaluation"
 """Name of the folder of the test."""
+
+ANSWER_TOKENS = 48
+"""Maximum number of tokens of an answer in the test."""
 
 
 class Search:
@@ -222,6 +226,7 @@ class Search:
         *,
         command: str = "",
         control_seeds: Sequence[int] = CONTROL_SEEDS,
+        answered: int = 0,
     ) -> Results:
         """Evaluate edits, with controls, on what the search did not use.
 
@@ -230,7 +235,9 @@ class Search:
             sources: Mapping from name to the folder of the edit.
             command: Command line that computes the results again, for the record.
             control_seeds: Seeds of the random controls of each edit.
+            answered: Number of prompts of the test part that every arm answers.
         """
+        prompts = prompts_of(self.tested, answered)
         items = None
         if self.config.tasks:
             with task_manager(self.config.tasks, self.config.data_dir) as manager:
@@ -243,6 +250,8 @@ class Search:
             prompt_format=self.config.prompt_format,
             neutral_texts=self.test_texts,
             control_seeds=control_seeds,
+            prompts=prompts if len(prompts) > 1 else None,
+            max_new_tokens={ANSWERS: ANSWER_TOKENS},
         )
         return evaluate(
             self.model,

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 WINNER = "winner"
 """Name of the winning edit in the results."""
 
+ANSWERED = 10
+"""Number of prompts of the test that the winner and its controls answer."""
+
 EDIT_NAME, FIGURES_NAME = "edit", "figures"
 """Names of the other outputs."""
 
@@ -98,7 +101,8 @@ def tune(
     winner = finalists[0]
     edit = search.fit(winner.scanned, winner.strength * math.sqrt(0.8 / winner.used))
     edit.save_pretrained(search.folder / EDIT_NAME, overwrite=True)
-    results = search.test({WINNER: edit}, {WINNER: str(search.folder / EDIT_NAME)}, command=command)
+    sources = {WINNER: str(search.folder / EDIT_NAME)}
+    results = search.test({WINNER: edit}, sources, command=command, answered=ANSWERED)
     (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
     return TuneResult(scanned, finalists, winner, edit, results, report)
 

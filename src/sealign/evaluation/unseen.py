@@ -1,13 +1,19 @@
-"""What no edit was fitted on: the demonstrations and task items that may be scored."""
+"""What no edit was fitted on: the demonstrations, task items and prompts that may be scored."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sealign.demonstrations.demonstration import Demonstration, prompt_hash
+from sealign.demonstrations.prompts import Prompt
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.intervention import Intervention
+from sealign.errors import SettingError
+from sealign.evaluation.evaluation_config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 
 def fitted_prompts(edits: Iterable[Intervention]) -> frozenset[str]:
@@ -43,6 +49,51 @@ def unseen_items(items: Iterable[Mapping[str, Any]], fitted: frozenset[str]) -> 
         fitted: Result of ``fitted_prompts``.
     """
     return [number for number, item in enumerate(items) if not fitted or not fitted & item_prompts(item)]
+
+
+def choose_items(
+    manager: TaskManager, task: str, config: EvaluationConfig, fitted: frozenset[str]
+) -> tuple[dict[str, list[int]], int]:
+    """Return the numbers of the items to score, by member of a group of tasks, and how many were left out.
+
+    Items are left out if an edit was fitted on their prompts.
+
+    Args:
+        manager: Task manager that knows the task.
+        task: Name of the task or group.
+        config: Settings of the evaluation, which limit or choose the items.
+        fitted: Result of ``fitted_prompts``.
+
+    Raises:
+        SettingError: The edits were fitted on all items.
+    """
+    chosen, asked = {}, 0
+    for name, member in manager.load([task])["tasks"].items():
+        items = list(member.eval_docs)
+        numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
+        unseen = set(unseen_items(items, fitted))
+        chosen[name] = [number for number in numbers if number in unseen]
+        asked += len(numbers)
+    kept = sum(map(len, chosen.values()))
+    if asked and not kept:
+        raise SettingError(
+            f"the edits were fitted on all {asked} items of task '{task}'; leave the task out, or fit with a holdout"
+        )
+    return chosen, asked - kept
+
+
+def seen_note(prompts: Iterable[Prompt], edits: Iterable[Intervention]) -> str | None:
+    """Return a warning if an edit was fitted on some of the prompts to answer, else None.
+
+    Args:
+        prompts: Prompts to answer.
+        edits: Edits, whose records say what they were fitted on.
+    """
+    asked, fitted = [prompt.hash for prompt in prompts], fitted_prompts(edits)
+    seen = sum(each in fitted for each in asked)
+    if not seen:
+        return None
+    return f"an edit was fitted on {seen} of the {len(asked)} prompts, whose answers do not show what it does on others"
 
 
 def split_seen(

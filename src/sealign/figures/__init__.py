@@ -1,4 +1,4 @@
-"""Figures of activations, spectra, signatures, effects of an edit and scores, and the points that they draw.
+"""Figures of activations, spectra, signatures, effects of an edit, strengths and scores, and the points that they draw.
 
 The data of a figure are a list of points, which the function of the same name with ``_points`` returns and
 ``save_points`` writes.
@@ -17,6 +17,7 @@ from sealign.figures.points import (
     spectrum_points,
 )
 from sealign.figures.style import save_figure
+from sealign.figures.sweep import sweep, sweep_points, sweeps
 
 __all__ = [
     "Embedding",
@@ -37,6 +38,9 @@ __all__ = [
     "signature_points",
     "spectrum",
     "spectrum_points",
+    "sweep",
+    "sweep_points",
+    "sweeps",
     "tsne",
     "tsne_points",
 ]

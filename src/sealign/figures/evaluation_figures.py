@@ -6,12 +6,15 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sealign.evaluation.comparison import EditReport, Row
 from sealign.evaluation.scan import ScannedCandidate
 from sealign.evaluation.statistics import Difference
-from sealign.figures.style import BLUE, GREEN, ORANGE, PAGE_WIDTH, PINK, RED, figure_style
+from sealign.figures.style import BLUE, COLUMN_WIDTH, GREEN, ORANGE, PAGE_WIDTH, PINK, RED, figure_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +27,11 @@ _ARMS: Mapping[str, tuple[str, str, str]] = {
 }
 """By arm: marker, colour of the line, and fill of the marker."""
 
+LAYER_MAP_NAME = "layer_map"
+"""File name, without suffix, of the layer map among the figures of a search."""
+
 DAMAGE_LABEL = "increase of the mean loss on neutral text (nats per token)"
+SHORT_DAMAGE_LABEL = "loss increase on neutral text (nats per token)"
 
 
 def differences_figure(report: EditReport) -> Figure:
@@ -113,6 +120,84 @@ def damage_figure(report: EditReport, max_damage: float) -> Figure:
         axes.set_xlabel(DAMAGE_LABEL)
         figure.legend(loc="outside upper center")
     return figure
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A point with the ends of its intervals."""
+
+    x: float
+    y: float
+    width: tuple[float, float]
+    height: tuple[float, float]
+
+
+def gain_damage_figure(reports: Sequence[EditReport], max_damage: float, *, own_answers: bool = False) -> Figure:
+    """Return the gain of one metric against the damage: base model, edit, random directions and reversed edit.
+
+    The gain is the difference of ``EditReport.main`` from the base model, in the direction that is good. The damage is
+    the increase of the loss on neutral text, or the KL divergence on the base model's own answers. Both have 95 %
+    intervals; those of random directions are of the mean gain of all controls.
+
+    Args:
+        reports: Statistics of an edit, or of one edit at several strengths, which a line joins.
+        max_damage: Budget of the damage on neutral text, in nats per token.
+        own_answers: Whether the damage is the divergence on own answers.
+    """
+    names = {"edit": "edited", "random": "mean of random directions", "reversed": "reversed"}
+    row = next((report.main for report in reports if report.main is not None), None)
+    with figure_style():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(COLUMN_WIDTH, 3.0))
+        axes = figure.add_subplot()
+        axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+        axes.plot([0], [0], "D", color="black", markersize=5, label="base", linestyle="none")
+        for arm, label in names.items():
+            marker, line, fill = _ARMS[arm]
+            places = [place for report in reports if (place := _place(report, arm, own_answers)) is not None]
+            if len(places) > 1:
+                axes.plot([0, *(p.x for p in places)], [0, *(p.y for p in places)], color=line, linewidth=0.7, zorder=1)
+            for number, place in enumerate(places):
+                axes.plot(place.width, [place.y, place.y], color=line, linewidth=1)
+                axes.plot([place.x, place.x], place.height, color=line, linewidth=1)
+                axes.plot(
+                    [place.x], [place.y], marker, color=line, markerfacecolor=fill, markersize=6, linestyle="none",
+                    label=None if number else label,
+                )  # fmt: skip
+        if not own_answers:
+            axes.axvline(max_damage, color="black", linewidth=1, linestyle="--", label=f"budget {max_damage:g}")
+        name = "metric" if row is None else row.metric.replace("_", " ")
+        axes.set_ylabel(f"gain in {name}" if row is None or isinstance(row.aim, str) else f"change of {name}")
+        axes.set_xlabel("KL from base on own answers (nats per token)" if own_answers else SHORT_DAMAGE_LABEL)
+        figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def _place(report: EditReport, arm: str, own_answers: bool) -> _Place | None:
+    """Return where an arm lies; None if it was not measured or is not finite."""
+    row = report.main
+    if row is None:
+        return None
+    difference = {"edit": row.difference, "random": row.random, "reversed": row.reversed}[arm]
+    measured = report.domain_damage if own_answers else report.damage
+    damages = [damage for name, damage in measured.items() if _kind(name, report.edit) == arm]
+    if difference is None or not damages:
+        return None
+    values = [damage.mean_divergence if own_answers else damage.loss_increase for damage in damages]
+    ends = [damage.divergence_interval if own_answers else damage.loss_interval for damage in damages]
+    x, low, high = (float(np.mean(column)) for column in (values, *zip(*ends, strict=True)))
+    if not math.isfinite(x):
+        return None
+    heights = sorted((row.sign * difference.low, row.sign * difference.high))
+    return _Place(x, row.sign * difference.difference, (low, high), (heights[0], heights[1]))
+
+
+def _kind(name: str, edit: str) -> str:
+    """Return whether an arm in the damage of an edit is the edit or one of its controls."""
+    if name == edit:
+        return "edit"
+    return "reversed" if name == f"{edit} reversed" else "random"
 
 
 _SITES = ("residual", "mlp", "attention")

@@ -15,10 +15,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sealign.evaluation.comparison import EditReport, Row
-from sealign.evaluation.results import BASE, Results
+from sealign.evaluation.results import ANSWERS, BASE, Results
+from sealign.evaluation.search import SCAN_NAME
 from sealign.evaluation.verdict import MAX_DAMAGE
-from sealign.figures.evaluation_figures import categories_figure, damage_figure, differences_figure
+from sealign.figures.evaluation_figures import (
+    LAYER_MAP_NAME,
+    categories_figure,
+    damage_figure,
+    differences_figure,
+    gain_damage_figure,
+)
 from sealign.figures.style import save_figure, svg_text
+from sealign.figures.sweep import sweep, sweep_points, sweeps
 from sealign.files import write_bytes
 from sealign.folders import new_folder
 
@@ -28,6 +36,9 @@ if TYPE_CHECKING:
 REPORT_NAME = "report.html"
 TABLE_NAME = "table.csv"
 FIGURES_NAME = "figures"
+SHOWN_ANSWERS = 10
+"""Number of prompts whose answers the opening shows."""
+
 CHANGED_ITEMS = 5
 """Number of gains, and of losses, that the report shows for each headline metric."""
 
@@ -65,12 +76,57 @@ def write_report(
     """
     path = Path(folder)
     figures = {report.edit: _figures(report, max_damage) for report in reports}
+    openings = _openings(results, reports, max_damage)
     with new_folder(path / FIGURES_NAME, overwrite=True) as temporary:
-        for edit, named in figures.items():
+        for edit, named in [*figures.items(), *((opening.name, opening.figures) for opening in openings)]:
             for name, (_, figure) in named.items():
                 save_figure(figure, temporary / f"{_slug(edit)}-{name}")
     write_bytes(path / TABLE_NAME, _table(reports).encode())
-    write_bytes(path / REPORT_NAME, _html(results, reports, figures, max_damage).encode())
+    write_bytes(path / REPORT_NAME, _html(results, reports, openings, figures, max_damage).encode())
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """What the report opens with for one edit, at one strength or at several.
+
+    Attributes:
+        name: Name of the edit.
+        figures: Mapping from file name to description and figure.
+        layer_map: Figure of the search that found the edit as PNG; None if there was none.
+    """
+
+    name: str
+    figures: dict[str, tuple[str, Figure]]
+    layer_map: bytes | None
+
+
+def _openings(results: Results, reports: Sequence[EditReport], max_damage: float) -> list[_Opening]:
+    """Return the openings of all edits; several strengths of one edit have one opening."""
+    families: dict[str, list[EditReport]] = {}
+    for report in reports:
+        families.setdefault(results.arms[report.edit].sweep or report.edit, []).append(report)
+    found = []
+    for name, family in families.items():
+        figures = {}
+        if any(report.main is not None for report in family):
+            title = "Gain against the increase of the loss on neutral text, with 95 % intervals"
+            figures["gain-damage"] = (title, gain_damage_figure(family, max_damage))
+            if any(report.domain_damage for report in family):
+                title = "Gain against the KL divergence on the base model's own answers, with 95 % intervals"
+                figures["gain-own-answers"] = (title, gain_damage_figure(family, max_damage, own_answers=True))
+        if name in sweeps(results) and (points := sweep_points(results, family, name)):
+            figures["sweep"] = ("Differences from the base model against the strength", sweep(points))
+        found.append(_Opening(name, figures, _layer_map(results.arms[family[0].edit].source)))
+    return found
+
+
+def _layer_map(source: str | None) -> bytes | None:
+    """Return the layer map beside an edit that ``sealign tune`` found, or None if there is none."""
+    folder = None if source is None else Path(source).parent
+    if folder is None or not (folder / SCAN_NAME).is_file():
+        return None
+    path = folder / FIGURES_NAME / f"{LAYER_MAP_NAME}.png"
+    return path.read_bytes() if path.is_file() else None
 
 
 def changed_items(results: Results, report: EditReport, row: Row, *, count: int = CHANGED_ITEMS) -> list[ChangedItem]:
@@ -159,6 +215,7 @@ def _table_row(edit: str, row: Row) -> dict[str, Any]:
 def _html(
     results: Results,
     reports: Sequence[EditReport],
+    openings: Sequence[_Opening],
     figures: dict[str, dict[str, tuple[str, Figure]]],
     max_damage: float,
 ) -> str:
@@ -166,9 +223,9 @@ def _html(
 
     text = (files("sealign") / "figures" / "templates" / "report.html.jinja").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {"number": _number, "signed": _signed, "slug": _slug}
+    environment.filters |= {"number": _number, "signed": _signed, "slug": _slug, "svg": _svg_url, "png": _png_url}
     images = {
-        edit: {name: (title, _data_url(figure)) for name, (title, figure) in named.items()}
+        edit: {name: (title, _svg_url(figure)) for name, (title, figure) in named.items()}
         for edit, named in figures.items()
     }
     changes = {
@@ -176,11 +233,22 @@ def _html(
         for report in reports
     }
     return environment.from_string(text).render(
-        results=results, reports=reports, images=images, changes=changes, max_damage=max_damage
+        results=results,
+        reports=reports,
+        openings=openings,
+        images=images,
+        changes=changes,
+        max_damage=max_damage,
+        answers=results.tasks.get(ANSWERS),
+        shown_answers=SHOWN_ANSWERS,
     )
 
 
-def _data_url(figure: Figure) -> str:
+def _png_url(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()
+
+
+def _svg_url(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg_text(figure).encode()).decode()
 
 

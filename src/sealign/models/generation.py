@@ -29,6 +29,7 @@ def generate_ids(
     use_cache: bool = True,
     sampling: Sampling | None = None,
     on_token: Callable[[int], None] | None = None,
+    keep_end: bool = False,
 ) -> Tensor:
     """Return completions of prompts as (b, max_new_tokens) token ids, -1 from the first end token on.
 
@@ -43,6 +44,7 @@ def generate_ids(
         use_cache: Whether to use the cache of keys and values; without it every step runs the whole sequences.
         sampling: How tokens are drawn; greedy decoding if None.
         on_token: Function that is called with each new token of a single prompt, end tokens included.
+        keep_end: Whether to keep the first end token.
     """
     groups = prompt_groups(model, prompts)
     if len(groups) > 1:
@@ -50,7 +52,14 @@ def generate_ids(
         for group in groups:
             chosen = [prompts[index] for index in group]
             found = generate_ids(
-                model, tokenizer, chosen, max_new_tokens, use_cache=use_cache, sampling=sampling, on_token=on_token
+                model,
+                tokenizer,
+                chosen,
+                max_new_tokens,
+                use_cache=use_cache,
+                sampling=sampling,
+                on_token=on_token,
+                keep_end=keep_end,
             )
             for index, row in zip(group, found, strict=True):
                 rows[index] = row
@@ -69,7 +78,8 @@ def generate_ids(
             **settings,
         )
     new = output[:, ids.shape[1] :].cpu()
-    ended = torch.isin(new, torch.tensor(end_tokens(model))).cumsum(1) > 0
+    ends_here = torch.isin(new, torch.tensor(end_tokens(model))).long()
+    ended = ends_here.cumsum(1) - (ends_here if keep_end else 0) > 0
     new = torch.where(ended, -1, new)
     return torch.nn.functional.pad(new, (0, max_new_tokens - new.shape[1]), value=-1)
 

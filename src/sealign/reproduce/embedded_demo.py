@@ -108,9 +108,8 @@ def run_demo(
     names = ("edited", "random directions", "reversed")
     damage = {name: neutral for name, (neutral, _) in zip(names, measured, strict=True)}
     domain = {name: own for name, (_, own) in zip(names, measured, strict=True) if own is not None}
-    answers = compare_answers(
-        model, tokenizer, edit, load_prompts(source)[:ANSWERED], prompt_format=form, max_new_tokens=48
-    )
+    prompts = [prompt.text for prompt in load_prompts(source)[:ANSWERED]]
+    answers = compare_answers(model, tokenizer, edit, prompts, prompt_format=form, max_new_tokens=48)
     verdict = judge_effects(effects, damage["edited"].loss_increase)
     return BehaviourResult(behaviour, edit, len(held_out), effects, damage, domain, answers, verdict)
 
