@@ -40,6 +40,7 @@ def test_defaults() -> None:
         "fit_site": None,
         "layers": "last:21/32",
         "combine": "both",
+        "shift": False,
         "normalization": "token",
         "strength": 1.0,
     }
@@ -95,6 +96,7 @@ def test_reference_is_the_released_code() -> None:
         ({"layers": "most"}, "layers is 'most', but it must be one of: all; last:L, first:L or signature:L"),
         ({"centred": True}, "unknown SEAConfig setting 'centred' (did you mean 'centered'?); choose one of: "),
         ({"centered": 1}, "centered is 1, but it must be True or False"),
+        ({"shift": True, "feature_map": "elu"}, "shift is True and feature_map is 'elu', but a shift can only be"),
     ],
     ids=str,
 )
@@ -262,6 +264,57 @@ def test_a_projection_as_an_affine_edit(combine: Any, normalization: Any, center
     # As many directions as the combination uses, and no more.
     sides = {"positive": (3,), "negative": (2,)}.get(combine, (3, 2))
     assert (edit.rank, edit.groups) == (sum(sides), sides)
+
+
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("normalization", ["token", "none"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_shift_moves_the_mean(combine: Any, normalization: Any, centered: bool) -> None:
+    """Against the formula in float64: each side that is used adds half of the difference of the means."""
+    neutral, positive, negative = (matrix.numpy() for matrix in _matrices())
+    projection = sealign.fit_projection(
+        *(torch.from_numpy(each) for each in (neutral, positive, negative)), rank=(3, 2), centered=centered
+    )
+    delta = positive.mean(0) - negative.mean(0)
+    edit = projection_edit(
+        projection, combine=combine, difference=torch.from_numpy(delta), normalization=normalization
+    )
+    mean = neutral.mean(0) if centered else np.zeros(14)
+    keep, drop = (factor.numpy() @ factor.numpy().T for factor in (projection.positive, projection.negative))
+    x = np.random.default_rng(0).normal(size=(6, 14))
+    z = x - mean
+    y = {
+        "both": x + z @ keep - z @ drop + delta,
+        "positive": mean + z @ keep + delta / 2,
+        "negative": x - z @ drop + delta / 2,
+        "average": mean + (z @ keep + z - z @ drop) / 2 + delta / 2,
+        "reversed": x - z @ keep + z @ drop - delta,
+    }[combine]
+    if normalization == "token":
+        y *= np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(y, axis=1, keepdims=True)
+    for strength in (0.3, -2.0):
+        found = edit(torch.from_numpy(x), strength).numpy()
+        np.testing.assert_allclose(found, x + strength * (y - x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_shift_needs_a_linear_edit() -> None:
+    projection = sealign.fit_projection(*_matrices(), rank=2, feature_map="tanh")
+    with pytest.raises(SettingError, match="difference is given with the feature map 'tanh'"):
+        projection_edit(projection, difference=torch.ones(14, dtype=torch.float64))
+
+
+def test_the_fit_adds_the_difference_of_the_means(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    config = SEAConfig(layers=[1, 2], rank=(3, 2), centered=True, shift=True, token="completion", normalization="none")
+    rows = sealign.collect_activations(llama, tokenizer, demonstrations, config=config.collect_config())
+    edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
+    plain = sealign.fit_edit(llama, tokenizer, demonstrations, config=config.replace(shift=False))
+    for layer in (1, 2):
+        difference = (rows.positive[layer].double() - rows.negative[layer].double()).mean(0)
+        mean = rows.neutral[layer].double().mean(0)
+        moved = edit.layer_edits[layer](mean[None])[0] - mean
+        torch.testing.assert_close(moved, difference, rtol=1e-4, atol=1e-7)
+        still = plain.layer_edits[layer](mean[None])[0] - mean
+        assert float(still.norm()) < 1e-5 * float(mean.norm())
 
 
 def test_a_projection_with_a_feature_map_stays_one() -> None:
