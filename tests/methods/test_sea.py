@@ -276,9 +276,7 @@ def test_a_shift_moves_the_mean(combine: Any, normalization: Any, centered: bool
         *(torch.from_numpy(each) for each in (neutral, positive, negative)), rank=(3, 2), centered=centered
     )
     delta = positive.mean(0) - negative.mean(0)
-    edit = projection_edit(
-        projection, combine=combine, difference=torch.from_numpy(delta), normalization=normalization
-    )
+    edit = projection_edit(projection, combine=combine, difference=torch.from_numpy(delta), normalization=normalization)
     mean = neutral.mean(0) if centered else np.zeros(14)
     keep, drop = (factor.numpy() @ factor.numpy().T for factor in (projection.positive, projection.negative))
     x = np.random.default_rng(0).normal(size=(6, 14))
