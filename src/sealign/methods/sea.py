@@ -12,15 +12,15 @@ from torch import Tensor
 
 from sealign.edits.feature_map_edit import FeatureMapEdit
 from sealign.edits.layer_edit import AffineEdit, LayerEdit
-from sealign.edits.record import EditRecord
 from sealign.errors import ActivationError, DegenerateError, SettingError
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.methods.activation_fit import layerwise_method
+from sealign.methods.cancellation import cancellation
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import Site
 from sealign.spectral.decomposition import Spectrum, leading_spectrum
-from sealign.spectral.feature_maps import FeatureMapName, get_feature_map
+from sealign.spectral.feature_maps import FeatureMapName
 from sealign.spectral.projection import Combine, Normalization, Projection
 
 COMBINATION_WEIGHTS = {
@@ -37,9 +37,6 @@ Rank = Annotated[int, Field(ge=1)]
 
 EXPLAINED_VARIANCE = 0.998
 """Default K; the paper's value for TruthfulQA."""
-
-NEARLY_CANCELS = 0.05
-"""Net share below which what an edit keeps and what it drops nearly cancel."""
 
 
 class SEAConfig(EditConfig):
@@ -276,42 +273,6 @@ def projection_edit(
     )
 
 
-def _cancellation(projection: Projection, neutral: Float[Tensor, "n d"]) -> dict[str, float]:
-    """Return how far what a projection keeps and what it drops cancel, since P+ + P- = I + U+ U+^T - U- U-^T.
-
-    ``overlap`` is |U+^T U-|_F^2 / min(k+, k-), the mean squared cosine of the angles between the two subspaces: 1 if
-    one contains the other. ``net_share`` is sum |a - b| / sum (|a| + |b|) over the neutral activations, with
-    a = U+ U+^T z, b = U- U-^T z and z = Phi(x) - mu: 1 if nothing cancels, 0 if all does.
-    """
-    kept, dropped = projection.positive.double(), projection.negative.double()
-    overlap = float((kept.T @ dropped).square().sum()) / min(kept.shape[1], dropped.shape[1])
-    z = get_feature_map(projection.feature_map).forward(neutral.double())
-    z = z if projection.mean is None else z - projection.mean
-    a, b = z @ kept @ kept.T, z @ dropped @ dropped.T
-    lengths = [float(rows.norm(dim=1).sum()) for rows in (a - b, a, b)]
-    return {"overlap": overlap, "net_share": lengths[0] / (lengths[1] + lengths[2])}
-
-
-def cancellation_warning(record: EditRecord) -> str:
-    """Return a sentence if what an edit keeps nearly cancels what it drops at some layers, else an empty string.
-
-    Args:
-        record: Record of an edit; one of another method than SEA has no net share, and one with a shift acts by that.
-    """
-    if record.config.get("shift"):
-        return ""
-    figures = {layer: entry.statistics.get("net_share", 1.0) for layer, entry in record.layers.items()}
-    low = [layer for layer, share in figures.items() if share < NEARLY_CANCELS]
-    if not low:
-        return ""
-    least = min(low, key=lambda layer: figures[layer])
-    return (
-        f"What the edit keeps and what it drops nearly cancel at {len(low)} of {len(figures)} layers: the net share is "
-        f"{figures[least]:.3f} at layer {least}, below {NEARLY_CANCELS:g}; fit it centered with an explained variance "
-        "of at least 0.9, add the difference of the means with shift, or use another method, such as mean_difference."
-    )
-
-
 def _fit_layer(statistics: LayerStatistics, config: SEAConfig) -> tuple[LayerEdit, Mapping[str, float]]:
     projection, plus, minus = decompose(statistics, config)
     figures = {
@@ -319,7 +280,7 @@ def _fit_layer(statistics: LayerStatistics, config: SEAConfig) -> tuple[LayerEdi
         "explained_variance_negative": minus.explained_variance,
     }
     if 0 not in COMBINATION_WEIGHTS[config.combine][1:]:
-        figures |= _cancellation(projection, statistics.neutral_sample)
+        figures |= cancellation(projection, statistics.neutral_sample)
     difference = None
     if config.shift:
         difference = (statistics.mean_positive - statistics.mean_negative).to(projection.positive)
