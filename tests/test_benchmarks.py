@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 INTERVAL_COVERAGE = Path(__file__).parents[1] / "benchmarks" / "interval_coverage.py"
 
@@ -144,3 +146,54 @@ def test_the_script_for_gpus_keeps_its_time_limit_and_its_failures(tmp_path, mon
     assert record["measurements"]["short"]["seconds"] == 2
     assert record["rounds"] == 3
     assert not results.complete
+
+
+@pytest.fixture
+def directions(monkeypatch):
+    monkeypatch.syspath_prepend(INTERVAL_COVERAGE.parent)
+    return importlib.import_module("directions")
+
+
+def test_directions_are_what_their_names_say(directions):
+    generator = torch.Generator().manual_seed(0)
+    h, plus, minus = (torch.randn(9, 6, generator=generator) for _ in range(3))
+    text, x = torch.randn(20, 6, generator=generator), torch.randn(2, 3, 6, generator=generator)
+    change = {name: edit(x) - x for name, edit in directions.variants(h, plus, minus, text).items()}
+    difference = (plus - minus).mean(0)
+
+    def close(name, expected):
+        torch.testing.assert_close(change[name], expected.expand_as(x), rtol=1e-4, atol=1e-5)
+
+    close("mean difference", difference)
+    close("scaled by the token's norm", x.norm(dim=-1, keepdim=True) * difference)
+    u, s, v = torch.linalg.svd(h.T @ (plus - minus))
+    close("difference operator, rank 2", x @ u[:, :2] @ torch.diag(s[:2] / s[0]) @ v[:2])
+    close("read mean of H, write mean difference", (x @ h.mean(0))[..., None] * difference)
+    # A rotation leaves the norm as it is, to first order.
+    assert float((change["rotation on the sphere"] * x).sum(-1).abs().max()) < 1e-4
+    # Transport maps the sorted coordinates of the negatives to those of the positives as well as a line can.
+    slope = [np.polyfit(np.sort(minus[:, i]), np.sort(plus[:, i]), 1) for i in range(6)]
+    found = change["linear transport per neuron"] + x
+    expected = torch.tensor([[[np.polyval(slope[i], float(row[i])) for i in range(6)] for row in rows] for rows in x])
+    torch.testing.assert_close(found, expected, check_dtype=False, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("embedded_stand_in")
+def test_directions_compares_each_variant_with_the_mean_difference(directions, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "directions.json"
+    monkeypatch.setattr(sys, "argv", ["directions", "--pairs", "16", "--layers", "1,2", "--json", str(file)])
+    monkeypatch.setenv("COLUMNS", "200")
+    directions.main()
+
+    printed = capsys.readouterr().out
+    record = json.loads(file.read_text(encoding="utf-8"))
+    assert record["layers"] == [1, 2]
+    assert set(record["summaries"]) == {"residual", "attention"}
+    for site, rows in record["summaries"].items():
+        assert rows["mean difference"]["ratio"] == 1
+        assert all(name in printed for name in rows)
+        for name, row in rows.items():
+            pairs = record["found"][site][name]["pairs"]
+            assert row["efficiency"] == pytest.approx(np.mean(pairs), nan_ok=True)
+            assert row["error"] == pytest.approx(np.std(pairs, ddof=1) / len(pairs) ** 0.5, nan_ok=True)

@@ -28,6 +28,7 @@ from .methods.registry import fit_edit_from_activations as fit_edit_from_activat
 from .methods.registry import load_edit as load_edit
 from .methods.sea import SEAConfig as SEAConfig
 from .methods.sea import fit_projection as fit_projection
+from .methods.targeted_shift import TargetedShiftConfig as TargetedShiftConfig
 from .models.loading import load_model as load_model
 from .models.prompt_format import PromptFormat as PromptFormat
 from .models.sites import resolve_sites as resolve_sites
@@ -58,6 +59,7 @@ __all__ = [
     "PromptFormat",
     "SEAConfig",
     "SealignError",
+    "TargetedShiftConfig",
     "__version__",
     "apply_edit",
     "attach",

@@ -151,8 +151,21 @@ def test_neutral_text() -> None:
     assert len(set(sentences)) == len(sentences)
 
 
-def test_neutral_text_holds_none_of_the_demonstrations() -> None:
-    text = normal((DATA / "neutral.txt").read_text(encoding="utf-8"))
+def test_ordinary_text_is_not_the_text_that_damage_is_measured_on() -> None:
+    def sentences(text: str) -> set[str]:
+        return {normal(part) for part in re.split(r"(?<=[.?!])\s|\n", text) if part.strip()}
+
+    data = (DATA / "ordinary.txt").read_bytes()
+    assert data.isascii()
+    assert b"\r" not in data
+    ordinary = sentences(data.decode())
+    assert len(ordinary) >= 60
+    assert not ordinary & sentences((DATA / "neutral.txt").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["neutral.txt", "ordinary.txt"])
+def test_plain_text_holds_none_of_the_demonstrations(name: str) -> None:
+    text = normal((DATA / name).read_text(encoding="utf-8"))
     for row in DEMONSTRATIONS:
         for key in ("prompt", "positive", "negative"):
             assert normal(row[key]) not in text

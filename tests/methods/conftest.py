@@ -18,6 +18,7 @@ CONFIGS: dict[str, Config] = {
     "sea": sealign.SEAConfig(rank=(3, 2), layers=(1, 3), strength=0.7),
     "phi_sea": sealign.SEAConfig(rank=(3, 2), layers=(1, 3), feature_map="tanh"),
     "difference_operator": sealign.DifferenceOperatorConfig(layers=[1], rank=2),
+    "targeted_shift": sealign.TargetedShiftConfig(layers=[1]),
     "mean_difference": sealign.MeanDifferenceConfig(layers=[1], token="last", strength=2.0),
     "iti": sealign.ITIConfig(heads=3, alpha=5.0),
     "leace": sealign.LEACEConfig(layers="1,3"),
@@ -29,7 +30,7 @@ CONFIGS: dict[str, Config] = {
 }
 """Settings for a model of 4 layers with 4 heads each, by method; CD needs an amateur in a folder."""
 
-EDITS = ["sea", "phi_sea", "difference_operator", "mean_difference", "iti", "leace"]
+EDITS = ["sea", "phi_sea", "difference_operator", "targeted_shift", "mean_difference", "iti", "leace"]
 """Those that edit activations."""
 
 ACTING = [name for name in CONFIGS if name not in ("icl", "best_of_n")]

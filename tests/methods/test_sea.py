@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from typing import Any
@@ -14,13 +13,11 @@ import torch
 import sealign
 from sealign.edits.feature_map_edit import FeatureMapEdit
 from sealign.edits.layer_edit import AffineEdit
-from sealign.edits.record import EditRecord
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError, SettingError, SiteError
 from sealign.fitting.activation_store import Keep
-from sealign.fitting.activations import Activations
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.registry import fit_edit_from_activations
-from sealign.methods.sea import SEAConfig, cancellation_warning, projection_edit
+from sealign.methods.sea import SEAConfig, projection_edit
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import SITES, select_layers
 from sealign.spectral.feature_maps import FEATURE_MAPS
@@ -40,6 +37,7 @@ def test_defaults() -> None:
         "fit_site": None,
         "layers": "last:21/32",
         "combine": "both",
+        "shift": False,
         "normalization": "token",
         "strength": 1.0,
     }
@@ -95,6 +93,7 @@ def test_reference_is_the_released_code() -> None:
         ({"layers": "most"}, "layers is 'most', but it must be one of: all; last:L, first:L or signature:L"),
         ({"centred": True}, "unknown SEAConfig setting 'centred' (did you mean 'centered'?); choose one of: "),
         ({"centered": 1}, "centered is 1, but it must be True or False"),
+        ({"shift": True, "feature_map": "elu"}, "shift is True and feature_map is 'elu', but a shift can only be"),
     ],
     ids=str,
 )
@@ -264,6 +263,55 @@ def test_a_projection_as_an_affine_edit(combine: Any, normalization: Any, center
     assert (edit.rank, edit.groups) == (sum(sides), sides)
 
 
+@pytest.mark.parametrize("combine", COMBINES)
+@pytest.mark.parametrize("normalization", ["token", "none"])
+@pytest.mark.parametrize("centered", [False, True])
+def test_a_shift_moves_the_mean(combine: Any, normalization: Any, centered: bool) -> None:
+    """Against the formula in float64: each side that is used adds half of the difference of the means."""
+    neutral, positive, negative = (matrix.numpy() for matrix in _matrices())
+    projection = sealign.fit_projection(
+        *(torch.from_numpy(each) for each in (neutral, positive, negative)), rank=(3, 2), centered=centered
+    )
+    delta = positive.mean(0) - negative.mean(0)
+    edit = projection_edit(projection, combine=combine, difference=torch.from_numpy(delta), normalization=normalization)
+    mean = neutral.mean(0) if centered else np.zeros(14)
+    keep, drop = (factor.numpy() @ factor.numpy().T for factor in (projection.positive, projection.negative))
+    x = np.random.default_rng(0).normal(size=(6, 14))
+    z = x - mean
+    y = {
+        "both": x + z @ keep - z @ drop + delta,
+        "positive": mean + z @ keep + delta / 2,
+        "negative": x - z @ drop + delta / 2,
+        "average": mean + (z @ keep + z - z @ drop) / 2 + delta / 2,
+        "reversed": x - z @ keep + z @ drop - delta,
+    }[combine]
+    if normalization == "token":
+        y *= np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(y, axis=1, keepdims=True)
+    for strength in (0.3, -2.0):
+        found = edit(torch.from_numpy(x), strength).numpy()
+        np.testing.assert_allclose(found, x + strength * (y - x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_shift_needs_a_linear_edit() -> None:
+    projection = sealign.fit_projection(*_matrices(), rank=2, feature_map="tanh")
+    with pytest.raises(SettingError, match="difference is given with the feature map 'tanh'"):
+        projection_edit(projection, difference=torch.ones(14, dtype=torch.float64))
+
+
+def test_the_fit_adds_the_difference_of_the_means(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    config = SEAConfig(layers=[1, 2], rank=(3, 2), centered=True, shift=True, token="completion", normalization="none")
+    rows = sealign.collect_activations(llama, tokenizer, demonstrations, config=config.collect_config())
+    edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
+    plain = sealign.fit_edit(llama, tokenizer, demonstrations, config=config.replace(shift=False))
+    for layer in (1, 2):
+        difference = (rows.positive[layer].double() - rows.negative[layer].double()).mean(0)
+        mean = rows.neutral[layer].double().mean(0)
+        moved = edit.layer_edits[layer](mean[None])[0] - mean
+        torch.testing.assert_close(moved, difference, rtol=1e-4, atol=1e-7)
+        still = plain.layer_edits[layer](mean[None])[0] - mean
+        assert float(still.norm()) < 1e-5 * float(mean.norm())
+
+
 def test_a_projection_with_a_feature_map_stays_one() -> None:
     projection = sealign.fit_projection(*_matrices(), rank=2, feature_map="tanh")
     edit = projection_edit(projection, combine="positive", normalization="token")
@@ -287,56 +335,6 @@ def test_edit_reports_what_it_touches(small_edit: sealign.Edit) -> None:
     assert small_edit.record.demonstrations_count == 7
     assert small_edit.record.config["strength"] == 0.7
     assert small_edit.record.versions.keys() == {"sealign", "torch", "transformers", "python"}
-
-
-@pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("feature_map", ["identity", "tanh"])
-def test_how_far_keep_and_drop_cancel(llama: Any, tokenizer: Any, feature_map: Any, centered: bool) -> None:
-    width = llama.config.hidden_size
-    demonstrations = [sealign.Demonstration(f"prompt {i}", "yes", "no") for i in range(9)]
-    h, noise, other = (torch.randn(9, width, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3))
-    activations = Activations("mlp", {2: h}, {2: h + noise}, {2: h + 2 * other})
-    config = SEAConfig(layers=[2], rank=(4, 3), centered=centered, feature_map=feature_map)
-
-    def fit(**changes: Any) -> dict[str, float]:
-        changed = config.replace(**changes)
-        fitted = fit_edit_from_activations(llama, tokenizer, activations, demonstrations, config=changed)
-        return fitted.record.layers["2"].statistics
-
-    features = [rows.double().numpy() for rows in (h, h + noise, h + 2 * other)]
-    features = [np.tanh(rows) for rows in features] if feature_map == "tanh" else features
-    features = [rows - rows.mean(0) for rows in features] if centered else features
-    z = features[0]
-    plus, minus = (np.linalg.svd(z.T @ rows)[0][:, :k] for rows, k in zip(features[1:], (4, 3), strict=True))
-    cosines = np.linalg.svd(plus.T @ minus)[1]
-    kept, dropped = z @ (plus @ plus.T), z @ (minus @ minus.T)
-    lengths = [sum(np.linalg.norm(row) for row in rows) for rows in (kept - dropped, kept, dropped)]
-    expected = {"overlap": np.mean(cosines**2), "net_share": lengths[0] / (lengths[1] + lengths[2])}
-    assert 0.05 < expected["overlap"] < 0.99
-    for combine in ("both", "reversed", "average"):
-        found = fit(combine=combine)
-        assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
-    for combine in ("positive", "negative"):
-        assert not fit(combine=combine).keys() & expected.keys()
-
-
-def test_the_warning_of_an_edit_that_nearly_cancels(small_edit: sealign.Edit) -> None:
-    def record(**shares: float) -> EditRecord:
-        layers = {
-            name: dataclasses.replace(entry, statistics={"signature": 1.0} | {"net_share": shares[f"layer{name}"]})
-            for name, entry in small_edit.record.layers.items()
-        }
-        return dataclasses.replace(small_edit.record, layers=layers)
-
-    assert cancellation_warning(record(layer1=0.05, layer3=1.0)) == ""
-    assert cancellation_warning(record(layer1=0.04, layer3=0.03125)).startswith(
-        "What the edit keeps and what it drops nearly cancel at 2 of 2 layers: the net share is 0.031 at layer 3, "
-        "below 0.05; fit it centered"
-    )
-    one = cancellation_warning(record(layer1=0.02, layer3=0.5))
-    assert "at 1 of 2 layers: the net share is 0.020 at layer 1" in one
-    without = {name: dataclasses.replace(entry, statistics={}) for name, entry in small_edit.record.layers.items()}
-    assert cancellation_warning(dataclasses.replace(small_edit.record, layers=without)) == ""
 
 
 def test_fit_is_collection_then_projections(

@@ -72,7 +72,7 @@ def _finite(data: Any) -> Any:
 
 def print_record(edit: Intervention) -> None:
     """Print where an edit comes from, its settings, what was fitted at each layer, and a warning if it cancels."""
-    from sealign.methods.sea import cancellation_warning
+    from sealign.methods.cancellation import cancellation_warning
 
     record = edit.record
     output.print(record_table(record, edit.hash), settings_table(record))

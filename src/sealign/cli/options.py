@@ -24,7 +24,8 @@ MODEL_HELP = "Hub id, local folder, GGUF file, or smollm2, the embedded model."
 EDIT_HELP = "Folder of an edit, or its Hub repository as owner/name; first+second applies two in this order."
 SINGLE_EDIT_HELP = "Folder of an edit, or its Hub repository as owner/name."
 METHOD_HELP = (
-    "Method to fit: sea, difference_operator, mean_difference, iti, leace, icl, dola, cd, icd, best_of_n or lora_ft."
+    "Method to fit: sea, difference_operator, targeted_shift, mean_difference, iti, leace, icl, dola, cd, icd, "
+    "best_of_n or lora_ft."
 )
 STRENGTH_HELP = (
     "Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; negative values and "

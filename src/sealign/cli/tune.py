@@ -52,7 +52,7 @@ def tune(
         typer.Option(
             "--methods",
             metavar="NAME,NAME,...",
-            help="Methods to search: difference_operator, mean_difference, sea, leace, iti. "
+            help="Methods to search: difference_operator, mean_difference, sea, targeted_shift, leace, iti. "
             r"\[default: the first three]",
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""The bundled behaviours: demonstrations by topic, and prompts on topics of their own."""
+"""The bundled behaviours: demonstrations by topic, and prompts on topics of their own; and bundled ordinary text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from sealign.errors import DemonstrationError, unknown_name
 BUNDLED_PREFIX = "bundled:"
 """Prefix of the name of a bundled behaviour in a source, as in ``bundled:positivity``."""
 
-_FOLDER = Path(str(files("sealign.demonstrations") / "data" / "behaviours"))
+_DATA = Path(str(files("sealign.demonstrations") / "data"))
+
+_FOLDER = _DATA / "behaviours"
 
 
 def bundled_behaviours() -> list[str]:
@@ -37,3 +39,16 @@ def bundled_path(source: str, suffix: str) -> Path:
     if name not in bundled_behaviours():
         raise DemonstrationError(unknown_name("bundled demonstrations", name, bundled_behaviours()))
     return _FOLDER / f"{name}{suffix}"
+
+
+def ordinary_texts() -> list[str]:
+    """Return the bundled paragraphs of ordinary text, on which edits are fitted to act little.
+
+    They have no sentence in common with the neutral text on which damage is measured.
+
+    Example:
+        >>> len(ordinary_texts()) > 10
+        True
+    """
+    text = (_DATA / "ordinary.txt").read_text(encoding="utf-8")
+    return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]

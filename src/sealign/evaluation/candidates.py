@@ -19,6 +19,7 @@ from sealign.methods.leace import LEACEConfig
 from sealign.methods.mean_difference import MeanDifferenceConfig
 from sealign.methods.registry import fit_edit_from_activations, method_of
 from sealign.methods.sea import SEAConfig
+from sealign.methods.targeted_shift import TargetedShiftConfig
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SEARCHED: Mapping[str, Sequence[EditConfig]] = {
     "difference_operator": [DifferenceOperatorConfig()],
+    "targeted_shift": [TargetedShiftConfig()],
     "mean_difference": [MeanDifferenceConfig()],
     "sea": [SEAConfig(explained_variance=value, centered=True) for value in (0.9, 0.998)],
     "leace": [LEACEConfig()],

@@ -20,8 +20,8 @@ class TuneConfig(TaskConfig):
     """Settings of tuning; see ``TaskConfig`` for the tasks, which finalists are compared on instead of the preference.
 
     Attributes:
-        methods: Names of the methods to search: ``difference_operator``, ``mean_difference``, ``sea``, ``leace`` or
-            ``iti``.
+        methods: Names of the methods to search: ``difference_operator``, ``targeted_shift``, ``mean_difference``,
+            ``sea``, ``leace`` or ``iti``.
         sites: Sites to search: ``residual``, ``mlp`` or ``attention``.
         tokens: Token choices to search: ``completion``, ``last``, ``mean`` or ``random``.
         layers: Layers to search, as in the configuration of a fit.

@@ -25,6 +25,8 @@ from .sea import SEAConfig as SEAConfig
 from .sea import decompose as decompose
 from .sea import fit_projection as fit_projection
 from .sea import projection_edit as projection_edit
+from .targeted_shift import TargetedShiftConfig as TargetedShiftConfig
+from .targeted_shift import reading_direction as reading_direction
 
 __all__ = [
     "METHODS",
@@ -42,6 +44,7 @@ __all__ = [
     "MeanDifferenceConfig",
     "Method",
     "SEAConfig",
+    "TargetedShiftConfig",
     "decompose",
     "few_shot_text",
     "fit_edit",
@@ -54,4 +57,5 @@ __all__ = [
     "method_of",
     "parse_settings",
     "projection_edit",
+    "reading_direction",
 ]

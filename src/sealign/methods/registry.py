@@ -28,12 +28,13 @@ from sealign.methods.lora_ft import LORA_FT
 from sealign.methods.mean_difference import MEAN_DIFFERENCE
 from sealign.methods.method import FitContext, Method
 from sealign.methods.sea import SEA, SEAConfig
+from sealign.methods.targeted_shift import TARGETED_SHIFT
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_ALL = (SEA, DIFFERENCE_OPERATOR, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
+_ALL = (SEA, DIFFERENCE_OPERATOR, TARGETED_SHIFT, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
 
 METHODS: Mapping[str, Method] = {method.name: method for method in _ALL}
 """All methods by name; those that edit activations come first."""

@@ -12,15 +12,15 @@ from torch import Tensor
 
 from sealign.edits.feature_map_edit import FeatureMapEdit
 from sealign.edits.layer_edit import AffineEdit, LayerEdit
-from sealign.edits.record import EditRecord
 from sealign.errors import ActivationError, DegenerateError, SettingError
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.methods.activation_fit import layerwise_method
+from sealign.methods.cancellation import cancellation
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import Site
 from sealign.spectral.decomposition import Spectrum, leading_spectrum
-from sealign.spectral.feature_maps import FeatureMapName, get_feature_map
+from sealign.spectral.feature_maps import FeatureMapName
 from sealign.spectral.projection import Combine, Normalization, Projection
 
 COMBINATION_WEIGHTS = {
@@ -38,9 +38,6 @@ Rank = Annotated[int, Field(ge=1)]
 EXPLAINED_VARIANCE = 0.998
 """Default K; the paper's value for TruthfulQA."""
 
-NEARLY_CANCELS = 0.05
-"""Net share below which what an edit keeps and what it drops nearly cancel."""
-
 
 class SEAConfig(EditConfig):
     """Settings of SEA; see ``EditConfig`` and ``CollectConfig`` for the common settings.
@@ -55,6 +52,8 @@ class SEAConfig(EditConfig):
             ``squared_exponential``, ``tanh`` or ``elu``.
         fit_site: Site at which activations are read. Default: the same as ``site``.
         combine: Which projections form the edit: ``both``, ``positive``, ``negative``, ``average`` or ``reversed``.
+        shift: Whether to add the difference of the means of positives and negatives, which the projections alone cannot
+            move. Needs ``feature_map="identity"``.
         normalization: Norm of the activation that the edit preserves: ``token`` (of each token), ``feature`` (of each
             feature over the sequence) or ``none``.
         seed: Seed of the random token and of iterative decompositions.
@@ -76,7 +75,17 @@ class SEAConfig(EditConfig):
     feature_map: FeatureMapName = "identity"
     fit_site: Site | None = None
     combine: Annotated[Combine, Field(title="combination")] = "both"
+    shift: bool = False
     normalization: Normalization = "token"
+
+    @model_validator(mode="after")
+    def _check_shift(self) -> SEAConfig:
+        if self.shift and self.feature_map != "identity":
+            raise SettingError(
+                f"shift is True and feature_map is '{self.feature_map}', but a shift can only be added to a linear "
+                "edit; use feature_map='identity'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_target(self) -> SEAConfig:
@@ -216,16 +225,27 @@ def decompose(statistics: LayerStatistics, config: SEAConfig) -> tuple[Projectio
 
 
 def projection_edit(
-    projection: Projection, *, combine: Combine = "both", normalization: Normalization = "token"
+    projection: Projection,
+    *,
+    combine: Combine = "both",
+    difference: Float[Tensor, " d"] | None = None,
+    normalization: Normalization = "token",
 ) -> LayerEdit:
     """Return a projection as the edit of a layer: affine, or in feature space if it has a feature map.
 
-    With z = x - mu and (a, b, c) the weights of the combination, y = x + a z + b U+ U+^T z + c U- U-^T z.
+    With z = x - mu and (a, b, c) the weights of the combination,
+    y = x + a z + b U+ U+^T z + c U- U-^T z + (b - c) / 2 delta: keeping towards the positives and dropping from the
+    negatives each move the mean by half of the difference delta.
 
     Args:
         projection: U+ and U-.
         combine: Which projections form y.
+        difference: delta, the mean of the positives minus that of the negatives, (d,); None to leave the mean where it
+            is. Must be None if the projection has a feature map.
         normalization: How to rescale y; see ``LayerEdit``.
+
+    Raises:
+        SettingError: There are a difference and a feature map.
 
     Example:
         >>> e = torch.eye(3)
@@ -234,6 +254,11 @@ def projection_edit(
         tensor([[2., 0., 3.]])
     """
     if projection.feature_map != "identity":
+        if difference is not None:
+            raise SettingError(
+                f"difference is given with the feature map '{projection.feature_map}', but a shift can only be added "
+                "to a linear edit; use feature_map='identity'"
+            )
         return FeatureMapEdit(projection, combine, normalization=normalization)
     scale, keep, drop = COMBINATION_WEIGHTS[combine]
     used = [(weight, f) for weight, f in ((keep, projection.positive), (drop, projection.negative)) if weight]
@@ -241,43 +266,10 @@ def projection_edit(
         torch.cat([weight * factor for weight, factor in used], dim=1),
         torch.cat([factor.T for _, factor in used]),
         scale,
+        None if difference is None else (keep - drop) / 2 * difference,
         center=projection.mean,
         groups=tuple(factor.shape[1] for _, factor in used),
         normalization=normalization,
-    )
-
-
-def _cancellation(projection: Projection, neutral: Float[Tensor, "n d"]) -> dict[str, float]:
-    """Return how far what a projection keeps and what it drops cancel, since P+ + P- = I + U+ U+^T - U- U-^T.
-
-    ``overlap`` is |U+^T U-|_F^2 / min(k+, k-), the mean squared cosine of the angles between the two subspaces: 1 if
-    one contains the other. ``net_share`` is sum |a - b| / sum (|a| + |b|) over the neutral activations, with
-    a = U+ U+^T z, b = U- U-^T z and z = Phi(x) - mu: 1 if nothing cancels, 0 if all does.
-    """
-    kept, dropped = projection.positive.double(), projection.negative.double()
-    overlap = float((kept.T @ dropped).square().sum()) / min(kept.shape[1], dropped.shape[1])
-    z = get_feature_map(projection.feature_map).forward(neutral.double())
-    z = z if projection.mean is None else z - projection.mean
-    a, b = z @ kept @ kept.T, z @ dropped @ dropped.T
-    lengths = [float(rows.norm(dim=1).sum()) for rows in (a - b, a, b)]
-    return {"overlap": overlap, "net_share": lengths[0] / (lengths[1] + lengths[2])}
-
-
-def cancellation_warning(record: EditRecord) -> str:
-    """Return a sentence if what an edit keeps nearly cancels what it drops at some layers, else an empty string.
-
-    Args:
-        record: Record of an edit; one of another method than SEA has no net share.
-    """
-    figures = {layer: entry.statistics.get("net_share", 1.0) for layer, entry in record.layers.items()}
-    low = [layer for layer, share in figures.items() if share < NEARLY_CANCELS]
-    if not low:
-        return ""
-    least = min(low, key=lambda layer: figures[layer])
-    return (
-        f"What the edit keeps and what it drops nearly cancel at {len(low)} of {len(figures)} layers: the net share is "
-        f"{figures[least]:.3f} at layer {least}, below {NEARLY_CANCELS:g}; fit it centered with an explained variance "
-        "of at least 0.9, or use another method, such as mean_difference."
     )
 
 
@@ -288,8 +280,14 @@ def _fit_layer(statistics: LayerStatistics, config: SEAConfig) -> tuple[LayerEdi
         "explained_variance_negative": minus.explained_variance,
     }
     if 0 not in COMBINATION_WEIGHTS[config.combine][1:]:
-        figures |= _cancellation(projection, statistics.neutral_sample)
-    return projection_edit(projection, combine=config.combine, normalization=config.normalization), figures
+        figures |= cancellation(projection, statistics.neutral_sample)
+    difference = None
+    if config.shift:
+        difference = (statistics.mean_positive - statistics.mean_negative).to(projection.positive)
+    edit = projection_edit(
+        projection, combine=config.combine, difference=difference, normalization=config.normalization
+    )
+    return edit, figures
 
 
 SEA = layerwise_method("sea", SEAConfig, _fit_layer)
