@@ -94,7 +94,12 @@ def test_several_strengths_with_one_model(
 ) -> None:
     loads: list[str] = []
     load = loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda name, **options: loads.append(name) or load(name, **options))
+
+    def counted(name: str, **options: Any) -> Any:
+        loads.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(loading, "load_model", counted)
     found = answers(edit_folder, "--strength", "0, 0.7,2.5,0.7")
     assert loads == [str(model_folder)]
     assert found == [row for s in (0.0, 0.7, 2.5) for row in expected(model_folder, edit_folder, strength=s)]

@@ -27,7 +27,9 @@ AFTER = Demonstration(
 
 
 def parse(row: dict[str, Any], **columns: str) -> Demonstration:
-    return preference_parser(columns)(row, random.Random(0))
+    found = preference_parser(columns)(row, random.Random(0))
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,8 @@ def test_rows_of_all_forms(row: dict[str, Any], expected: Demonstration) -> None
 def test_columns_of_other_names() -> None:
     row = {"question": "What is ice?", "best_answer": "Water.", "incorrect_answers": ["Air.", "Fire."], "chosen": "x"}
     columns = {"prompt": "question", "positive": "best_answer", "negative": "incorrect_answers"}
-    drawn = {preference_parser(columns)(row, random.Random(seed)).negative for seed in range(9)}
-    assert drawn == {"Air.", "Fire."}
+    drawn = {preference_parser(columns)(row, random.Random(seed)) for seed in range(9)}
+    assert {item.negative for item in drawn if item is not None} == {"Air.", "Fire."}
     assert parse(row, **columns).positive == "Water."
     with pytest.raises(
         DemonstrationError, match="no key 'best', found question, .*; add or rename it, or name it by co"

@@ -352,7 +352,7 @@ def sampling(temperature: float | None, top_p: float | None, seed: int | None) -
     from sealign.errors import SettingError
     from sealign.models.sampling import Sampling
 
-    given = {"top_p": top_p, "seed": seed}
+    given: dict[str, Any] = {"top_p": top_p, "seed": seed}
     used = {name: value for name, value in given.items() if value is not None}
     if temperature is not None:
         return Sampling(temperature=temperature, **used)
