@@ -94,7 +94,12 @@ def test_several_strengths_with_one_model(
 ) -> None:
     loads: list[str] = []
     load = loading.load_model
-    monkeypatch.setattr(loading, "load_model", lambda name, **options: loads.append(name) or load(name, **options))
+
+    def counting(name: str, **options: Any) -> Any:
+        loads.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(loading, "load_model", counting)
     found = answers(edit_folder, "--strength", "0, 0.7,2.5,0.7")
     assert loads == [str(model_folder)]
     assert found == [row for s in (0.0, 0.7, 2.5) for row in expected(model_folder, edit_folder, strength=s)]
@@ -230,8 +235,8 @@ def test_demonstrations_in_the_context(model_folder: Path, tmp_path: Path) -> No
             ("prompt 2 of 2 is", f"context of the model is {CONTEXT} tokens", "shorten it"),
         ),
         (["--prompt", "a", "--strength", "inf"], ("strength is inf", "must be finite", "try")),
-        (["--prompt", "a", "--strength", "1,x"], ("--strength is '1,x'", "must be numbers such as 0.5")),
-        (["--prompt", "a", "--strength", ","], ("--strength is ','", "must be numbers such as 0.5")),
+        (["--prompt", "a", "--strength", "1,x"], ("strength is 'x'", "must be a number")),
+        (["--prompt", "a", "--strength", ","], ("--strength is ','", "several such as 0.5,1,2")),
         (["--prompt", "a", "--temperature", "0"], ("temperature is 0.0", "above 0", "try 0.7")),
         (["--prompt", "a", "--temperature", "1", "--top-p", "2"], ("top_p is 2.0", "in (0, 1]", "try 0.95")),
         (["--prompt", "a", "--top-p", "0.9"], ("--top-p is 0.9", "add --temperature 0.7")),
