@@ -299,3 +299,14 @@ def test_other_architectures(name: str, tokenizer: Any) -> None:
     reasons = ["packed scores of GPTNeo", "a shared prefix changes the next token of GPTNeo"]
     for reason in reasons:
         assert sum(reason in sentence for sentence in sentences) == (name == "gpt_neo")
+
+
+@pytest.mark.filterwarnings("ignore:padding before a prompt")
+def test_prompts_are_not_padded_where_padding_changes_the_answers(tokenizer: Any) -> None:
+    from sealign.evaluation.harness import SealignLM
+
+    model = build_model("recurrent_gemma", vocab_size=len(tokenizer))
+    together = SealignLM(model, tokenizer=tokenizer, batch_size=3).generate_until(_requests("generate_until"))
+    alone = SealignLM(model, tokenizer=tokenizer, batch_size=1)
+    assert together == [alone.generate_until([request])[0] for request in _requests("generate_until")]
+    assert len(set(together)) > 1

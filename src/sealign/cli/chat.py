@@ -60,7 +60,8 @@ def chat(
     from sealign.models.prompt_format import prompt_format_of
     from sealign.playground.conversation import Conversation
 
-    chosen, sampling = options.strengths(strength), options.sampling(temperature, top_p, seed)
+    chosen: list[float | None] = [*options.strengths(strength)] or [None]
+    sampling = options.sampling(temperature, top_p, seed)
     edits = [load_edit(edit, each) for each in chosen]
     loaded = edits[0]
     check_sampling(loaded, sampling)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from sealign.cli import options
 from sealign.cli.app import app, output
-from sealign.cli.loading import ModelOptions, with_default, with_model_options
+from sealign.cli.loading import ModelOptions, say_strength, with_default, with_model_options
 
 if TYPE_CHECKING:
     from sealign.evaluation.verdict import Effect
@@ -59,6 +59,8 @@ def demo(
         result = run_demo(loaded, tokenizer, name, strength=strength, seed=seed, track=track)
         result.edit.save_pretrained(output_folder / name, overwrite=overwrite)
         results.append(result)
+        if strength is not None:
+            say_strength(result.edit, strength)
         if not json:
             _show(result)
     if json:

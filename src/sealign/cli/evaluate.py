@@ -11,7 +11,7 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
-from sealign.cli.measuring import answer_settings, strengths
+from sealign.cli.measuring import answer_settings
 from sealign.cli.outputs import UNLESS_EQUAL, say_cards, say_replaced
 
 if TYPE_CHECKING:
@@ -207,7 +207,8 @@ def evaluate(
     if overwrite:
         say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
-    swept = strengths(strength)
+    _check_used(sources, methods, strength, holdout)
+    swept = options.strengths(strength)
     edits = load_named(sources, swept[0] if len(swept) == 1 else None)
     used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
@@ -297,6 +298,19 @@ def _prompt_format(
     fitted = prompt_format_of(settings).resolve(tokenizer).style
     style = "chat" if apply_chat_template and not fitted.endswith("chat") else None
     return prompt_format_of(settings, style, None, arguments)
+
+
+def _check_used(edits: dict[str, str], methods: dict[str, str], strength: str | None, holdout: float | None) -> None:
+    """Raise an error if an option is given that has no effect without another one."""
+    from sealign.errors import SettingError
+
+    if strength is not None and not edits:
+        raise SettingError(f"--strength is {strength}, but there is no --edit that it applies to; leave it out")
+    if holdout is not None and not methods:
+        raise SettingError(
+            f"--holdout is {holdout:g}, but it leaves out demonstrations of the fits of --method, of which there are "
+            "none; leave it out"
+        )
 
 
 def _check_methods(methods: dict[str, str], edits: dict[str, str], demonstrations: list[Demonstration]) -> None:

@@ -11,7 +11,7 @@ import typer
 
 from sealign.cli import options
 from sealign.cli.app import Commands, PlainGroup, app, messages, output, panel_of, require_extra
-from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.loading import ModelOptions, say_strength, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ def lora(
     """
     require_extra("peft", "peft")
     from sealign.export.lora import export_lora
-    from sealign.export.requirements import check_exportable, load_single_edit
+    from sealign.export.requirements import check_exportable
 
-    loaded = load_single_edit(edit, strength=strength)
+    loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
     check_output_folder(output_path, overwrite=overwrite, sources=[edit])
     chosen = model.or_base_of(loaded)
@@ -86,10 +86,10 @@ def merged(
     If the edit adds a constant vector (mean difference, ITI), the architecture must support a bias there.
     """
     from sealign.export.merged import export_merged
-    from sealign.export.requirements import check_exportable, load_single_edit
+    from sealign.export.requirements import check_exportable
     from sealign.models.loading import checkpoint_folder, load_model
 
-    loaded = load_single_edit(edit, strength=strength)
+    loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
     name = model or loaded.base_model.id
     if model is None:
@@ -126,9 +126,9 @@ def gguf(
     require_extra("gguf", "gguf")
     from sealign.export.gguf import export_gguf, export_gguf_lora
     from sealign.export.gguf_file import base_file
-    from sealign.export.requirements import check_exportable, load_single_edit
+    from sealign.export.requirements import check_exportable
 
-    loaded = load_single_edit(edit, strength=strength)
+    loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
     source = base_file(model.name or loaded.base_model.id, base)
     check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
@@ -163,14 +163,22 @@ def control_vector(
     require_extra("gguf", "gguf")
     from sealign.export.control_vector import export_control_vector
     from sealign.export.gguf_file import architecture_of, base_file, open_gguf
-    from sealign.export.requirements import load_single_edit
 
-    loaded = load_single_edit(edit, strength=strength)
+    loaded = _load(edit, strength)
     source = base_file(loaded.base_model.id, base)
     check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
     architecture = None if source is None else architecture_of(open_gguf(source))
     written = export_control_vector(loaded, output_path, architecture=architecture, overwrite=overwrite)
     _report("control vector", output_path, written, None, json)
+
+
+def _load(source: str, strength: float | None) -> Edit:
+    from sealign.export.requirements import load_single_edit
+
+    loaded = load_single_edit(source, strength=strength)
+    if strength is not None:
+        say_strength(load_single_edit(source), strength)
+    return loaded
 
 
 def _deviation(model: Any, tokenizer: Any, edit: Edit, ignore_mismatch: bool) -> Deviation | None:

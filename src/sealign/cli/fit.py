@@ -11,7 +11,7 @@ import typer
 
 from sealign.cli import options
 from sealign.cli.app import Commands, PlainCommand, app, messages, output, respelled
-from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, with_model_options
+from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, say_strength, with_model_options
 
 if TYPE_CHECKING:
     from sealign.configuration import Config
@@ -164,6 +164,8 @@ def fit(
     if edit is None:
         return
     edit.save_pretrained(output_folder, overwrite=overwrite)
+    if budget is None and edit.strength is not None:
+        say_strength(edit, edit.strength)
     edit = load_edit(output_folder)
     if json:
         print_json(edit.record)

@@ -51,7 +51,8 @@ def generate(
     from sealign.methods.edit_sources import fit_settings
     from sealign.models.prompt_format import prompt_format_of
 
-    chosen, sampling = options.strengths(strength), options.sampling(temperature, top_p, seed)
+    chosen: list[float | None] = [*options.strengths(strength)] or [None]
+    sampling = options.sampling(temperature, top_p, seed)
     prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')

@@ -86,24 +86,3 @@ def _aims(given: Sequence[str]) -> dict[str, Aim]:
                 f"--aim gives {name} the value '{text}', but it must be higher, lower or a number"
             ) from None
     return aims
-
-
-def strengths(text: str | None) -> list[float]:
-    """Return the strengths in a comma-separated text; an empty list for None.
-
-    Args:
-        text: Value of ``--strength``.
-
-    Raises:
-        SettingError: A part is not a finite number, or there is none.
-    """
-    from sealign.cli.options import names
-    from sealign.edits.strength import check_strength
-    from sealign.errors import SettingError
-
-    if text is None:
-        return []
-    found = [check_strength(part) for part in names(text)]
-    if not found:
-        raise SettingError(f"--strength is '{text}', but it must be a number, or several such as 0.5,1,2")
-    return found

@@ -303,39 +303,24 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def numbers(text: str, option: str, example: str) -> list[float]:
-    """Return the numbers in a comma-separated text.
+def strengths(text: str | None) -> list[float]:
+    """Return the values of ``--strength``, each once; an empty list if it was not given.
 
     Args:
-        text: Value of the option.
-        option: Name of the option, for messages.
-        example: A value of the option, for messages.
+        text: Numbers, separated by commas.
 
     Raises:
-        SettingError: There is no number, or a part is not a finite number.
+        SettingError: There is no number, or a part is no strength.
     """
-    import math
-
+    from sealign.edits.strength import check_strength
     from sealign.errors import SettingError
 
-    found = []
-    for part in names(text):
-        try:
-            found.append(float(part))
-        except ValueError:
-            raise SettingError(f"{option} is '{text}', but it must be numbers such as {example}") from None
-        if not math.isfinite(found[-1]):
-            raise SettingError(f"{option[2:]} is {found[-1]}, but it must be finite; try a value in [0, 1]")
-    if not found:
-        raise SettingError(f"{option} is '{text}', but it must be numbers such as {example}")
-    return found
-
-
-def strengths(text: str | None) -> list[float] | list[None]:
-    """Return the values of ``--strength``, each once; only None, the edit's own, if it was not given."""
     if text is None:
-        return [None]
-    return list(dict.fromkeys(numbers(text, "--strength", "0.5 or 0.25,0.5,1")))
+        return []
+    found = [check_strength(part) for part in names(text)]
+    if not found:
+        raise SettingError(f"--strength is '{text}', but it must be a number, or several such as 0.5,1,2")
+    return list(dict.fromkeys(found))
 
 
 def sampling(temperature: float | None, top_p: float | None, seed: int | None) -> Sampling | None:

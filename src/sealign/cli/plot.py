@@ -10,7 +10,7 @@ import typer
 
 from sealign.cli import options
 from sealign.cli.app import Commands, PlainGroup, app, output, panel_of, require_extra
-from sealign.cli.loading import ModelOptions, with_default, with_model_options
+from sealign.cli.loading import ModelOptions, load_edit, with_default, with_model_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -177,9 +177,9 @@ def effect(
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
     from sealign.edits.attach import apply_edit
-    from sealign.methods.edit_sources import collection_of, edited_layers, load_edit_source
+    from sealign.methods.edit_sources import collection_of, edited_layers
 
-    path, loaded = _path(output_path, demonstrations, overwrite), load_edit_source(edit, strength=strength)
+    path, loaded = _path(output_path, demonstrations, overwrite), load_edit(edit, strength)
     fitted = collection_of(loaded)
     pattern = fitted.module_pattern if site in (None, fitted.site) else None
     checked = _config(layers, site or fitted.site, seed)

@@ -71,13 +71,15 @@ def reproduce(
     from sealign.cli.display import print_json, track
     from sealign.cli.judging import load_judge
     from sealign.errors import SealignError, SettingError
+    from sealign.folders import MARK_NAME, check_parent
     from sealign.models.embedded_model import EMBEDDED
     from sealign.reproduce.reproduce_config import ALL_BEHAVIOURS, PAIRS, PAPER_COUNTS, ReproduceConfig
     from sealign.reproduce.table_format import Table, to_markdown
     from sealign.reproduce.targets import chosen_targets
     from sealign.reproduce.targets import reproduce as run
 
-    chosen_targets(target)
+    for name in chosen_targets(target):
+        check_parent(output_folder / name / MARK_NAME)
     if model.quantization is not None:
         raise SettingError("--quantization is not supported by sealign reproduce; leave it out")
     config = ReproduceConfig(

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, require_extra
-from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.loading import ModelOptions, load_edit, with_model_options
 
 if TYPE_CHECKING:
     from sealign.export.verify import Agreement, Outputs
@@ -51,12 +51,14 @@ def verify(
     The exit code is 1 if a deployment differs from the hooks or does not apply the edit.
     """
     from sealign.cli.display import print_json
+    from sealign.errors import SettingError
     from sealign.export.deployments import parse_deployment
     from sealign.export.verify import compare_outputs, reference_outputs
-    from sealign.methods.edit_sources import load_edit_source
 
-    loaded = load_edit_source(edit, strength=strength)
+    loaded = load_edit(edit, strength)
     deployments = {text: parse_deployment(text) for text in against}
+    if base is not None and not any(deployment.kind == "gguf" for deployment in deployments.values()):
+        raise SettingError(f"--base is '{base}', but it is the base of gguf deployments only; leave it out")
     for deployment in deployments.values():
         if deployment.kind in _EXTRAS:
             require_extra(*_EXTRAS[deployment.kind])

@@ -31,22 +31,29 @@ def write_effects(results: Results, reports: Sequence[EditReport]) -> list[Path]
         OSError: A card is not writable.
     """
     written = []
-    for report in reports:
-        arm = results.arms[report.edit]
-        folder = Path(arm.source or "")
-        card = folder / CARD_NAME
-        if arm.source is None or not (folder / RECORD_NAME).is_file() or not card.is_file():
+    for folder in dict.fromkeys(arm.source for arm in results.arms.values() if arm.source is not None):
+        card = Path(folder) / CARD_NAME
+        if not (Path(folder) / RECORD_NAME).is_file() or not card.is_file():
             continue
         edit = load_edit(folder)
-        if not _is_evaluated(edit, arm.strength, arm.hash):
+        report = _report_of(results, reports, folder, edit)
+        if report is None:
             continue
-        text = effect_text(results, report, own_strength=edit.strength)
         before = card.read_text(encoding="utf-8")
-        after = show_effect(before, text)
+        after = show_effect(before, effect_text(results, report, own_strength=edit.strength))
         if after != before:
             write_bytes(card, after.encode())
             written.append(card)
     return written
+
+
+def _report_of(results: Results, reports: Sequence[EditReport], source: str, edit: Intervention) -> EditReport | None:
+    """Return the report of an edit at its own strength, or at another one; None if another edit was evaluated."""
+    own = [report for report in reports if results.arms[report.edit].source == source]
+    arms = results.arms
+    fitting = [each for each in own if _is_evaluated(edit, arms[each.edit].strength, arms[each.edit].hash)]
+    at_own = [each for each in fitting if arms[each.edit].strength == edit.strength]
+    return next(iter(at_own or fitting), None)
 
 
 def _is_evaluated(edit: Intervention, strength: float | None, digest: str | None) -> bool:

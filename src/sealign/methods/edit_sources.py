@@ -94,8 +94,9 @@ def strength_remark(edit: Intervention, strength: float) -> str | None:
             continue
         limit = config.max_strength if issubclass(config, EditConfig) else 1.0
         if strength > (limit if math.isfinite(limit) else max(1.0, own)):
+            chosen = "" if own == strength else f" and this edit's own strength is {own:g}"
             return (
-                f"strength is {strength:g}, where {part.method} at 1 applies the fitted edit in full and this edit's "
-                f"own strength is {own:g}; a strong edit can break the model, which sealign evaluate measures"
+                f"strength is {strength:g}, while {part.method} applies the fitted edit in full at 1{chosen}; a strong "
+                "edit can break the model, which sealign evaluate measures"
             )
     return None
