@@ -272,6 +272,23 @@ class AffineEdit(LayerEdit):
         # Subtracted from 0, since -0.0 would have another hash than 0.0.
         return dataclasses.replace(self, left=-self.left, scale=0.0 - self.scale, shift=shift)
 
+    def scaled(self, factor: float) -> AffineEdit:
+        """Return the edit whose change is multiplied by a factor, y = x + factor (scale z + left (right z) + shift).
+
+        Args:
+            factor: Finite number.
+
+        Raises:
+            SettingError: The edit is rescaled, so that its change is not linear in the factors.
+        """
+        if self.normalization != "none":
+            raise SettingError(
+                f"the edit is rescaled (normalization is '{self.normalization}'), so its change cannot be multiplied; "
+                "fit it with normalization='none'"
+            )
+        shift = None if self.shift is None else factor * self.shift
+        return dataclasses.replace(self, left=factor * self.left, scale=factor * self.scale, shift=shift)
+
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
         # Both factors are row-major: a product with a thin column-major matrix takes more than twice as long.
         inner = move_factor(self.right, device, dtype).contiguous().T

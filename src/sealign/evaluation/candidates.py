@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -64,6 +65,9 @@ class Candidate:
     def describe(self) -> str:
         """Return method, site, layers, token choice and the settings that tuning searches, in a line."""
         layers = ", ".join(map(str, self.edit.layers))
+        if self.config.layer_weights is not None:
+            pairs = zip(self.edit.layers, map(float, self.config.layer_weights), strict=True)
+            layers = ", ".join(f"{layer} (x {weight:.2f})" for layer, weight in pairs)
         value = getattr(self.config, "explained_variance", None)
         more = "" if value is None else f", K {value:g}"
         return f"{self.method}, {self.config.site} {layers}, {self.config.token} token{more}"
@@ -95,6 +99,25 @@ def candidate_configs(
                     if deployable and isinstance(base, SEAConfig):
                         changes |= {"normalization": "none", "centered": False}
                     yield base.replace(**changes)
+
+
+def combine(candidates: Sequence[Candidate], weights: Sequence[float]) -> Candidate:
+    """Return the candidate that edits the layers of several candidates together, each with a weight.
+
+    Args:
+        candidates: Candidates of one method, site and token choice, each of one layer, which must be different.
+        weights: Factors of their changes.
+    """
+    order = sorted(range(len(candidates)), key=lambda index: candidates[index].edit.layers)
+    chosen = [(candidates[index], float(weights[index])) for index in order]
+    layers = tuple(layer for each, _ in chosen for layer in each.edit.layers)
+    config = chosen[0][0].config.replace(layers=layers, layer_weights=tuple(weight for _, weight in chosen))
+    layer_edits = {
+        layer: own.scaled(weight) for each, weight in chosen for layer, own in each.edit.affine_edits.items()
+    }
+    records = {name: own for each, _ in chosen for name, own in each.edit.record.layers.items()}
+    record = dataclasses.replace(chosen[0][0].edit.record, layers=records, config=config.dump())
+    return Candidate(config, Edit(layer_edits, record))
 
 
 def fit_candidates(

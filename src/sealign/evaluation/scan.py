@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.evaluation.candidates import Candidate
+from sealign.evaluation.layer_combinations import combinations
 from sealign.evaluation.sensitivity import PlacedEdit, mean_log_probability_derivatives, sampled_score_derivatives
 from sealign.evaluation.strength_choice import DamageTexts
 from sealign.models.passages import Passage, completion_passages
@@ -91,8 +92,8 @@ def scan(
 ) -> list[ScannedCandidate]:
     """Return effect and damage of every candidate to first order, the most efficient first.
 
-    The order is by the lower end of the interval of the efficiency, so that a candidate whose gain rests on a few
-    demonstrations does not win by chance.
+    Combinations of layers are added to the candidates; see ``layer_combinations``. The order is by the lower end of the
+    interval of the efficiency, so that a candidate whose gain rests on a few demonstrations does not win by chance.
 
     Args:
         model: The base model, without an edit; it must be differentiable.
@@ -125,42 +126,53 @@ def scan(
     slopes = by_candidate(mean_log_probability_derivatives(model, tokenizer, both, placed, sites, track=track))
     gains = slopes[0::2] - slopes[1::2]
 
-    def curvature(passages: Sequence[Passage]) -> Float[Tensor, " c"]:
+    def draws(passages: Sequence[Passage]) -> Float[Tensor, "k c"]:
+        """Return derivatives whose squares sum to the curvature."""
         if not passages:
-            return torch.zeros(len(candidates), dtype=torch.float64)
-        draws = sampled_score_derivatives(
+            return torch.zeros(0, len(candidates), dtype=torch.float64)
+        found = sampled_score_derivatives(
             model, tokenizer, passages, placed, sites, samples=SAMPLES, seed=seed, track=track
         )
-        tokens = sum(passage.count for passage in passages)
-        return by_candidate(draws).square().sum(0) / (SAMPLES * tokens)
+        return by_candidate(found) / math.sqrt(SAMPLES * sum(passage.count for passage in passages))
 
-    neutral, domain = curvature(texts.neutral), curvature(texts.answers)
-    means, errors = gains.mean(0), gains.std(0) / math.sqrt(len(gains))
+    neutral, domain = draws(texts.neutral), draws(texts.answers)
     found = [
-        ScannedCandidate(
-            candidate=candidate,
-            gain=float(means[index]),
-            gain_error=float(errors[index]),
-            neutral=float(neutral[index]),
-            domain=float(domain[index]),
-        )
+        _scanned(candidate, *(table[:, index] for table in (gains, neutral, domain)))
         for index, candidate in enumerate(candidates)
     ]
+    # The mean of both curvatures is a matrix, which their maximum is not.
+    for each in combinations(candidates, gains, torch.cat([neutral, domain]) / math.sqrt(2)):
+        tables = (table[:, each.members] @ each.weights for table in (gains, neutral, domain))
+        found.append(_scanned(each.candidate, *tables))
     return sorted(found, key=lambda each: each.efficiency_bound, reverse=True)
+
+
+def _scanned(
+    candidate: Candidate, gains: Float[Tensor, " n"], neutral: Float[Tensor, " k"], domain: Float[Tensor, " l"]
+) -> ScannedCandidate:
+    """Return what was found for a candidate, from its derivatives."""
+    return ScannedCandidate(
+        candidate=candidate,
+        gain=float(gains.mean()),
+        gain_error=float(gains.std() / math.sqrt(len(gains))),
+        neutral=float(neutral.square().sum()),
+        domain=float(domain.square().sum()),
+    )
 
 
 def scan_csv(scanned: Sequence[ScannedCandidate]) -> str:
     """Return the scan as CSV: one row for each candidate, in the given order."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    names = ["method", "site", "layers", "token", "explained_variance", "gain", "gain_error"]
+    names = ["method", "site", "layers", "layer_weights", "token", "explained_variance", "gain", "gain_error"]
     writer.writerow([*names, "neutral", "domain", "efficiency", "efficiency_bound"])
     for each in scanned:
         config, edit = each.candidate.config, each.candidate.edit
         variance = getattr(config, "explained_variance", None)
         layers = " ".join(map(str, edit.layers))
+        weights = " ".join(f"{float(weight):.6g}" for weight in config.layer_weights or ())
         figures = (each.gain, each.gain_error, each.neutral, each.domain, each.efficiency, each.efficiency_bound)
         writer.writerow(
-            [edit.method, edit.site, layers, config.token, variance, *(f"{value:.6g}" for value in figures)]
+            [edit.method, edit.site, layers, weights, config.token, variance, *(f"{value:.6g}" for value in figures)]
         )
     return text.getvalue()

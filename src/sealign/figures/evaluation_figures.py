@@ -235,7 +235,8 @@ def layer_map_figure(scanned: Sequence[ScannedCandidate], winner: ScannedCandida
                         linewidth=1.2, label=f"{method.replace('_', ' ')}, {token} token",
                     )  # fmt: skip
             if winner is not None and winner.candidate.edit.site == site:
-                panel.plot(winner.candidate.edit.layers[0], winner.efficiency, "*", color="black", markersize=11)
+                layers = winner.candidate.edit.layers  # of a combination, joined by a line
+                panel.plot(layers, [winner.efficiency] * len(layers), "*:", color="black", markersize=11, linewidth=0.8)
             panel.set_title(f"{site} (layer)")
         panels[0].set_ylabel("efficiency: gain / sqrt(2 KL)")
         found = {
@@ -251,6 +252,8 @@ def _curves(scanned: Sequence[ScannedCandidate]) -> dict[tuple[str, str, str], d
     curves: dict[tuple[str, str, str], dict[int, float]] = {}
     for each in scanned:
         edit = each.candidate.edit
+        if each.candidate.config.layer_weights is not None:
+            continue  # a combination of layers that are shown themselves
         points = curves.setdefault((edit.site, edit.method, each.candidate.config.token), {})
         # An edit of several layers is shown at the first.
         points[edit.layers[0]] = max(points.get(edit.layers[0], -math.inf), each.efficiency)

@@ -24,6 +24,8 @@ class EditConfig(CollectConfig):
             indices such as ``4,5,-1``, where negative indices count from the end.
         module_pattern: Dotted path of the modules of the site, with ``{layer}`` as placeholder for the layer index,
             such as ``model.layers.{layer}.mlp``. Default: found by structure.
+        layer_weights: Factors of the change at each layer, in ascending order of the layers, such as ``0.5,1``; not for
+            edits that are rescaled. Default: 1 at each layer.
         strength: Strength of the edit, in [-1000, 1000]: 0 leaves the activation unchanged, 1 applies the fitted edit
             in full; negative values and values above 1 are allowed.
 
@@ -47,7 +49,18 @@ class EditConfig(CollectConfig):
     site: Site = "mlp"
     layers: str | Sequence[int] = "last:21/32"
     module_pattern: str | None = None
+    layer_weights: str | Sequence[float] | None = None
     strength: float = 1.0
+
+    @field_validator("layer_weights", mode="before")
+    @classmethod
+    def _parse_weights(cls, weights: Any) -> Any:
+        if not isinstance(weights, str):
+            return weights
+        try:
+            return tuple(float(part) for part in weights.split(","))
+        except ValueError:
+            raise SettingError(f"layer_weights is '{weights}', but it must be numbers such as 0.5,1") from None
 
     @field_validator("layers")
     @classmethod
@@ -84,7 +97,7 @@ class EditConfig(CollectConfig):
         """Largest number of directions that a fit must find in a layer; 0 if the data decides it."""
         return 0
 
-    def check_available(self, demonstrations: int, layers: int, model: Any) -> None:  # noqa: ARG002
+    def check_available(self, demonstrations: int, layers: int, model: Any) -> None:
         """Raise an error if a fit with these settings is bound to fail, before the model is run.
 
         Args:
@@ -97,6 +110,10 @@ class EditConfig(CollectConfig):
             DegenerateError: The rank exceeds that of any cross-covariance of so few demonstrations.
             SiteError: The layers have less than a setting asks for.
         """
+        if self.layer_weights is not None and len(self.layer_weights) != layers:
+            raise SettingError(
+                f"layer_weights has {len(self.layer_weights)} numbers, but {layers} layers are chosen; give one each"
+            )
         rank, width = self.largest_rank, model.hidden_size
         if rank > width:
             raise SettingError(

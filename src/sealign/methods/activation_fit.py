@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sealign.edits.edit import Edit, layer_record
-from sealign.edits.layer_edit import LayerEdit
-from sealign.errors import ActivationError, WorkerError
+from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.errors import ActivationError, SettingError, WorkerError
 from sealign.files import tensors_hash
 from sealign.fitting.activation_store import choose_keep
 from sealign.fitting.activations import Activations
@@ -245,6 +245,14 @@ def _with_changes_at_site(context: FitContext, config: EditConfig, fits: Mapping
     return {layer: dataclasses.replace(found, relative_change=changes[layer]) for layer, found in fits.items()}
 
 
+def _weighted(fit: LayerFit, weight: float) -> LayerFit:
+    """Return the fit of a layer with its change multiplied by a weight."""
+    if not isinstance(fit.layer_edit, AffineEdit):
+        raise SettingError("layer_weights are given, but an edit with a feature map is not linear; leave them out")
+    change = abs(weight) * fit.relative_change
+    return dataclasses.replace(fit, layer_edit=fit.layer_edit.scaled(weight), relative_change=change)
+
+
 def build_edit(
     context: FitContext,
     method: str,
@@ -263,6 +271,9 @@ def build_edit(
         learned: Results of the fit that are not tensors.
     """
     sites = resolve_sites(context.model, config.site, sorted(fits), module_pattern=config.module_pattern)
+    if config.layer_weights is not None:
+        weights = dict(zip(sorted(fits), map(float, config.layer_weights), strict=True))
+        fits = {layer: _weighted(found, weights[layer]) for layer, found in fits.items()}
     layer_edits = {layer: fits[layer].layer_edit for layer in sorted(fits)}
     first = next(iter(layer_edits.values()))
     record = context.record(
