@@ -133,3 +133,44 @@ def test_a_skeleton_has_no_weights() -> None:
     assert not has_weights(model().to("meta"))
     assert has_weights(model())
     assert weights_type(holding(torch.zeros(2), torch.zeros(2, dtype=torch.uint8))) == "quantized"
+
+
+class Quantised(torch.Tensor):
+    """As torchao's types: a tensor of numbers and scales, which no operator but ``detach`` knows."""
+
+    numbers: torch.Tensor
+    scales: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor, scales: torch.Tensor) -> Any:
+        made = torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.float32)  # type: ignore[attr-defined]
+        made.numbers, made.scales = numbers, scales
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers", "scales"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, inner: dict[str, torch.Tensor], *_: Any) -> Any:
+        return cls(**inner)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, _types: Any, args: Any = (), _kwargs: Any = None
+    ) -> Any:
+        if function is not torch.ops.aten.detach.default:
+            raise NotImplementedError(function)
+        return cls(args[0].numbers, args[0].scales)
+
+
+def test_weights_inside_tensors_of_quantised_types_count() -> None:
+    numbers, scales = torch.arange(6, dtype=torch.int8).view(2, 3), torch.tensor([[0.5], [2.0]])
+    base = holding(Quantised(numbers, scales))
+    assert weights_type(base) == "quantized"
+    hashes, digests = {weights_hash(base)}, {weights_digest(base)}
+    for part in (numbers, scales):
+        part[1] += 1  # in place, so that a hash that is kept must be found to be old
+        hashes.add(weights_hash(base))
+        digests.add(weights_digest(base))
+    assert len(hashes) == len(digests) == 3
+    assert weights_hash(holding(Quantised(numbers.clone(), scales.clone()))) in hashes

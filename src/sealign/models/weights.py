@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sealign.models.structure import unwrap_model
 
@@ -58,7 +59,7 @@ def weights_hash(model: nn.Module) -> str:
 
 def weights_type(model: nn.Module) -> str:
     """Return the data type of a model's weights, such as ``bfloat16``, or ``quantized``."""
-    types = {weight.dtype for weight in unwrap_model(model).parameters()}
+    types = {part.dtype for weight in unwrap_model(model).parameters() for _, part in _parts("", weight)}
     if any(not dtype.is_floating_point for dtype in types):
         return "quantized"
     return min((str(dtype).removeprefix("torch.") for dtype in types), default="float32")
@@ -93,9 +94,19 @@ def _weights(base: nn.Module) -> Iterator[tuple[str, Tensor]]:
         with _loaded(module) if any(weight.is_meta for weight in own.values()) else nullcontext():
             for name in own:
                 weight: Any = getattr(module, name)
-                # A worker of a model that is split over several has a part of the weight.
-                part = weight.to_local() if hasattr(weight, "to_local") else weight
-                yield f"{path}.{name}".lstrip("."), part.detach()
+                # A worker of a model that is split over several has a share of the weight.
+                share = weight.to_local() if hasattr(weight, "to_local") else weight
+                for part_name, part in _parts(f"{path}.{name}".lstrip("."), share):
+                    yield part_name, part.detach()
+
+
+def _parts(name: str, weight: Any) -> list[tuple[str, Tensor]]:
+    """Return the tensors that hold a weight: itself, or those inside a tensor of a quantised type, as torchao's are."""
+    if hasattr(weight, "to_local") or not is_traceable_wrapper_subclass(weight):
+        whole: Any = weight
+        return [(name, whole)]
+    inner, _ = weight.__tensor_flatten__()
+    return [part for attribute in inner for part in _parts(f"{name}.{attribute}", getattr(weight, attribute))]
 
 
 def _loaded(module: nn.Module) -> Any:
@@ -128,7 +139,8 @@ def _content(weight: Tensor) -> bytes:
 
 def _state(base: nn.Module) -> Any:
     """Return values that change with the weights: counts of changes, and a sample for those that are not counted."""
-    weights = [(name, weight) for name, weight in base.named_parameters() if not hasattr(weight, "to_local")]
+    named = [(name, weight) for name, weight in base.named_parameters() if not hasattr(weight, "to_local")]
+    weights = [part for name, weight in named for part in _parts(name, weight)]
     counts = [
         (name, id(weight), weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         for name, weight in weights
