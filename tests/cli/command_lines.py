@@ -33,6 +33,8 @@ class Places:
     adapter: Path
     rows: Path
     results: tuple[Path, Path]
+    sweep: Path
+    prompts: Path
     gguf: Path
 
 
@@ -53,6 +55,7 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
         "plot tsne": [*model, *rows, *to],
         "plot spectrum": [*model, *rows, *to],
         "plot signature": [*model, *rows, *to],
+        "plot sweep": [places.sweep, *to],
         "plot effect": ["--edit", places.linear, *rows, *to],
         "export lora": ["--edit", places.linear, *to],
         "export merged": ["--edit", places.linear, *to],
@@ -120,6 +123,8 @@ class Library:
         self.replace("sealign.figures.style.save_figure", nothing)
         self.replace("sealign.reproduce.targets.reproduce", lambda *_, **__: [])
         self.replace("sealign.evaluation.judge.EndpointJudge", lambda *_: None)
+        measure = found("sealign.evaluation.answer_measures.load_scorer")("distinct-2")
+        self.replace("sealign.evaluation.answer_classifier.load_classifier", lambda *_, **__: measure)
         self.replace("sealign.evaluation.judge.LocalJudge", lambda *_, **__: None)
         self.replace("sealign.serving.launch.require_vllm", nothing)
         self.replace("sealign.serving.launch.server_command", lambda *_, **__: ([], {}))
@@ -139,7 +144,7 @@ class Library:
             "activation_signatures",
             "signature",
         )
-        for name in (*drawn, "signature_points", "effect_points", "plane"):
+        for name in (*drawn, "sweep_points", "sweep", "signature_points", "effect_points", "plane"):
             self.replace(f"sealign.figures.{name}", nothing)
 
     def replace(self, place: str, function: Callable[..., Any]) -> None:

@@ -239,6 +239,7 @@ SEVERAL: dict[str, tuple[str, ...]] = {
     "--output": ("fit",),
     "--demonstrations": ("fit", "evaluate"),
     "--max-new-tokens": ("evaluate",),
+    "--behaviours": ("reproduce",),
 }
 """Options that some commands take several times and with a name, or restrict; their help texts begin alike."""
 

@@ -27,7 +27,7 @@ def demo(
     output_folder: options.Output = Path("edits"),
     overwrite: options.Overwrite = False,
     behaviours: Annotated[
-        str, typer.Option("--behaviours", metavar="NAME,NAME,...", help="Bundled behaviours to demonstrate.")
+        str, typer.Option("--behaviours", metavar="NAME,NAME,...", help="Behaviours to run; names of bundled ones.")
     ] = "positivity,truthfulness",
     strength: Strength = None,
     seed: options.Seed = 0,

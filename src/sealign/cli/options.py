@@ -28,8 +28,8 @@ METHOD_HELP = (
     "best_of_n or lora_ft."
 )
 STRENGTH_HELP = (
-    "Strength of the edit: 0 leaves the activation unchanged, 1 applies the fitted edit in full; negative values and "
-    "values above 1 are allowed."
+    "Strength of the edit, in [-1000, 1000]: 0 leaves the activation unchanged, 1 applies the fitted edit in full; "
+    "negative values and values above 1 are allowed."
 )
 PROMPT_FORMAT_HELP = "How prompts are written: auto, chat, few_shot, few_shot_chat or plain."
 PREAMBLE_HELP = "Text file put before the question in the few-shot prompt formats, instead of the bundled text."

@@ -44,7 +44,8 @@ def reproduce(
         typer.Option(
             "--behaviours",
             metavar="SOURCE,SOURCE,...",
-            help="Sources of demonstrations of the target behaviours, such as bundled:positivity,truthfulqa. "
+            help="Behaviours to run; sources of demonstrations, for the target behaviours, such as truthfulqa or "
+            "bundled:positivity. "
             r"\[default: all bundled and named ones]",
         ),
     ] = None,
