@@ -54,6 +54,7 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
         "plot spectrum": [*model, *rows, *to],
         "plot signature": [*model, *rows, *to],
         "plot effect": ["--edit", places.linear, *rows, *to],
+        "plot sweep": [places.linear.parent / "swept", *to],
         "export lora": ["--edit", places.linear, *to],
         "export merged": ["--edit", places.linear, *to],
         "export gguf": ["--edit", places.linear, "--base", places.gguf, *to],
@@ -139,7 +140,7 @@ class Library:
             "activation_signatures",
             "signature",
         )
-        for name in (*drawn, "signature_points", "effect_points", "plane"):
+        for name in (*drawn, "signature_points", "effect_points", "plane", "sweep_points", "sweep"):
             self.replace(f"sealign.figures.{name}", nothing)
 
     def replace(self, place: str, function: Callable[..., Any]) -> None:

@@ -16,7 +16,7 @@ from sealign.methods.registry import METHODS
 from tests.cli import test_app as shared
 from tests.cli.command_lines import Library, Places, command_lines
 from tests.cli.test_app import commands, listing, refused, run, shared_options, write_rows
-from tests.evaluation_data import HARNESS_WARNINGS, planted_results, write_truthfulqa
+from tests.evaluation_data import HARNESS_WARNINGS, planted_results, planted_sweep, write_truthfulqa
 from tests.export.tiny_gguf import write_llama
 from tests.tiny_models import build_model
 
@@ -52,6 +52,8 @@ def places(tmp_path_factory: pytest.TempPathFactory, model_folder: Path, edit_fo
     for each, gain in zip(results, (0.05, 0.03), strict=True):
         each.mkdir()
         planted_results(gain).save(each)
+    (folder / "swept").mkdir()
+    planted_sweep().save(folder / "swept")
     write_truthfulqa(folder / "data")
     (folder / "preamble.txt").write_text("Answer in one word.\n")
     from sealign.export.lora import export_lora
@@ -130,6 +132,14 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--tflops": (5, "--plan"),
     "--max-edits": (9,),
     "--amateur": ("small",),
+    "--prompts": ("bundled:formality",),
+    "--classifier": ("no/such:label",),
+    "--scorer": ("refusal",),
+    "--aim": ("loss=lower",),
+    "--criterion": ("warmth",),
+    "--num-fewshot": (2,),
+    "--system-instruction": ("Be brief.",),
+    "--name": ("other",),
     "--also": ("other",),
 }
 """Values of options that differ from the default, with the options that they need."""
@@ -151,6 +161,10 @@ def changes(command: str, option: str, places: Places, tmp_path: Path) -> tuple[
         context = list(more.get(command, limited))
     if option in ("--dtype", "--device", "--attn-implementation", "--quantization") and command == "export lora":
         context = ["--edit", places.rescaled, "--approximate"]  # only then is the model loaded
+    if option in ("--scorer", "--aim", "--criterion", "--classifier"):
+        context = ["--prompts", "bundled:formality", *(["--judge", "smollm2"] if option == "--criterion" else [])]
+    if option in ("--apply-chat-template", "--num-fewshot"):
+        context = ["--tasks", "truthfulqa_mc1", "--data-dir", data]
     if option == "--preamble":
         context = ["--prompt-format", "few_shot"]
     if option == "--set" and command == "fit":
