@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 
 import sealign.cli.chat
+import sealign.cli.compare
 import sealign.cli.demo
 import sealign.cli.evaluate
 import sealign.cli.export

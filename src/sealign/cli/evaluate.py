@@ -1,4 +1,4 @@
-"""``sealign evaluate`` and ``sealign compare``: measure edits, and compare two evaluations."""
+"""``sealign evaluate``: measure edits."""
 
 from __future__ import annotations
 
@@ -11,7 +11,20 @@ from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
-from sealign.cli.measuring import answer_settings
+from sealign.cli.measuring import (
+    Aims,
+    AnswerTokens,
+    ApplyChatTemplate,
+    Classifiers,
+    Criterion,
+    NumFewshot,
+    Prompts,
+    Scorers,
+    SystemInstruction,
+    answer_settings,
+    check_effect,
+    measuring_device,
+)
 from sealign.cli.outputs import UNLESS_EQUAL, say_cards, say_replaced
 
 if TYPE_CHECKING:
@@ -43,18 +56,8 @@ SweptStrength = Annotated[
     typer.Option(
         "--strength",
         metavar="X,...",
-        help=rf"{options.STRENGTH_HELP} With several, each edit has an arm with controls at each of them. Applies to "
-        r"--edit only. \[default: the strength of each edit]",
-    ),
-]
-AnswerTokens = Annotated[
-    int | None,
-    typer.Option(
-        "--max-new-tokens",
-        min=1,
-        metavar="N",
-        help=r"Maximum number of generated tokens in an answer to a prompt of --prompts. Must be at least 1. "
-        r"\[default: 64]",
+        help=rf"{options.STRENGTH_HELP} With several, each edit has an arm with controls at each of them. One "
+        r"applies to --edit only. \[default: the strength of each edit]",
     ),
 ]
 
@@ -89,52 +92,11 @@ def evaluate(
     holdout: options.Holdout = None,
     data_dir: options.DataDir = None,
     limit: options.Limit = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            "--prompts",
-            metavar="SOURCE",
-            help="Open-ended prompts that every arm answers greedily: a text file with one prompt per line; a .jsonl "
-            "file with prompt or messages; or bundled:NAME, such as bundled:positivity.",
-        ),
-    ] = None,
-    classifier: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--classifier",
-            metavar="MODEL[:LABEL]",
-            help="Measure the answers to --prompts by the probability of a label: folder or Hub id of a "
-            "text-classification model. NAME= before it names the measure. Repeat the option for several.",
-        ),
-    ] = None,
-    scorer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--scorer",
-            metavar="SCORER",
-            help="Measure the answers to --prompts by a function: tokens, distinct-N, repetition, refusal, "
-            "regex:PATTERN, or module:function of your own, of the texts of prompt and answer. NAME= before it names "
-            "the measure. Repeat the option for several.",
-        ),
-    ] = None,
-    aim: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--aim",
-            metavar="NAME=AIM",
-            help="Which values of a measure are good: higher, lower or a number, as in repetition=lower. The verdict "
-            "depends on measures with an aim; the others are shown. Repeat the option for several.",
-        ),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            "--criterion",
-            metavar="TEXT",
-            help="What --judge compares answers of the edited and the base model by, as in 'how polite the answer is'. "
-            r"\[default: quality]",
-        ),
-    ] = None,
+    prompts: Prompts = None,
+    classifier: Classifiers = None,
+    scorer: Scorers = None,
+    aim: Aims = None,
+    criterion: Criterion = None,
     max_new_tokens: AnswerTokens = None,
     strength: SweptStrength = None,
     control_seeds: Annotated[
@@ -151,31 +113,9 @@ def evaluate(
     max_damage: Annotated[
         float, options.with_note(options.MAX_DAMAGE, "Damage is the increase of the loss on neutral text.")
     ] = 0.05,
-    apply_chat_template: Annotated[
-        bool,
-        typer.Option(
-            "--apply-chat-template",
-            help="Write the prompts of tasks, demonstrations and --prompts with the chat template. Without it, prompts "
-            "of tasks are raw, and the others are written as the first edit was fitted.",
-        ),
-    ] = False,
-    num_fewshot: Annotated[
-        int | None,
-        typer.Option(
-            "--num-fewshot",
-            min=0,
-            metavar="N",
-            help=r"Number of worked examples before each item of a task. \[default: that of the task]",
-        ),
-    ] = None,
-    system_instruction: Annotated[
-        str | None,
-        typer.Option(
-            "--system-instruction",
-            metavar="TEXT",
-            help="System message of every prompt; text before it where no chat template is used.",
-        ),
-    ] = None,
+    apply_chat_template: ApplyChatTemplate = False,
+    num_fewshot: NumFewshot = None,
+    system_instruction: SystemInstruction = None,
     chat_template_arg: options.ChatTemplateArg = None,
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
@@ -214,12 +154,12 @@ def evaluate(
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
     asked = answer_settings(
-        prompts, classifier or [], scorer or [], aim or [], criterion, max_new_tokens, _measuring_device(model.device)
+        prompts, classifier or [], scorer or [], aim or [], criterion, max_new_tokens, measuring_device(model.device)
     )
     arguments = options.template_arguments(chat_template_arg)
     if criterion is not None and judge is None:
         raise SettingError("--criterion is for a judge of answers, but there is none; name one with --judge")
-    _check_effect(tasks, bool(asked or held_out), apply_chat_template, num_fewshot, arguments)
+    check_effect(tasks, bool(asked or held_out), apply_chat_template, num_fewshot, arguments)
     loaded, tokenizer = model.or_base_of(next(iter(edits.values()), None)).load()
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
@@ -262,27 +202,6 @@ def evaluate(
             left_out = len(used) - len(held_out)
             output.print(f"{left_out} of {len(used)} demonstrations are fitted on, so they were not scored.")
         output.print(f"Wrote {output_folder}/report.html, results.json, table.csv and figures.", markup=False)
-
-
-def _measuring_device(device: str) -> str:
-    """Return the device of a classifier: that of the model, unless the model is spread or placed by itself."""
-    import torch
-
-    if device in ("auto", "split"):
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device
-
-
-def _check_effect(
-    tasks: str, has_own: bool, apply_chat_template: bool, num_fewshot: int | None, arguments: dict[str, Any]
-) -> None:
-    """Raise an error if an option of prompts would have no effect."""
-    from sealign.errors import SettingError
-
-    if num_fewshot is not None and not options.names(tasks):
-        raise SettingError("--num-fewshot is for the tasks of --tasks, but there are none; leave it out")
-    if arguments and not apply_chat_template and not has_own:
-        raise SettingError("--chat-template-arg has no effect on raw prompts; add --apply-chat-template")
 
 
 def _prompt_format(
@@ -347,30 +266,6 @@ def _fit_methods(
         )
         for name, method in methods.items()
     }
-
-
-@app.command()
-def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="Folder or results.json of an evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Folder or results.json of another evaluation.")],
-    seed: options.Seed = 0,
-    json: options.Json = False,
-) -> None:
-    """Compare two evaluations of the same tasks, item by item."""
-    from sealign.cli.display import print_json
-    from sealign.cli.evaluation_display import comparison_tables, comparisons_as_data
-    from sealign.evaluation.comparison import compare_results
-    from sealign.evaluation.results import Results
-
-    ours, theirs = Results.load(first), Results.load(second)
-    if ours == theirs:
-        messages.print("[yellow]note:[/] A and B hold the same results, so that every difference is 0.")
-    comparisons = compare_results(ours, theirs, seed=seed)
-    if json:
-        print_json(comparisons_as_data(comparisons))
-        return
-    for table in comparison_tables(comparisons, str(first), str(second)):
-        output.print(table)
 
 
 def _numbers(option: str, text: str) -> tuple[int, ...]:
