@@ -37,6 +37,8 @@ OTHERS = (
     "--batches",
     "--dtypes",
     "--plot",
+    "--behaviour",
+    "--pairs",
     "--enforce-eager",
     "--model_args",
     "--port",
