@@ -232,7 +232,7 @@ def test_every_option_has_an_effect_or_is_refused(
     plain = seen([])
     assert plain[0] == 0, plain[2]
     assert plain == seen([]), "the command itself is not repeatable, so that nothing can be seen of its options"
-    known = {((), False): plain}
+    known: dict[tuple[tuple[str, ...], bool], tuple[Any, ...]] = {((), False): plain}
     without_effect = []
     for option in options(command).keys() - {"--help"}:
         without, changed = changes(command, option, places, tmp_path)

@@ -14,9 +14,10 @@ from sealign.evaluation.candidates import Candidate, combine
 from sealign.evaluation.layer_combinations import LAYERS, combinations
 from sealign.evaluation.scan import scan
 from sealign.evaluation.strength_choice import DamageTexts
+from sealign.fitting.edit_config import EditConfig
 
 
-def _candidates(llama: Any, tokenizer: Any, demonstrations: Any, config: sealign.EditConfig) -> list[Candidate]:
+def _candidates(llama: Any, tokenizer: Any, demonstrations: Any, config: EditConfig) -> list[Candidate]:
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     parts = [config.replace(layers=(layer,)) for layer in edit.layers]
     return [Candidate(part, edit.with_layers(part.layers)) for part in parts]  # type: ignore[arg-type]

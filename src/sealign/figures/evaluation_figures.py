@@ -235,8 +235,8 @@ def layer_map_figure(scanned: Sequence[ScannedCandidate], winner: ScannedCandida
                         linewidth=1.2, label=f"{method.replace('_', ' ')}, {token} token",
                     )  # fmt: skip
             if winner is not None and winner.candidate.edit.site == site:
-                layers = winner.candidate.edit.layers  # of a combination, joined by a line
-                panel.plot(layers, [winner.efficiency] * len(layers), "*:", color="black", markersize=11, linewidth=0.8)
+                joined = winner.candidate.edit.layers  # of a combination, joined by a line
+                panel.plot(joined, [winner.efficiency] * len(joined), "*:", color="black", markersize=11, linewidth=0.8)
             panel.set_title(f"{site} (layer)")
         panels[0].set_ylabel("efficiency: gain / sqrt(2 KL)")
         found = {
