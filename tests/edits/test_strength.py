@@ -36,10 +36,10 @@ def test_what_is_not_a_number_is_refused(given: Any, shown: str) -> None:
         check_strength(given)
 
 
-@pytest.mark.parametrize("given", [1e39, "-2e30", 10**31])
-def test_it_must_be_a_number_that_float32_can_compute_with(given: Any, small_edit: sealign.Edit) -> None:
+@pytest.mark.parametrize("given", [1000.5, -1001, 1e39, "-2e30", 10**31])
+def test_it_must_not_be_absurd(given: Any, small_edit: sealign.Edit) -> None:
     shown = re.escape(f"{float(given):g}")
-    message = rf"strength is {shown}, but it must be in \[-1e\+30, 1e\+30\], .*; try a value in \[0, 1\]"
+    message = rf"strength is {shown}, but it must be in \[-1000, 1000\]; try a value in \[0, 1\]"
     for set_strength in (
         check_strength,
         small_edit.with_strength,
@@ -66,10 +66,3 @@ def test_the_largest_strengths_compute(
 def test_it_must_be_finite(given: Any, shown: str) -> None:
     with pytest.raises(SettingError, match=rf"strength is {shown}, but it must be finite; try a value in \[0, 1\]"):
         check_strength(given)
-
-
-def test_it_must_not_be_absurd() -> None:
-    assert [check_strength(given) for given in (1000, -1000)] == [1000.0, -1000.0]
-    for given, shown in ((1000.5, "1000.5"), ("-1e30", "-1e\\+30"), (1e308, "1e\\+308")):
-        with pytest.raises(SettingError, match=rf"strength is {shown}, but it must be in \[-1000, 1000\]; try"):
-            check_strength(given)

@@ -189,7 +189,7 @@ def test_refusals(tokenizer: Any, tmp_path: Path) -> None:
     cases: list[tuple[Any, str]] = [
         (linear.with_normalization("token"), "rescaled per token"),
         (random_edit(model, tokenizer, site="residual"), "residual stream"),
-        (linear.with_strength(1e30), "model.layers.1.mlp.down_proj.weight' holds NaN or infinity"),
+        (random_edit(model, tokenizer, strength=1e30), "model.layers.1.mlp.down_proj.weight' holds NaN or infinity"),
     ]
     half = {key: value.half() for key, value in load_file(source / "model.safetensors").items()}
     narrow = tmp_path / "narrow"
