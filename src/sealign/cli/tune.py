@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
-from sealign.cli.loading import ModelOptions, with_model_options
+from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import say_cards, say_replaced
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ def tune(
         typer.Option(
             "--methods",
             metavar="NAME,NAME,...",
-            help="Methods to search: difference_operator, mean_difference, sea, targeted_shift, leace, iti. "
-            r"\[default: the first three]",
+            help="Methods to search: difference_operator, targeted_shift, mean_difference, sea, leace, iti. "
+            r"\[default: the first four]",
         ),
     ] = None,
     sites: Annotated[
@@ -98,6 +98,7 @@ def tune(
             r"per token. \[default: that of --max-damage]",
         ),
     ] = None,
+    holdout: Annotated[float, with_default(options.Holdout, "0.3")] = 0.3,
     deployable: Annotated[
         bool,
         typer.Option(
@@ -144,6 +145,7 @@ def tune(
         finalists=finalists,
         max_damage=max_damage,
         max_domain_damage=max_domain_damage,
+        holdout=holdout,
         deployable=deployable,
         prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,

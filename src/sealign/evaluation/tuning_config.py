@@ -44,7 +44,7 @@ class TuneConfig(TaskConfig):
         5
     """
 
-    methods: Sequence[str] = ("difference_operator", "mean_difference", "sea")
+    methods: Sequence[str] = ("difference_operator", "targeted_shift", "mean_difference", "sea")
     sites: Sequence[Site] = ("residual", "mlp", "attention")
     tokens: Sequence[TokenChoice] = ("completion", "last")
     layers: str | Sequence[int] = "all"

@@ -20,7 +20,7 @@ from sealign.evaluation.tuning_config import TuneConfig
 from sealign.reproduce.table_format import Cell, Column, Table
 from sealign.reproduce.workbench import Workbench
 
-METHODS = ("difference_operator", "mean_difference", "sea", "leace", "iti")
+METHODS = ("difference_operator", "targeted_shift", "mean_difference", "sea", "leace", "iti")
 """The methods that are compared."""
 
 COLUMNS = (
