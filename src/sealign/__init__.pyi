@@ -2,12 +2,12 @@ from .demonstrations.demonstration import Demonstration as Demonstration
 from .demonstrations.sources import load_demonstrations as load_demonstrations
 from .demonstrations.splits import Holdout as Holdout
 from .demonstrations.splits import split_demonstrations as split_demonstrations
+from .edits.affine_edit import AffineEdit as AffineEdit
 from .edits.attach import apply_edit as apply_edit
 from .edits.attach import attach as attach
 from .edits.edit import Edit as Edit
 from .edits.handle import EditHandle as EditHandle
 from .edits.intervention import Intervention as Intervention
-from .edits.layer_edit import AffineEdit as AffineEdit
 from .errors import SealignError as SealignError
 from .fitting.activations import Activations as Activations
 from .fitting.collect_config import CollectConfig as CollectConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from sealign.errors import SettingError
@@ -88,3 +88,17 @@ def american(name: str) -> str:
 
 _ALIKE = ("advise", "noise", "otherwise", "precise", "promise", "raise", "revise", "rise", "wise", "advised", "raised")
 """Words that end like those with two spellings, but have one."""
+
+
+def respelled(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Return a command line with the names of options in the spelling, British or American, in which they are known.
+
+    Args:
+        arguments: The command line.
+        known: Names of options.
+    """
+    found = []
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        found.append(known_spelling(flag, known) + equals + value if argument.startswith("--") else argument)
+    return found

@@ -11,7 +11,7 @@ import pytest
 
 from sealign.cli import options
 from sealign.cli.loading import ModelOptions, parse_name, parse_names, with_model_options
-from sealign.cli.options import named_values
+from sealign.cli.option_values import named_values
 from sealign.edits.edit import Edit
 from sealign.errors import SettingError
 from sealign.evaluation.results import Results

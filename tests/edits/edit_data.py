@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit, layer_record
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.record import EditRecord, LayerRecord, ModelRecord
 from sealign.spectral.projection import Projection
 

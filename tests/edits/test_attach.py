@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import sealign
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.attach import edit_output
 from sealign.edits.handle import EditHandle
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import FingerprintError, NormalizationError, SealignWarning, SettingError, SiteError
 from sealign.models.sites import SITES
 from tests.conftest import our_hooks

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import sealign
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, SettingError, SiteError
 from sealign.spectral.projection import COMBINES, NORMALIZATIONS
 from tests.edits.edit_data import WIDTH, assert_same, bits, draw, make_affine, make_edit, make_record

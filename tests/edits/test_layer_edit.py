@@ -16,9 +16,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, NormalizationError, SettingError
 from sealign.methods.sea import projection_edit
 from sealign.spectral.projection import COMBINES, NORMALIZATIONS

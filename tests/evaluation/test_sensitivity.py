@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sealign
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.attach import apply_edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.evaluation.sensitivity import PlacedEdit, mean_log_probability_derivatives, sampled_score_derivatives
 from sealign.methods.registry import fit_edit
 from sealign.models.passages import Passage

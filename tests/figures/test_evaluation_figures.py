@@ -33,7 +33,8 @@ def _scanned() -> list[Any]:
     return [
         SimpleNamespace(
             candidate=SimpleNamespace(
-                edit=SimpleNamespace(site=site, method=method, layers=list(layers)), config=SimpleNamespace(token=token)
+                edit=SimpleNamespace(site=site, method=method, layers=list(layers)),
+                config=SimpleNamespace(token=token, layer_weights=None),
             ),
             efficiency=value,
         )

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import sealign
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import ActivationError, DegenerateError, DemonstrationError, SettingError, SiteError
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.edit_config import EditConfig

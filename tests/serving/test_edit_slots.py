@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ServingError
 from sealign.serving.edit_slots import EditSlots, sizes_for, tokens_by_slot
 from sealign.serving.settings import plan_slots

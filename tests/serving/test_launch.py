@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from sealign.cli.app import app
 from sealign.cli.serve import parse_named_edits
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import EditFileError, ServingError, SettingError
 from sealign.serving.launch import server_command
 from sealign.serving.settings import ServerSettings, SlotPlan

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 import sealign
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ExportError, ServingError, UnknownEditError
 from sealign.export.lora import lora_factors
 from sealign.methods.sea import projection_edit

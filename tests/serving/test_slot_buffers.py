@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.affine_edit import AffineEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.methods.sea import projection_edit
 from sealign.serving.slot_buffers import SlotBuffers, SlotSizes
 from sealign.spectral.feature_maps import FEATURE_MAPS

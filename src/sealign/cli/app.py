@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TextIO, TypeVar
 
@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
 from sealign.errors import SealignError, SealignWarning
-from sealign.spellings import known_spelling
+from sealign.spellings import respelled
 
 ERROR_EXIT_CODE = 2
 
@@ -101,20 +101,6 @@ class _PlainHelp:
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
-
-
-def respelled(arguments: Sequence[str], known: Sequence[str]) -> list[str]:
-    """Return a command line with the names of options in the spelling, British or American, in which they are known.
-
-    Args:
-        arguments: The command line.
-        known: Names of options.
-    """
-    found = []
-    for argument in arguments:
-        flag, equals, value = argument.partition("=")
-        found.append(known_spelling(flag, known) + equals + value if argument.startswith("--") else argument)
-    return found
 
 
 class PlainCommand(_PlainHelp, TyperCommand):

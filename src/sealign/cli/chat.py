@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import app, output
 from sealign.cli.line_input import HISTORY_NAME, LineInput
 from sealign.cli.loading import ModelOptions, load_edit, say_strength, with_model_options
@@ -60,8 +60,8 @@ def chat(
     from sealign.models.prompt_format import prompt_format_of
     from sealign.playground.conversation import Conversation
 
-    chosen: list[float | None] = [*options.strengths(strength)] or [None]
-    sampling = options.sampling(temperature, top_p, seed)
+    chosen: list[float | None] = [*option_values.strengths(strength)] or [None]
+    sampling = option_values.sampling(temperature, top_p, seed)
     edits = [load_edit(edit, each) for each in chosen]
     loaded = edits[0]
     check_sampling(loaded, sampling)
@@ -72,7 +72,9 @@ def chat(
         )
     if len(chosen) > 1 and loaded.strength is None:
         raise SettingError(f"--strength is {strength}, but several edits have no common strength in a chat; give one")
-    written = prompt_format_of(fit_settings(loaded), chat_template_kwargs=options.template_arguments(chat_template_arg))
+    written = prompt_format_of(
+        fit_settings(loaded), chat_template_kwargs=option_values.template_arguments(chat_template_arg)
+    )
     base, tokenizer = model.or_base_of(loaded).load()
     if not ignore_mismatch:
         warn_of_other_tokenizer(tokenizer, loaded)

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import app, output
 from sealign.cli.loading import ModelOptions, say_strength, with_default, with_model_options
 
@@ -47,7 +47,7 @@ def demo(
     from sealign.errors import check_choice
     from sealign.reproduce.embedded_demo import run_demo
 
-    names = options.names(behaviours)
+    names = option_values.names(behaviours)
     for name in names:
         check_choice("behaviour", name, bundled_behaviours())
         check_output_folder(output_folder / name, mark=RECORD_NAME, overwrite=overwrite)

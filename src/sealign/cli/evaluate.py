@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
@@ -148,27 +148,27 @@ def evaluate(
         say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     _check_used(sources, methods, strength, holdout)
-    swept = options.strengths(strength)
+    swept = option_values.strengths(strength)
     edits = load_named(sources, swept[0] if len(swept) == 1 else None)
-    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
     asked = answer_settings(
         prompts, classifier or [], scorer or [], aim or [], criterion, max_new_tokens, measuring_device(model.device)
     )
-    arguments = options.template_arguments(chat_template_arg)
+    arguments = option_values.template_arguments(chat_template_arg)
     if criterion is not None and judge is None:
         raise SettingError("--criterion is for a judge of answers, but there is none; name one with --judge")
     check_effect(tasks, bool(asked or held_out), apply_chat_template, num_fewshot, arguments)
     loaded, tokenizer = model.or_base_of(next(iter(edits.values()), None)).load()
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
-        tasks=options.names(tasks),
+        tasks=option_values.names(tasks),
         data_dir=data_dir,
         limit=limit,
         demonstrations=held_out or None,
         prompt_format=_prompt_format(next(iter(edits.values()), None), tokenizer, apply_chat_template, arguments),
-        apply_chat_template=apply_chat_template and bool(options.names(tasks)),
+        apply_chat_template=apply_chat_template and bool(option_values.names(tasks)),
         num_fewshot=num_fewshot,
         system_instruction=system_instruction,
         strengths=swept if len(swept) > 1 else (),

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealign.cli import options
-from sealign.cli.app import Commands, PlainCommand, app, messages, output, respelled
+from sealign.cli import option_values, options
+from sealign.cli.app import Commands, PlainCommand, app, messages, output
 from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, say_strength, with_model_options
+from sealign.spellings import respelled
 
 if TYPE_CHECKING:
     from sealign.configuration import Config
@@ -144,7 +145,7 @@ def fit(
     from sealign.errors import SettingError
     from sealign.methods.registry import check_fit, load_edit
 
-    preset, given, named = own.pop("preset", None), given_settings(own), options.named_values(settings)
+    preset, given, named = own.pop("preset", None), given_settings(own), option_values.named_values(settings)
     config = method_config(method, given, settings=named, preset=preset, seed=seed)
     budget = _damage_budget(config, max_damage, fixed=preset is not None or "strength" in given or "strength" in named)
     if tflops is not None and not plan:
@@ -153,7 +154,7 @@ def fit(
         raise SettingError("there is no folder to write the edit to; add --output PATH, or --plan to write nothing")
     if output_folder is not None:
         check_output_folder(output_folder, mark=RECORD_NAME, overwrite=overwrite)
-    used = options.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     held_out = None if holdout is None else Holdout(holdout, seed)
     fitted = used if held_out is None else split_demonstrations(used, holdout=held_out.fraction, seed=seed)[0]
     check_fit(config, fitted)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import app, messages
 from sealign.cli.loading import ModelOptions, load_edit, with_model_options
 
@@ -51,15 +51,15 @@ def generate(
     from sealign.methods.edit_sources import fit_settings
     from sealign.models.prompt_format import prompt_format_of
 
-    chosen: list[float | None] = [*options.strengths(strength)] or [None]
-    sampling = options.sampling(temperature, top_p, seed)
+    chosen: list[float | None] = [*option_values.strengths(strength)] or [None]
+    sampling = option_values.sampling(temperature, top_p, seed)
     prompts = list(prompt or []) or _read_lines()
     if not prompts:
         raise SettingError('there is no prompt; give one with --prompt "...", or lines on standard input')
     edits = [load_edit(edit, each) for each in chosen]
     check_sampling(edits[0], sampling)
     written = prompt_format_of(
-        fit_settings(edits[0]), prompt_format, preamble, options.template_arguments(chat_template_arg)
+        fit_settings(edits[0]), prompt_format, preamble, option_values.template_arguments(chat_template_arg)
     )
     base, tokenizer = model.or_base_of(edits[0]).load()
     answers: list[list[Answers]] = []

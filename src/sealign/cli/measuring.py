@@ -155,7 +155,7 @@ def answer_settings(
 
 def _aims(given: Sequence[str]) -> dict[str, Aim]:
     """Return the values of ``--aim`` by name of the measure."""
-    from sealign.cli.options import named_values
+    from sealign.cli.option_values import named_values
     from sealign.errors import SettingError
 
     aims: dict[str, Aim] = {}
@@ -185,7 +185,7 @@ def check_effect(
     tasks: str, has_own: bool, apply_chat_template: bool, num_fewshot: int | None, arguments: dict[str, Any]
 ) -> None:
     """Raise an error if an option of prompts would have no effect."""
-    from sealign.cli.options import names
+    from sealign.cli.option_values import names
     from sealign.errors import SettingError
 
     if num_fewshot is not None and not names(tasks):

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, Optional, get_args, get_origin
 import typer
 from rich.markup import escape
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.configuration import Config
 from sealign.errors import SettingError, check_choice
 from sealign.methods.parse_settings import named_settings, parse_settings, parse_value
@@ -238,7 +238,7 @@ def _parsed(option: MethodOption, value: Any) -> Any:
     if option.kind is Path:
         return read_preamble(value)
     if option.kind == list[str]:
-        return options.template_arguments(value)
+        return option_values.template_arguments(value)
     return parse_value(value, option.annotation, option.flag) if isinstance(value, str) else value
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import Commands, PlainGroup, app, output, panel_of, require_extra
 from sealign.cli.loading import ModelOptions, load_edit, with_default, with_model_options
 
@@ -70,7 +70,7 @@ def tsne(
     from sealign import figures
 
     path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding("tsne", len(used))
     base, tokenizer = model.load()
     chosen = figures.first_middle_last(range(_depth(base))) if layers is None else _select(layers, base)
@@ -104,7 +104,7 @@ def spectrum(
     from sealign import figures
 
     path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     base, tokenizer = model.load()
     found = _collect(base, tokenizer, used, config, _select(layers, base))
     spectra = figures.activation_spectra(found, centered=centered)
@@ -136,7 +136,7 @@ def signature(
 
     path, config = _path(output_path, demonstrations, overwrite), _config(layers, site, seed)
     used = {
-        name: options.load_sources([source], data_dir, demonstrations_limit, seed, columns)
+        name: option_values.load_sources([source], data_dir, demonstrations_limit, seed, columns)
         for name, source in _labels(demonstrations).items()
     }
     base, tokenizer = model.load()
@@ -184,7 +184,7 @@ def effect(
     pattern = fitted.module_pattern if site in (None, fitted.site) else None
     checked = _config(layers, site or fitted.site, seed)
     config = fitted.replace(site=checked.site, seed=seed, neutral="prompt", module_pattern=pattern)
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding(embedding, len(used))
     base, tokenizer = model.or_base_of(loaded).load()
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)

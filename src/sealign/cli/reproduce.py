@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
@@ -90,7 +90,7 @@ def reproduce(
         data_dir=data_dir,
         limit=limit,
         demonstrations={source: min(count, demonstrations_limit or count) for source, count in PAPER_COUNTS.items()},
-        behaviours=ALL_BEHAVIOURS if behaviours is None else options.names(behaviours),
+        behaviours=ALL_BEHAVIOURS if behaviours is None else option_values.names(behaviours),
         pairs=PAIRS if demonstrations_limit is None else min(PAIRS, demonstrations_limit),
         amateur=amateur,
         judge=load_judge(judge, judge_url, model.dtype, model.device),

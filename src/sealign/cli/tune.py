@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from sealign.cli import options
+from sealign.cli import option_values, options
 from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import say_cards, say_replaced
@@ -135,10 +135,10 @@ def tune(
     say_replaced(output_folder / SCAN_NAME)
 
     searched = {"methods": methods, "sites": sites, "tokens": tokens}
-    chosen: dict[str, Any] = {name: options.names(text) for name, text in searched.items() if text is not None}
+    chosen: dict[str, Any] = {name: option_values.names(text) for name, text in searched.items() if text is not None}
     config = TuneConfig(
         **chosen,
-        tasks=options.names(tasks),
+        tasks=option_values.names(tasks),
         data_dir=data_dir,
         limit=limit,
         layers=layers or "all",
@@ -150,7 +150,7 @@ def tune(
         prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,
     )
-    used = options.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     loaded, tokenizer = model.load()
     messages.print(
         f"{len(used)} demonstrations are split by prompt into three parts: to fit, to compare and to test.",

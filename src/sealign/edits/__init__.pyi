@@ -1,10 +1,10 @@
+from .affine_edit import AffineEdit as AffineEdit
 from .attach import apply_edit as apply_edit
 from .attach import attach as attach
 from .edit import Edit as Edit
 from .feature_map_edit import FeatureMapEdit as FeatureMapEdit
 from .handle import EditHandle as EditHandle
 from .intervention import Intervention as Intervention
-from .layer_edit import AffineEdit as AffineEdit
 from .layer_edit import LayerEdit as LayerEdit
 from .operator import edit_tokens as edit_tokens
 from .record import EditRecord as EditRecord

@@ -11,11 +11,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.attach import RejectFeatureCall, edit_output
 from sealign.edits.edit_files import build_layer_edits, read_edit_files
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.record import EditRecord, LayerRecord
 from sealign.edits.strength import check_strength
 from sealign.errors import ActivationError, FingerprintError, SettingError, SiteError, check_choice

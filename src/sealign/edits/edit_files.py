@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.record import FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, LayerRecord
 from sealign.edits.strength import MAX_STRENGTH, check_strength
 from sealign.errors import EditFileError, SettingError, check_choice

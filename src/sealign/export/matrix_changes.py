@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.edits.provenance import warn_of_other_weights
 from sealign.errors import ExportError
 from sealign.export.hook_check import check_hooks

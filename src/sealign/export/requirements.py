@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ExportError
 
 

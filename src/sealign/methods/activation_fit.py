@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit, layer_record
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, SettingError, WorkerError
 from sealign.files import tensors_hash
 from sealign.fitting.activation_store import choose_keep

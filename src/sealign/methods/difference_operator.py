@@ -8,7 +8,8 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.affine_edit import AffineEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.fitting.collect_config import TokenSetting
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import DemonstrationError, SiteError
 from sealign.fitting.collected import Collected
 from sealign.fitting.edit_config import EditConfig

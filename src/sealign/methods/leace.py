@@ -10,9 +10,9 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import SettingError
 from sealign.fitting.activations import Activations
 from sealign.fitting.collecting import collect_activations

@@ -10,8 +10,9 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, DegenerateError, SettingError
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sealign.demonstrations.bundled import ordinary_texts
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.edits.layer_edit import AffineEdit
 from sealign.errors import ActivationError, DegenerateError
 from sealign.fitting.collect_config import TokenSetting
 from sealign.fitting.collected import Collected

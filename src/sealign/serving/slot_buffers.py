@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.feature_map_edit import FeatureMapEdit
-from sealign.edits.layer_edit import AffineEdit, LayerEdit
+from sealign.edits.layer_edit import LayerEdit
 from sealign.spectral.feature_maps import get_feature_map
 
 _PART_WEIGHTS = {
