@@ -20,6 +20,7 @@ from sealign.figures.evaluation_figures import (
     layer_map_figure,
 )
 from sealign.figures.style import figure_style, svg_text
+from sealign.figures.sweep import sweep, sweep_points
 from tests.evaluation_data import planted_results, planted_sweep, with_answers
 
 
@@ -54,6 +55,7 @@ FIGURES: dict[str, Callable[[EditReport], Any]] = {
     "gain": lambda report: gain_damage_figure([report], 0.05),
     "gain on own answers": lambda report: gain_damage_figure([report], 0.05, own_answers=True),
     "gain at several strengths": lambda _: gain_damage_figure(report_edits(planted_sweep()), 0.05),
+    "sweep": lambda _: sweep(sweep_points(planted_sweep(), report_edits(planted_sweep()), "mild")),
     "categories": lambda report: categories_figure([row for row in report.rows if "/" in row.metric]),
     "layer map": lambda _: layer_map_figure(_scanned(), _scanned()[3]),
     "no winner": lambda _: layer_map_figure(_scanned()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ EDITED, RANDOM, REVERSED = "edited", "random directions", "reversed"
 
 NEUTRAL_PANEL, OWN_PANEL = "loss on neutral text", "KL from base on own answers"
 """Titles of the panels of the damage."""
+
+TITLE_WIDTH = 20
+"""Largest number of characters in a line of the title of a panel."""
 
 _STYLES: dict[str, dict[str, Any]] = {
     EDITED: {"color": BLUE, "marker": "o", "ms": 4, "lw": 1.2},
@@ -135,11 +139,11 @@ def sweep(points: Sequence[Point]) -> Figure:
 
         columns = min(2, len(panels))
         rows = math.ceil(len(panels) / columns)
-        figure = Figure(figsize=(COLUMN_WIDTH, 0.5 + 1.6 * rows))
+        figure = Figure(figsize=(COLUMN_WIDTH, 0.5 + 1.7 * rows))
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, panel in zip(grid, panels, strict=False):
             axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-            for name, style in _STYLES.items():
+            for name, style in reversed(_STYLES.items()):  # the edit is drawn above its controls
                 own = [point for point in points if (point.panel, point.series) == (panel, name)]
                 if own:
                     axes.plot([p.x for p in own], [p.y for p in own], label=name, **style)
@@ -147,7 +151,7 @@ def sweep(points: Sequence[Point]) -> Figure:
                 if banded:
                     ends: Any = ([p.x for p in banded], [p.low for p in banded], [p.high for p in banded])
                     axes.fill_between(*ends, color=BLUE, alpha=0.15, lw=0)
-            axes.set_title(panel.replace("_", " ").replace(" ", "\n", 1) if len(panel) > 22 else panel)
+            axes.set_title(textwrap.fill(panel.replace("_", " "), TITLE_WIDTH))
         for axes in grid[len(panels) :]:
             axes.remove()
         figure.supxlabel("strength")
@@ -155,5 +159,6 @@ def sweep(points: Sequence[Point]) -> Figure:
         found = {
             label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=3)
+        shown = [name for name in _STYLES if name in found]
+        figure.legend([found[name] for name in shown], shown, loc="outside upper center", ncols=3)
     return figure
