@@ -37,7 +37,7 @@ STAGES = {
 
 OptionalTasks = Annotated[
     str,
-    options.with_note(options.TASKS, "Finalists are compared on half of their items instead of on the preference."),
+    options.with_note(options.TASKS, "Finalists are compared on a part of their items instead of on the preference."),
 ]
 
 
