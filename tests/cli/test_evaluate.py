@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,10 @@ def test_tune(tokenizer: Any, tmp_path: Path) -> None:
     assert f"Winner: {data['winner']['config']['method']}" in text
     edit = sealign.load_edit(tmp_path / "out" / "edit")
     assert edit.record.site == data["winner"]["config"]["site"]
-    assert (tmp_path / "out" / "evaluation" / "report.html").is_file()
+    page = (tmp_path / "out" / "evaluation" / "report.html").read_text()
+    assert page.index("Gain against") < page.index("data:image/png;base64,") < page.index("<em>winner</em>")
+    layer_map = (tmp_path / "out" / "figures" / "layer_map.png").read_bytes()
+    assert base64.b64encode(layer_map).decode() in page
     assert data["evaluation"]["edits"][0]["verdict"]["word"] in text.lower()
     refused(*args, words=("scan.csv' exists already", "--overwrite"))
     args[-1] = tmp_path / "refused"
