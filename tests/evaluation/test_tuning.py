@@ -118,7 +118,9 @@ def test_deployable_candidates_are_loras(planted: Any, tokenizer: Any, tmp_path:
     config = TuneConfig(tokens=["completion"], layers="1,2", finalists=1, deployable=True)
     result = tune(planted, tokenizer, planted_demonstrations(20), config=config, output=tmp_path)
     kinds = {(each.candidate.method, each.candidate.edit.site) for each in result.scanned}
-    assert kinds == {(method, site) for method in ("difference_operator", "sea") for site in ("mlp", "attention")}
+    assert kinds == {
+        (method, site) for method in ("difference_operator", "targeted_shift", "sea") for site in ("mlp", "attention")
+    }
     for each in result.scanned:
         assert each.candidate.edit.normalization == "none"
         assert all(own.constant_part() is None for own in each.candidate.edit.affine_edits.values())
