@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 from dataclasses import dataclass
@@ -161,7 +162,9 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     command = program("demo", "--behaviours", "positivity", "--dtype", "bfloat16")
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert (result.returncode, result.stderr) == (0, "")
+    assert result.returncode == 0
+    # A slow machine says how far it is, a line now and then.
+    assert [line for line in result.stderr.splitlines() if not re.search(r": \d+ of \d+, about .* left$", line)] == []
     text = result.stdout
     assert "…" not in text
     rows = table_rows(text)

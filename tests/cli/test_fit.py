@@ -102,6 +102,15 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--combine negative", {"combine": "negative"}),
     ("--normalization none", {"normalization": "none"}),
     ("--normalization feature", {"normalization": "feature"}),
+    (
+        "--layers 0,2 --layer-weights 0.5,1 --normalization none",
+        {
+            "layers": "0,2",
+            "layer_weights": (0.5, 1.0),
+            "normalization": "none",
+        },
+    ),
+    ("--shift --centered", {"shift": True, "centered": True}),
     ("--strength 0.3", {"strength": 0.3}),
     ("--strength=-1", {"strength": -1.0}),
     ("--token mean", {"token": "mean"}),

@@ -57,9 +57,9 @@ def _break(folder: Path, change: Any) -> None:
         ),
         (
             lambda data: data.update(format_version=4),
-            "format version 3, but this version of Sealign reads version 2; upgrade",
+            "format version 4, but this version of Sealign reads version 3; upgrade",
         ),
-        (lambda data: data.update(format_version=1), "version 1, .* version 2; run the evaluation again with this"),
+        (lambda data: data.update(format_version=1), "version 1, .* version 3; run the evaluation again with this"),
         (lambda data: data.update(surprise=1), "unknown key 'surprise'"),
         (lambda data: data.pop("arms"), "no key 'arms'"),
         (lambda data: data["arms"]["mild"].pop("method"), "no key 'arms.mild.method'"),

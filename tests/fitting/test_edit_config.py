@@ -21,6 +21,7 @@ def test_defaults() -> None:
         "site": "mlp",
         "layers": "last:21/32",
         "module_pattern": None,
+        "layer_weights": None,
         "strength": 1.0,
     }
     assert EditConfig() == EditConfig()

@@ -91,7 +91,7 @@ def test_reference_is_the_released_code() -> None:
         ({"token": "first"}, "unknown token choice 'first'; choose one of: last, mean, completion, random"),
         ({"batch_size": "auto"}, "batch_size is 'auto', but it must be an integer"),
         ({"layers": "most"}, "layers is 'most', but it must be one of: all; last:L, first:L or signature:L"),
-        ({"centred": True}, "unknown SEAConfig setting 'centred' (did you mean 'centered'?); choose one of: "),
+        ({"centerd": True}, "unknown SEAConfig setting 'centerd' (did you mean 'centered'?); choose one of: "),
         ({"centered": 1}, "centered is 1, but it must be True or False"),
         ({"shift": True, "feature_map": "elu"}, "shift is True and feature_map is 'elu', but a shift can only be"),
     ],
