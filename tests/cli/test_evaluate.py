@@ -309,6 +309,9 @@ def test_options_without_effect_are_refused(edit_folder: Path, local: Path, tmp_
     for option, value in (("--scorer", "tokens"), ("--classifier", "x"), ("--aim", "loss=lower"), ("--criterion", "x")):
         refused(*args, *tasks, option, value, words=(f"{option} is for the answers to prompts", "give --prompts"))
     refused(*args, *tasks, "--max-new-tokens", 5, words=("--max-new-tokens is for the answers",))
+    limited = ("--limit is 3, but it limits the items of --tasks", "--demonstrations-limit")
+    refused(*args, *prompts, "--limit", 3, words=limited)
+    refused("tune", "--demonstrations", "bundled:politeness", "--output", tmp_path / "out", "--limit", 3, words=limited)
     refused(*args, *prompts, "--num-fewshot", 2, words=("--num-fewshot is for the tasks", "leave it out"))
     refused(
         *args, *tasks, "--chat-template-arg", "a=1", words=("has no effect on raw prompts", "--apply-chat-template")

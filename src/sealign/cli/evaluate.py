@@ -150,6 +150,7 @@ def evaluate(
     _check_used(sources, methods, strength, holdout)
     swept = option_values.strengths(strength)
     edits = load_named(sources, swept[0] if len(swept) == 1 else None)
+    option_values.check_limit(limit, tasks)
     used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)

@@ -29,6 +29,25 @@ def names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def check_limit(limit: int | None, tasks: str) -> None:
+    """Raise an error if ``--limit`` is given and there are no tasks whose items it limits.
+
+    Args:
+        limit: Value of ``--limit``.
+        tasks: Value of ``--tasks``.
+
+    Raises:
+        SettingError: The option would have no effect.
+    """
+    from sealign.errors import SettingError
+
+    if limit is not None and not names(tasks):
+        raise SettingError(
+            f"--limit is {limit}, but it limits the items of --tasks, of which there are none; leave it out, or limit "
+            "demonstrations with --demonstrations-limit"
+        )
+
+
 def strengths(text: str | None) -> list[float]:
     """Return the values of ``--strength``, each once; an empty list if it was not given.
 

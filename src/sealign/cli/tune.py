@@ -150,6 +150,7 @@ def tune(
         prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,
     )
+    option_values.check_limit(limit, tasks)
     used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     loaded, tokenizer = model.load()
     messages.print(
