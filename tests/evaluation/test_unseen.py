@@ -99,15 +99,12 @@ def test_a_task_of_which_nothing_is_left(
 def test_tuning_divides_items_as_demonstrations(
     llama: Any, tokenizer: Any, data: Path, questions: list[Demonstration], tmp_path: Path
 ) -> None:
-    from sealign.evaluation.local_tasks import task_manager
-
     config = TuneConfig(tasks=["truthfulqa_mc1"], data_dir=data)
     # Some questions are no demonstrations, and some demonstrations are no questions.
     search = Search(
         llama, tokenizer, [*questions[:12], *planted_demonstrations(4)], config, tmp_path, track=no_progress
     )
-    with task_manager(config.tasks, data) as manager:
-        development, test = search.task_items(manager, "truthfulqa_mc1")
+    development, test = search.items["truthfulqa_mc1"]
     prompts = [item.prompt for item in questions]
     fitted, compared, tested = (
         {prompts.index(item.prompt) for item in part if item.prompt in prompts}

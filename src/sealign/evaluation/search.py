@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -38,6 +38,9 @@ from sealign.models.sites import select_layers
 from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track
 
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
 SCAN_NAME = "scan.csv"
 """File name of the scan, which is written first."""
 
@@ -64,6 +67,7 @@ class Search:
         development: Demonstrations to compare candidates on.
         searched: Both of them, on which the winner is fitted again.
         tested: Demonstrations of the final test.
+        items: Mapping from task to the numbers of its development items and of its test items.
     """
 
     def __init__(
@@ -87,6 +91,10 @@ class Search:
                 f"{len(self.development)} to compare and {len(self.tested)} to test, but each part needs at least 2; "
                 "give more demonstrations"
             )
+        self.items: dict[str, tuple[list[int], list[int]]] = {}
+        if config.tasks:
+            with task_manager(config.tasks, config.data_dir) as manager:
+                self.items = {task: self._divide_items(manager, task) for task in config.tasks}
         texts = bundled_texts()
         self.test_texts = texts[1::2]
         self.texts = DamageTexts.of(
@@ -99,6 +107,26 @@ class Search:
         )
         self.budget = DamageBudget(config.max_damage, config.max_domain_damage)
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _divide_items(self, manager: TaskManager, task: str) -> tuple[list[int], list[int]]:
+        """Return the numbers of the development items and of the test items of a task.
+
+        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
+        """
+        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
+        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
+        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
+        taken = {number for numbers in shared for number in numbers}
+        rest = [number for number in range(len(items)) if number not in taken]
+        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
+        cut = round((1 - self.config.holdout) * len(rest))
+        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
+        if min(len(development), len(test)) < 2:
+            raise SettingError(
+                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
+                "tested, but each part needs at least 2; use more items"
+            )
+        return development, test
 
     def scan(self) -> list[ScannedCandidate]:
         """Fit all candidates, rank them by their efficiency, and write them to the folder."""
@@ -168,34 +196,13 @@ class Search:
         try:
             found = []
             with task_manager(self.config.tasks, self.config.data_dir) as manager:
-                for task in self.config.tasks:
-                    chosen = self.task_items(manager, task)[0]
-                    metrics = run_task(lm, task, manager, items={task: chosen}).scores()
+                for task, (development, _) in self.items.items():
+                    metrics = run_task(lm, task, manager, items={task: development}).scores()
                     metric = metrics[headline_metrics(task, metrics)[0]]
                     found.append((metric.value, metric.aim))
             return found
         finally:
             lm.close()
-
-    def task_items(self, manager: Any, task: str) -> tuple[list[int], list[int]]:
-        """Return the numbers of the development items and of the test items of a task.
-
-        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
-        """
-        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
-        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
-        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
-        taken = {number for numbers in shared for number in numbers}
-        rest = [number for number in range(len(items)) if number not in taken]
-        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
-        cut = round((1 - self.config.holdout) * len(rest))
-        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
-        if min(len(development), len(test)) < 2:
-            raise SettingError(
-                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
-                "tested, but each part needs at least 2; use more items"
-            )
-        return development, test
 
     def fit(self, scanned: ScannedCandidate, start: float) -> Edit:
         """Fit a candidate on all demonstrations but those of the test, and choose its strength within the budget.
@@ -238,14 +245,10 @@ class Search:
             answered: Number of prompts of the test part that every arm answers.
         """
         prompts = prompts_of(self.tested, answered)
-        items = None
-        if self.config.tasks:
-            with task_manager(self.config.tasks, self.config.data_dir) as manager:
-                items = {task: self.task_items(manager, task)[1] for task in self.config.tasks}
         config = EvaluationConfig(
             tasks=self.config.tasks,
             data_dir=self.config.data_dir,
-            items=items,
+            items={task: test for task, (_, test) in self.items.items()} or None,
             demonstrations=self.tested,
             prompt_format=self.config.prompt_format,
             neutral_texts=self.test_texts,

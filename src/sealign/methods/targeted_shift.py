@@ -31,13 +31,6 @@ class TargetedShiftConfig(EditConfig):
     """Settings of the targeted shift; see ``EditConfig`` and ``CollectConfig`` for the common settings.
 
     Attributes:
-        site: Site of the edit in each layer: ``mlp``, ``attention`` or ``residual``.
-        layers: Layers to use: ``all``; ``last:L``; ``first:L``; ``signature:L`` (the L layers of highest signature); a
-            fraction of the depth such as ``last:21/32``; the layer at a fraction of the depth such as ``at:13/32``; or
-            indices such as ``4,5,-1``, where negative indices count from the end.
-        token: Tokens whose mean activation represents a sequence: ``last`` (the last token), ``mean`` (all tokens),
-            ``completion`` (those of the completion; the last token of a prompt without one) or ``random`` (one random
-            token).
         normalization: Norm of the activation that the edit preserves: ``token`` (of each token), ``feature`` (of each
             feature over the sequence) or ``none``.
 

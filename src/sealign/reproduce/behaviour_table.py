@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from sealign.demonstrations.bundled import BUNDLED_PREFIX
-from sealign.demonstrations.demonstration import Demonstration
-from sealign.demonstrations.sources import load_demonstrations
 from sealign.edits.edit import Edit
 from sealign.errors import SealignError
 from sealign.evaluation.comparison import EditReport, Row, report_edits
@@ -62,7 +59,7 @@ def behaviours(bench: Workbench) -> Table:
 
 def _behaviour_rows(bench: Workbench, name: str, behaviour: str) -> dict[str, Sequence[Cell]]:
     """Return the row of each method for one behaviour of one model."""
-    demonstrations = _demonstrations(bench, behaviour)
+    demonstrations = bench.demonstrations(behaviour, bench.config.pairs)
     model, tokenizer = bench.model(name)
     folder = re.sub(r"[^\w.-]+", "-", f"{name}-{behaviour}").strip("-")
     found = compare_methods(
@@ -77,15 +74,6 @@ def _behaviour_rows(bench: Workbench, name: str, behaviour: str) -> dict[str, Se
     return {
         f"{_place(found.edits[method])}: {report.verdict.word}": _cells(report) for method, report in reports.items()
     }
-
-
-def _demonstrations(bench: Workbench, behaviour: str) -> list[Demonstration]:
-    """Return the demonstrations of a behaviour, up to the maximum number."""
-    where: Any = {"data_dir": bench.config.data_dir, "seed": bench.config.seed}
-    found = load_demonstrations(behaviour, **where)
-    return (
-        found if len(found) <= bench.config.pairs else load_demonstrations(behaviour, limit=bench.config.pairs, **where)
-    )
 
 
 def _place(edit: Edit) -> str:

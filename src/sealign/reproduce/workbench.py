@@ -59,7 +59,7 @@ class Workbench:
         self.folder = config.output / "work"
         self._name = ""
         self._loaded: Any = None
-        self._demonstrations: dict[str, list[Demonstration]] = {}
+        self._demonstrations: dict[tuple[str, int | None], list[Demonstration]] = {}
 
     def model(self, name: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return a model and its tokenizer; only the most recent model is kept in memory.
@@ -75,21 +75,22 @@ class Workbench:
         model, tokenizer = self._loaded
         return model, tokenizer
 
-    def demonstrations(self, source: str) -> list[Demonstration]:
-        """Return the demonstrations of a source, up to the maximum number in the configuration.
+    def demonstrations(self, source: str, most: int | None = None) -> list[Demonstration]:
+        """Return the demonstrations of a source, up to a maximum number.
 
         Args:
             source: Name of the source.
+            most: The maximum number; that of the configuration for this source if None.
 
         Raises:
             DemonstrationError: The source cannot be read.
         """
-        if source not in self._demonstrations:
+        if (source, most) not in self._demonstrations:
             where: Any = {"data_dir": self.config.data_dir, "seed": self.config.seed}
             count = len(load_demonstrations(source, **where))
-            most = min(self.config.demonstrations.get(source, count), count)
-            self._demonstrations[source] = load_demonstrations(source, limit=most, **where)
-        return self._demonstrations[source]
+            limit = min(most or self.config.demonstrations.get(source, count), count)
+            self._demonstrations[source, most] = load_demonstrations(source, limit=limit, **where)
+        return self._demonstrations[source, most]
 
     def training_demonstrations(self, source: str) -> list[Demonstration]:
         """Return the demonstrations for methods that train, limited to ``config.limit`` if set.
