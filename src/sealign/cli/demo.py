@@ -33,7 +33,7 @@ def demo(
     seed: options.Seed = 0,
     json: options.Json = False,
 ) -> None:
-    """Fit and measure an edit of the embedded model for each behaviour, in under three minutes for two.
+    """Fit and measure an edit of the embedded model for each behaviour, in some minutes.
 
     Nothing is downloaded: the model, the demonstrations, the prompts and the neutral text come with the packages. Each
     edit is fitted on demonstrations of some topics and measured on those of others. The edits are saved in folders of
