@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -263,17 +264,23 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
 
 
 def save_stand_in(source: Path, folder: Path, **changes: Any) -> Any:
-    """Save a narrow random model with the depth, the vocabulary and the tokenizer of the model in a folder."""
+    """Save a narrow random model with the depth and the special tokens of the model in a folder.
+
+    The vocabulary is trained on the bundled text: with the model's own, most of the time would go into logits.
+    """
     from transformers import AutoConfig, AutoTokenizer
 
+    folders = [files("sealign.demonstrations") / "data", files("sealign.demonstrations") / "data" / "behaviours"]
+    texts = [file.read_text(encoding="utf-8") for data in folders for file in data.iterdir() if file.is_file()]
+    tokenizer = AutoTokenizer.from_pretrained(source).train_new_from_iterator(texts, 3000, show_progress=False)
     config = AutoConfig.from_pretrained(source)
     sizes = _GATED | {"num_hidden_layers": config.num_hidden_layers, "head_dim": 12}
-    kept = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    kept = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     length = {"max_position_embeddings": config.max_position_embeddings}
-    model = build_model("llama", vocab_size=config.vocab_size, **(sizes | kept | length | changes))
-    model.generation_config.eos_token_id = config.eos_token_id
+    model = build_model("llama", vocab_size=len(tokenizer), **(sizes | kept | length | changes))
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return model
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,26 +41,10 @@ def expected(smollm2: Any, edits: dict[str, sealign.Edit], prompts: list[list[in
 
 
 @pytest.fixture(scope="session")
-def servers(
+def server(
     folder: Path,
     edits: dict[str, sealign.Edit],  # noqa: ARG001  saves the edits
-) -> Iterator[tuple[EditServer, EditServer]]:
-    """A server with both routes and one without LoRAs, which vLLM on a CPU compiles only then; they start together.
-
-    The first has places for two LoRAs, one of which is taken at the start.
-    """
-    with contextlib.ExitStack() as stack:
-        both = (
-            start(folder, STARTED, "--edits-dir", str(folder / "edits"), "--max-edits", "2", log="server"),
-            start(folder, STARTED, "--no-lora", log="compiled", token=None),
-        )
-        for running in both:
-            stack.callback(running.stop, signal.SIGTERM)
-        for running in both:
-            running.wait()
-        yield both
-
-
-@pytest.fixture
-def server(servers: tuple[EditServer, EditServer]) -> EditServer:
-    return servers[0]
+) -> Iterator[EditServer]:
+    """A server with both routes and places for two LoRAs, one of which is taken at the start."""
+    with start(folder, STARTED, "--edits-dir", str(folder / "edits"), "--max-edits", "2", log="server") as running:
+        yield running

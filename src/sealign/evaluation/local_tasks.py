@@ -70,6 +70,9 @@ def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> It
         SettingError: A task is unknown (the nearest name is suggested), cannot read local data, or its file is missing.
     """
     # Reading the index of all tasks takes seconds, and local tasks do not need it.
+    if not tasks:
+        yield TaskManager(include_defaults=False)
+        return
     known = None if data_dir is not None and set(tasks) <= set(LOCAL_TASKS) else _known_tasks()
     for name in tasks:
         if known is not None and name not in known.all_tasks:
