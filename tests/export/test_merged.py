@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,11 +120,9 @@ def test_what_is_not_the_hooks_is_not_written(tokenizer: Any, tmp_path: Path, mo
     source, edit = _save(model, tokenizer, tmp_path / "base"), random_edit(model, tokenizer)
     find = CheckpointTensors.find
     monkeypatch.setattr(CheckpointTensors, "find", lambda self, name: find(self, name.replace("layers.3", "layers.2")))
-    with pytest.raises(ExportError, match=r"the merged checkpoint changes logits by .* from those of the hooks"):
+    with pytest.raises(ExportError, match=r"the merged checkpoint changes the output of 'model.layers.3.mlp' by"):
         export_merged(source, edit, tmp_path / "merged")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["base"]
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=0))
-    export_merged(source, edit, tmp_path / "unchecked")
 
 
 @pytest.mark.parametrize("site", ["mlp", "attention"])

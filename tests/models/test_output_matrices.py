@@ -118,6 +118,20 @@ def test_transposed_weights_are_read_as_out_in(tiny_model: Any) -> None:
     torch.testing.assert_close(read_weight(found), model.transformer.h[2].mlp.c_proj.weight.T.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_weight_that_is_multiplied_otherwise_than_its_name_says(dtype: torch.dtype) -> None:
+    """A square one, whose shape does not tell."""
+
+    class InOut(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight + self.bias
+
+    right = torch.nn.Linear(13, 13, dtype=dtype)
+    assert torch.equal(read_weight(OutputMatrix(0, "m", right)), right.weight.float())
+    with pytest.raises(ExportError, match=r"the output of 'm' \(InOut\) is not the product with its weight"):
+        read_weight(OutputMatrix(0, "m", InOut(13, 13, dtype=dtype)))
+
+
 def test_quantised_weights_are_read_through_their_kernel() -> None:
     """A stand-in for a quantised layer: integers and scales, no floating-point weight."""
 

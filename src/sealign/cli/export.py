@@ -48,7 +48,7 @@ def lora(
     """Export an edit as a LoRA adapter, which PEFT and servers load.
 
     The edit must act on the MLP or attention output, be of low rank, have no constant part, and not be rescaled (or
-    pass --approximate). Only the edited matrices are read from the checkpoint if it is in safetensors.
+    pass --approximate). Only the edited modules are read from the checkpoint if it is in safetensors.
     """
     require_extra("peft", "peft")
     from sealign.export.lora import export_lora

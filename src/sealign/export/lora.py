@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,30 +12,16 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.deviation import Deviation
 from sealign.export.export_card import export_card
-from sealign.export.matrix_changes import MatrixChange, matrix_changes
+from sealign.export.matrix_changes import LoraFactors, MatrixChange, matrix_changes
+from sealign.export.module_check import check_lora
 from sealign.export.requirements import serve_or_attach
 from sealign.files import write_tensors
 from sealign.folders import check_folder, new_folder
 from sealign.models.checkpoint_tensors import CheckpointTensors
-from sealign.models.output_matrices import OutputMatrix, read_weight
+from sealign.models.output_matrices import read_weight
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
-
-
-@dataclass(frozen=True)
-class LoraFactors:
-    """The update B A of one matrix.
-
-    Attributes:
-        matrix: The matrix.
-        a: A, (r, in), float32.
-        b: B, (out, r), float32.
-    """
-
-    matrix: OutputMatrix
-    a: Float[Tensor, "r in"]
-    b: Float[Tensor, "out r"]
 
 
 def export_lora(
@@ -60,7 +45,8 @@ def export_lora(
         edit: An affine edit of low rank and without a constant part, of modules whose output is the output of a single
             matrix.
         folder: Folder to write.
-        checkpoint: Tensors of the base model, of which only those of the edited matrices are read.
+        checkpoint: Tensors of the base model, of which only those of the edited modules are read, to make the factors
+            and to compare them with the hooks.
         approximate: Whether to leave out the rescaling of a rescaled edit.
         deviation: Measured effect of leaving it out, to write beside the export.
         overwrite: Whether to replace an earlier export.
@@ -123,7 +109,10 @@ def lora_factors(
     for change in changes:
         _check_low_rank(change, _bias(change, checkpoint))
     rank = max(1, *(change.layer_edit.rank for change in changes))
-    return {change.matrix.path: _factors(change, _weight(change, checkpoint), rank) for change in changes}
+    factors = [_factors(change, _weight(change, checkpoint), rank) for change in changes]
+    if checkpoint is not None:
+        check_lora(model, edit, factors, checkpoint)
+    return {factor.matrix.path: factor for factor in factors}
 
 
 def _weight(change: MatrixChange, checkpoint: CheckpointTensors | None) -> Float[Tensor, "out in"]:

@@ -72,12 +72,28 @@ class MatrixChange:
         return new if self.shift is None else new + self.shift.to(new.device)
 
 
+@dataclass(frozen=True)
+class LoraFactors:
+    """The update B A of one matrix.
+
+    Attributes:
+        matrix: The matrix.
+        a: A, (r, in), float32.
+        b: B, (out, r), float32.
+    """
+
+    matrix: OutputMatrix
+    a: Float[Tensor, "r in"]
+    b: Float[Tensor, "out r"]
+
+
 def matrix_changes(
     model: nn.Module, edit: Edit, *, approximate: bool = False, ignore_mismatch: bool = False
 ) -> list[MatrixChange]:
     """Return the change of the matrix behind each edited module, by ascending layer.
 
     A model with its weights is run on two tokens, with the edit at the modules and at the matrices, which must agree.
+    For a model without weights, ``check_lora`` and ``check_merged`` do the same with what is to be written.
 
     Args:
         model: The base model. May be on the meta device.

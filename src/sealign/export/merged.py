@@ -17,8 +17,8 @@ from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.deviation import DEVIATION_NAME, Deviation
 from sealign.export.export_card import export_card
-from sealign.export.hook_check import check_checkpoint
 from sealign.export.matrix_changes import MatrixChange, matrix_changes
+from sealign.export.module_check import check_merged
 from sealign.export.requirements import serve_or_attach
 from sealign.folders import MARK_NAME, check_folder, new_folder
 from sealign.models.checkpoint_tensors import INDEX_NAME, CheckpointTensors, checkpoint_tensors, weight_files
@@ -60,8 +60,8 @@ def export_merged(
     See ``MatrixChange`` for the formulas. If the edit needs a bias that the checkpoint lacks, and the architecture has
     a configuration option that enables such biases, the option is set and all other new biases are zero. New values are
     computed in float64 and written in the stored data type. Files are processed one at a time, so peak memory is
-    about the size of the largest file. Where free memory can hold the model twice, the result is compared with the
-    hooks on two tokens before it takes its place.
+    about the size of the largest file. The result is compared with the hooks on two tokens, one edited module at a
+    time, before it takes its place.
 
     Args:
         checkpoint: Folder of the base model, with safetensors files.
@@ -95,7 +95,8 @@ def export_merged(
             _write_shard(source / name, temporary / name, plan, last=number == len(files) - 1)
         if len(files) > 1:
             _write_index(source, temporary, plan, files[-1])
-        check_checkpoint(source, temporary, edit)
+        merged = _structure(temporary)
+        check_merged(model, edit, changes, stored, merged, checkpoint_tensors(temporary, merged))
         export_card(edit, "Merged checkpoint", approximate=approximate).save(temporary / "README.md")
         if deviation is not None:
             deviation.save(temporary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,15 +52,18 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class CheckpointTensors:
-    """The tensors of a checkpoint by their names in the model; those that are made from several stored ones are absent.
+    """The tensors of a checkpoint by their names in the model.
 
     Attributes:
         folder: Folder of the checkpoint.
         tensors: Mapping from the name in the model to the stored tensor.
+        parts: Mapping from the name in the model to the stored tensors that transformers makes this tensor, and
+            perhaps others beside it, from.
     """
 
     folder: Path
     tensors: Mapping[str, StoredTensor]
+    parts: Mapping[str, Sequence[StoredTensor]]
 
     def find(self, name: str) -> StoredTensor:
         """Return where a tensor is stored.
@@ -77,6 +80,15 @@ class CheckpointTensors:
                 "layout; use the original checkpoint"
             )
         return self.tensors[name]
+
+    def of_module(self, path: str) -> list[StoredTensor]:
+        """Return all stored tensors that the parameters and buffers of a module are loaded from.
+
+        Args:
+            path: Dotted path of the module in the model.
+        """
+        single = [stored for name, stored in self.tensors.items() if name.startswith(f"{path}.")]
+        return single + [part for name, parts in self.parts.items() if name.startswith(f"{path}.") for part in parts]
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -129,10 +141,14 @@ def checkpoint_tensors(folder: Path, model: Any, *, fetch: Fetch | None = None) 
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     found: dict[str, StoredTensor] = {}
+    parts: dict[str, list[StoredTensor]] = {}
     for name in sorted(stored, key=dot_natural_key):  # the order in which transformers applies its rules
         renamed, converted = rename_source_key(name, renamings, converters, model.base_model_prefix, names)
         if renamed not in names and name in names:
             renamed, converted = rename_source_key(name, [], [], model.base_model_prefix, names)
+        tensor = StoredTensor(stored[name], name, fetch)
         if converted is None:
-            found[renamed] = StoredTensor(stored[name], name, fetch)
-    return CheckpointTensors(folder, found)
+            found[renamed] = tensor
+        else:
+            parts.setdefault(renamed, []).append(tensor)
+    return CheckpointTensors(folder, found, parts)

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.errors import ExportError, SiteError
-from sealign.models.eval_mode import eval_mode
 from sealign.models.hooks import add_hook
+from sealign.models.module_calls import run_two_tokens
 from sealign.models.sites import ResolvedSite, resolve_sites
-from sealign.models.structure import input_device, text_config, unwrap_model
+from sealign.models.structure import text_config, unwrap_model
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,9 @@ class OutputMatrix:
 
 BIAS_SWITCHES = {"mlp": "mlp_bias", "attention": "attention_bias"}
 """Name of the configuration option that enables biases, for each site, in architectures that support it."""
+
+_SAME = 0.05
+"""Largest relative difference of two products that counts as rounding."""
 
 HEADS = "heads"
 """Name of the read-only site of attention heads: the input of the matrix that computes the attention output."""
@@ -142,20 +145,11 @@ def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMa
         return hook
 
     # Tensors that are made in inference mode do not count what is written into them.
-    with ExitStack() as stack, eval_mode(base), torch.inference_mode(False), torch.no_grad():
+    with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
                 stack.callback(add_hook(module, keep(name)))
-        # With a mask and positions given, the forward pass reads no values, which the meta device does not have.
-        bare = all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map")
-        device = torch.device("meta") if bare else input_device(base)
-        if bare:  # the default implementation of experts reads values, or needs a type that the model may not have
-            stack.callback(base.set_experts_implementation, base.get_experts_implementation())
-            base.set_experts_implementation("batched_mm")
-        ids = torch.zeros(1, 2, dtype=torch.long, device=device)
-        mask = torch.zeros(1, 1, 2, 2, dtype=next(base.parameters()).dtype, device=device)
-        positions = torch.tensor([[0, 1]], device=device)
-        base(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        run_two_tokens(base)
     return [OutputMatrix(layer, *_matrix_of(base, path, outputs)) for layer, path in paths.items()]
 
 
@@ -199,11 +193,13 @@ def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
         matrix: The matrix to read.
 
     Raises:
-        ExportError: The module cannot be applied to the identity matrix.
+        ExportError: The module cannot be applied to the identity matrix, or does not multiply by its weight.
     """
     weight = getattr(matrix.module, "weight", None)
     if isinstance(weight, nn.Parameter) and weight.is_floating_point() and type(weight.data) is Tensor:
-        return (weight.T if matrix.transposed else weight).detach().float().cpu()
+        oriented = (weight.T if matrix.transposed else weight).detach()
+        _check_product(matrix, oriented)
+        return oriented.float().cpu()
     try:
         return _run_identity(matrix.module)
     except Exception as error:  # each quantisation library raises its own
@@ -211,6 +207,19 @@ def read_weight(matrix: OutputMatrix) -> Float[Tensor, "out in"]:
             f"the weight of '{matrix.path}' ({type(matrix.module).__name__}) is quantised and cannot be read back "
             f"({type(error).__name__}: {error}); export from the model before quantisation"
         ) from error
+
+
+def _check_product(matrix: OutputMatrix, weight: Float[Tensor, "out in"]) -> None:
+    """Raise an error unless a module gives the product of its weight with two made-up tokens."""
+    bias = getattr(matrix.module, "bias", None)
+    tokens = torch.randn(2, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    expected = tokens @ weight.T + (0.0 if bias is None else bias)
+    found = matrix.module.forward(tokens)
+    if not float((found - expected).norm()) <= _SAME * float(expected.norm()):
+        raise ExportError(
+            f"the output of '{matrix.path}' ({type(matrix.module).__name__}) is not the product with its weight, so a "
+            "change of the weight is another edit; serve the edit with sealign serve"
+        )
 
 
 def _run_identity(module: Any, rows: int = 1024) -> Tensor:
