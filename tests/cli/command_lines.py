@@ -67,6 +67,26 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
     }
 
 
+def other_command_lines(places: Places, output: Path) -> list[tuple[str, list[object]]]:
+    """Return command lines with other inputs, on which options may lack what they act on."""
+    model: list[object] = ["--model", places.model]
+    to: list[object] = ["--output", output]
+    method: list[object] = ["--method", "mean_difference", "--demonstrations", "bundled:fairness"]
+    tasks: list[object] = ["--tasks", "truthfulqa_mc1", "--data-dir", places.linear.parent / "data"]
+    return [
+        ("fit", [*model, "--method", "dola", *to]),
+        ("fit", [*model, "--method", "icl", "--demonstrations", "bundled:fairness", *to]),
+        ("evaluate", [*model, *tasks, *to]),
+        ("evaluate", [*model, "--prompts", places.prompts, *to]),
+        ("evaluate", ["--edit", f"mild={places.linear}", "--prompts", places.prompts, *to]),
+        ("evaluate", [*model, *method, "--holdout", 0.5, *to]),
+        ("tune", [*model, "--demonstrations", "bundled:fairness", *to]),
+        ("serve", ["--edits-dir", places.linear.parent]),
+        ("reproduce", ["behaviours", *model, *to]),
+        ("reproduce", ["figure-signature", *model, *to]),
+    ]
+
+
 def plain(value: Any) -> Any:
     """Return what identifies a value, as a value that can be compared; the type of anything unknown."""
     if isinstance(value, BaseModel):
@@ -88,6 +108,9 @@ class Library:
     """The library below the commands: slow functions are replaced, and the arguments of all are recorded."""
 
     def __init__(self, patch: pytest.MonkeyPatch, places: Places, tokenizer: Any, cache: Callable[..., Any]) -> None:
+        # First imported below, they would keep the functions that replace those of this library.
+        for name in ("sealign.reproduce.targets", "sealign.evaluation.tuning"):
+            importlib.import_module(name)
         self.calls: list[Any] = []
         self._patch, self._cache = patch, cache
         edit = sealign.load_edit(places.linear)

@@ -148,12 +148,19 @@ def test_refusals(edit_folder: Path, local: Path, tmp_path: Path) -> None:
     ]
     refused(*args, "truthfulqa_mc", words=("unknown task 'truthfulqa_mc'", "did you mean 'truthfulqa_mc"))
     refused(*args, "bbq", words=("task 'bbq' needs the file", "check --data-dir"))
-    refused(*args, ",", words=("no tasks, no demonstrations and no prompts",))
+    refused(*args, ",", words=("--data-dir is", "nothing is read from it, neither tasks nor one of the data sets"))
+    refused(*args[:3], *args[5:7], words=("no tasks, no demonstrations and no prompts",))
     refused(*args, "truthfulqa_mc1", "--control-seeds", "a", words=("--control-seeds is 'a'", "must be integers"))
     refused(
         *args, "truthfulqa_mc1", "--edit", edit_folder, words=("two values of --edit have the name", "--edit other=")
     )
-    refused(*args, "truthfulqa_mc1", "--judge-url", "http://x/v1", words=("--judge-url needs the judge's name",))
+    refused(*args, "truthfulqa_gen", "--judge-url", "http://x/v1", words=("--judge-url needs the judge's name",))
+    refused(*args, "truthfulqa_mc1", "--judge", "smollm2", words=("--judge is for answers to --prompts or the task",))
+    for option, value in (("--columns", "prompt=question"), ("--demonstrations-limit", 3)):
+        refused(*args, "truthfulqa_mc1", option, value, words=(f"{option} is for --demonstrations, of which there",))
+    base = ["evaluate", *args[3:], "truthfulqa_mc1"]
+    for given in (["--control-seeds", 0], ["--no-reversed"], ["--max-damage", 0.1]):
+        refused(*base, *given, words=(f"{given[0]} is for an edit, but there is no --edit and no --method; leave it",))
     refused(*args, "truthfulqa_mc1", "--edit", "no/where/at/all", words=("there is no folder 'no/where/at/all'",))
     assert not (tmp_path / "out" / "results.json").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ import sealign
 from sealign.cli.method_options import method_config, method_options
 from sealign.methods.registry import METHODS
 from tests.cli import test_app as shared
-from tests.cli.command_lines import Library, Places, command_lines
+from tests.cli.command_lines import Library, Places, command_lines, other_command_lines
 from tests.cli.test_app import commands, listing, refused, run, shared_options, write_rows
 from tests.evaluation_data import HARNESS_WARNINGS, planted_results, planted_sweep, write_truthfulqa
 from tests.export.tiny_gguf import write_llama
@@ -33,6 +34,9 @@ pytestmark = [
 ]
 for needed in ("gguf", "peft", "lm_eval", "matplotlib", "sklearn", "openai"):
     pytest.importorskip(needed)
+
+NOWHERE = Places(*[Path()] * 6, Path(), (Path(), Path()), *[Path()] * 3)
+"""Places that do not exist, to count command lines."""
 
 WRITING = {name for name, made in commands().items() if "--output" in shared_options(made)}
 
@@ -216,8 +220,36 @@ def observe(library: Library, command: str, args: list[object], folder: Path) ->
 def test_every_option_has_an_effect_or_is_refused(
     command: str, library: Library, places: Places, tmp_path: Path
 ) -> None:
-    (tmp_path / "out").mkdir()
     base = command_lines(places, tmp_path / "out" / "made")[command]
+    assert without_effect(command, base, functools.partial(changes, command), library, places, tmp_path) == []
+
+
+@pytest.mark.parametrize("number", range(len(other_command_lines(NOWHERE, Path()))))
+def test_an_option_that_lacks_what_it_acts_on_is_refused(
+    number: int, library: Library, places: Places, tmp_path: Path
+) -> None:
+    command, base = other_command_lines(places, tmp_path / "out" / "made")[number]
+
+    def alone(option: str, *rest: Any) -> tuple[list[object], list[object]]:
+        context, changed = changes(command, option, *rest)
+        needed = option in ("--seed", "--ignore-mismatch")  # without, there may be nothing to see
+        return (context, changed) if needed else ([], changed[len(context) :])
+
+    found = without_effect(command, base, alone, library, places, tmp_path)
+    # A seed stands for what is drawn, if anything is; prompts and demonstrations are in the chat template already.
+    assert set(found) <= {"--seed", "--apply-chat-template", *(part for part in base if part in options(command))}
+
+
+def without_effect(
+    command: str,
+    base: list[object],
+    changes_of: Callable[..., tuple[list[object], list[object]]],
+    library: Library,
+    places: Places,
+    tmp_path: Path,
+) -> list[str]:
+    """Return the options that change nothing about what a command line does."""
+    (tmp_path / "out").mkdir()
 
     def seen(more: list[object], *, again: bool = False) -> tuple[Any, ...]:
         for made in (tmp_path / "out" / "made", tmp_path / "elsewhere"):
@@ -234,15 +266,15 @@ def test_every_option_has_an_effect_or_is_refused(
     assert plain[0] == 0, plain[2]
     assert plain == seen([]), "the command itself is not repeatable, so that nothing can be seen of its options"
     known: dict[tuple[tuple[str, ...], bool], tuple[Any, ...]] = {((), False): plain}
-    without_effect = []
+    ignored = []
     for option in options(command).keys() - {"--help"}:
-        without, changed = changes(command, option, places, tmp_path)
+        without, changed = changes_of(option, places, tmp_path)
         key = (tuple(map(str, without)), option == "--overwrite")
         if key not in known:
             known[key] = seen(without, again=key[1])
         if known[key] == seen(changed, again=key[1]):
-            without_effect.append(option)
-    assert without_effect == []
+            ignored.append(option)
+    return ignored
 
 
 def _without_durations(found: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -46,6 +46,10 @@ def test_errors(model_folder: Path, tmp_path: Path) -> None:
     refused(*base, "table-bqb", words=("did you mean 'table-bbq'",))
     refused(*base, "table-bbq", "--limit", "1", words=("limit is 1", "at least 2"))
     refused(*base, "table-bbq", "--judge-url", "http://localhost:1/v1", words=("--judge",))
+    for option, target in (("--also", "table-bbq"), ("--amateur", "table-crows"), ("--behaviours", "all")):
+        refused(*base, target, option, "smollm2", words=(f"{option} is for the targets ", f", not for {target}; leave"))
+    refused(*base, "table-joint", "--judge", "smollm2", words=("--judge is for the targets table-truthfulqa, not for",))
+    refused(*base, "figure-tsne", "--limit", 3, words=("--limit is for the targets table-truthfulqa, table-bbq,",))
     assert not (tmp_path / "paper").exists()
     failed = run(*base, "table-bbq", "--data-dir", tmp_path)
     assert failed.exit_code == 2

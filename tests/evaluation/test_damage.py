@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import sealign
+from sealign.errors import SettingError
 from sealign.evaluation.damage import (
     Damage,
     bundled_texts,
@@ -16,6 +18,9 @@ from sealign.evaluation.damage import (
     measure_damages,
     text_losses,
 )
+from sealign.evaluation.evaluate_edits import evaluate
+from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.strength_choice import DamageTexts
 
 TEXTS = [
     "The town lies by the river.",
@@ -56,6 +61,23 @@ def test_several_edits_are_measured_separately(llama: Any, tokenizer: Any, small
         np.testing.assert_allclose(found.edited, alone.edited)
         np.testing.assert_allclose(found.base, alone.base)
     assert len({round(found.edited_loss, 6) for found in together}) == 3
+
+
+@pytest.mark.parametrize(("texts", "count"), [(["Bread is baked."], 1), (["Bread is baked.", ""], 1), ([], 0)])
+def test_too_few_texts_for_an_interval(
+    llama: Any, tokenizer: Any, small_edit: sealign.Edit, texts: list[str], count: int, tmp_path: Path
+) -> None:
+    """Wherever damage is measured, before anything is scored."""
+    words = rf"damage is measured on {count} texts? of 2 tokens or more, but its interval needs at least 2; give more"
+    with pytest.raises(SettingError, match=words):
+        measure_damage(llama, tokenizer, small_edit, texts=texts)
+    demonstrations = sealign.load_demonstrations("bundled:fairness", limit=4)
+    with pytest.raises(SettingError, match="damage is measured on 0 texts"):  # shorter than a passage
+        DamageTexts.of(llama, tokenizer, demonstrations, texts=texts)
+    config = EvaluationConfig(demonstrations=demonstrations, neutral_texts=texts)
+    with pytest.raises(SettingError, match=words):
+        evaluate(llama, tokenizer, {"mild": small_edit}, config=config, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_strength_0_does_no_damage(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from sealign.demonstrations import Demonstration, Prompt, Turn
 from sealign.errors import SettingError
 from sealign.evaluation.answer_measures import load_scorer
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.tuning_config import TuneConfig
 
 TWO = [Prompt("Why?"), Prompt("How?")]
 
@@ -74,3 +76,11 @@ def test_a_system_instruction_precedes_every_conversation() -> None:
     assert found.demonstrations is not None
     assert found.demonstrations[0].history == (Turn("system", "Be kind.\n\nBe brief."), *item.history[1:])
     assert config.replace(system_instruction=None).instructed().prompts == tuple(TWO)
+
+
+@pytest.mark.parametrize("given", [{"data_dir": Path("data")}, {"limit": 3}])
+def test_settings_of_tasks_without_tasks(given: dict[str, Any]) -> None:
+    items = [Demonstration("Why?", "So.", "No."), Demonstration("How?", "Thus.", "Never.")]
+    for make in (functools.partial(EvaluationConfig, demonstrations=items), TuneConfig):
+        with pytest.raises(SettingError, match=rf"{next(iter(given))} is .*, but it is for tasks, of which there are"):
+            make(**given)

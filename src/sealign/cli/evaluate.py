@@ -100,19 +100,21 @@ def evaluate(
     max_new_tokens: AnswerTokens = None,
     strength: SweptStrength = None,
     control_seeds: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--control-seeds",
             metavar="N,N,...",
-            help='Seeds of the controls in random directions. Pass "" for no random controls.',
+            help='Seeds of the controls in random directions. Pass "" for no random controls. '
+            r"\[default: 0,1,2]",
         ),
-    ] = "0,1,2",
+    ] = None,
     no_reversed: Annotated[
         bool, typer.Option("--no-reversed", help="Leave out the controls in the opposite direction.")
     ] = False,
     max_damage: Annotated[
-        float, options.with_note(options.MAX_DAMAGE, "Damage is the increase of the loss on neutral text.")
-    ] = 0.05,
+        float | None,
+        options.with_note(options.MAX_DAMAGE, r"Damage is the increase of the loss on neutral text. \[default: 0.05]"),
+    ] = None,
     apply_chat_template: ApplyChatTemplate = False,
     num_fewshot: NumFewshot = None,
     system_instruction: SystemInstruction = None,
@@ -137,9 +139,11 @@ def evaluate(
     from sealign.errors import SettingError
     from sealign.evaluation.comparison import report_edits
     from sealign.evaluation.evaluate_edits import evaluate as run
-    from sealign.evaluation.evaluation_config import EvaluationConfig
+    from sealign.evaluation.evaluation_config import CONTROL_SEEDS, EvaluationConfig
+    from sealign.evaluation.judge import JUDGED_TASK
     from sealign.evaluation.results import RESULTS_NAME
     from sealign.evaluation.unseen import split_seen
+    from sealign.evaluation.verdict import MAX_DAMAGE
     from sealign.figures.report import FIGURES_NAME, REPORT_NAME, TABLE_NAME, write_report
     from sealign.folders import check_unmarked
 
@@ -148,10 +152,16 @@ def evaluate(
         say_replaced(output_folder / RESULTS_NAME, UNLESS_EQUAL)
     sources, methods = parse_names(edit or [], "--edit"), parse_names(method or [], "--method")
     _check_used(sources, methods, strength, holdout)
+    compared = {"--control-seeds": control_seeds, "--no-reversed": no_reversed or None, "--max-damage": max_damage}
+    if not sources and not methods:
+        option_values.check_absent(compared, "an edit, but there is no --edit and no --method")
+    if prompts is None and JUDGED_TASK not in option_values.names(tasks):
+        judging = {"--judge": judge, "--judge-url": judge_url}
+        option_values.check_absent(judging, f"answers to --prompts or the task {JUDGED_TASK}, of which there are none")
     swept = option_values.strengths(strength)
     edits = load_named(sources, swept[0] if len(swept) == 1 else None)
     option_values.check_limit(limit, tasks)
-    used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns, tasks=tasks)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
     asked = answer_settings(
@@ -165,7 +175,7 @@ def evaluate(
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
         tasks=option_values.names(tasks),
-        data_dir=data_dir,
+        data_dir=data_dir if option_values.names(tasks) else None,
         limit=limit,
         demonstrations=held_out or None,
         prompt_format=_prompt_format(next(iter(edits.values()), None), tokenizer, apply_chat_template, arguments),
@@ -173,7 +183,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         system_instruction=system_instruction,
         strengths=swept if len(swept) > 1 else (),
-        control_seeds=_numbers("--control-seeds", control_seeds),
+        control_seeds=CONTROL_SEEDS if control_seeds is None else _numbers("--control-seeds", control_seeds),
         reversed_control=not no_reversed,
         batch_size=batch_size,
         judge=load_judge(judge, judge_url, model.dtype, model.device),
@@ -191,6 +201,7 @@ def evaluate(
         overwrite=overwrite,
         track=track,
     )
+    max_damage = MAX_DAMAGE if max_damage is None else max_damage
     with messages.status("Computing statistics and drawing the report"):
         reports = report_edits(results, max_damage=max_damage, seed=seed)
         write_report(results, reports, output_folder, max_damage=max_damage)

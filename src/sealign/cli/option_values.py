@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,39 @@ if TYPE_CHECKING:
 
 
 def load_sources(
-    sources: Sequence[str], data_dir: Path | None, limit: int | None, seed: int, columns: str | None = None
+    sources: Sequence[str],
+    data_dir: Path | None,
+    limit: int | None,
+    seed: int,
+    columns: str | None = None,
+    *,
+    tasks: str = "",
 ) -> list[Demonstration]:
-    """Return the demonstrations of several sources as one list."""
-    from sealign.demonstrations.sources import load_demonstrations
+    """Return the demonstrations of several sources as one list.
 
+    Args:
+        sources: Values of ``--demonstrations``.
+        data_dir: Value of ``--data-dir``.
+        limit: Value of ``--demonstrations-limit``.
+        seed: Value of ``--seed``.
+        columns: Value of ``--columns``.
+        tasks: Value of ``--tasks``, which read the data folder, too.
+
+    Raises:
+        SettingError: An option would have no effect, since nothing is read that it acts on.
+        DemonstrationError: A source cannot be read.
+    """
+    from sealign.demonstrations.sources import NAMED_SOURCES, load_demonstrations
+    from sealign.errors import SettingError
+
+    if not sources:
+        given = {"--columns": columns, "--demonstrations-limit": limit}
+        check_absent(given, "--demonstrations, of which there are none")
+    if data_dir is not None and not names(tasks) and not NAMED_SOURCES.keys() & set(sources):
+        raise SettingError(
+            f"--data-dir is {data_dir}, but nothing is read from it, neither tasks nor one of the data sets "
+            f"{', '.join(NAMED_SOURCES)}; leave it out"
+        )
     named = named_values(names(columns or ""), "--columns", "prompt=question")
     loaded = [
         load_demonstrations(source, columns=named, data_dir=data_dir, limit=limit, seed=seed) for source in sources
@@ -46,6 +74,23 @@ def check_limit(limit: int | None, tasks: str) -> None:
             f"--limit is {limit}, but it limits the items of --tasks, of which there are none; leave it out, or limit "
             "demonstrations with --demonstrations-limit"
         )
+
+
+def check_absent(given: Mapping[str, object], what: str) -> None:
+    """Raise an error if an option is given that would have no effect.
+
+    Args:
+        given: Values by name of the option; None where it was not given.
+        what: What the options are for, and that it is lacking.
+
+    Raises:
+        SettingError: A value is not None.
+    """
+    from sealign.errors import SettingError
+
+    for option, value in given.items():
+        if value is not None:
+            raise SettingError(f"{option} is for {what}; leave it out")
 
 
 def strengths(text: str | None) -> list[float]:

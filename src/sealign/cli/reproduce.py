@@ -76,9 +76,14 @@ def reproduce(
     from sealign.models.embedded_model import EMBEDDED
     from sealign.reproduce.reproduce_config import ALL_BEHAVIOURS, PAIRS, PAPER_COUNTS, ReproduceConfig
     from sealign.reproduce.table_format import Table, to_markdown
-    from sealign.reproduce.targets import chosen_targets
+    from sealign.reproduce.targets import USES, chosen_targets, used_by
     from sealign.reproduce.targets import reproduce as run
 
+    given = {"models": models, "behaviours": behaviours, "amateur": amateur, "judge": judge, "limit": limit}
+    for setting, value in given.items():
+        if not used_by(target, setting):
+            option = "--also" if setting == "models" else f"--{setting}"
+            option_values.check_absent({option: value}, f"the targets {', '.join(USES[setting])}, not for {target}")
     for name in chosen_targets(target):
         check_parent(output_folder / name / MARK_NAME)
     if model.quantization is not None:

@@ -134,12 +134,13 @@ def tune(
     check_outputs(output_folder, overwrite=overwrite)
     say_replaced(output_folder / SCAN_NAME)
 
+    option_values.check_limit(limit, tasks)
     searched = {"methods": methods, "sites": sites, "tokens": tokens}
     chosen: dict[str, Any] = {name: option_values.names(text) for name, text in searched.items() if text is not None}
     config = TuneConfig(
         **chosen,
         tasks=option_values.names(tasks),
-        data_dir=data_dir,
+        data_dir=data_dir if option_values.names(tasks) else None,
         limit=limit,
         layers=layers or "all",
         finalists=finalists,
@@ -150,8 +151,7 @@ def tune(
         prompt_format=prompt_format_of({}, prompt_format, preamble),
         seed=seed,
     )
-    option_values.check_limit(limit, tasks)
-    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
+    used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns, tasks=tasks)
     loaded, tokenizer = model.load()
     messages.print(
         f"{len(used)} demonstrations are split by prompt into three parts: to fit, to compare and to test.",

@@ -14,6 +14,7 @@ from scipy import special
 
 from sealign.edits.attach import apply_edit
 from sealign.edits.intervention import Intervention
+from sealign.errors import SettingError
 from sealign.evaluation.journal import Journal
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
@@ -209,7 +210,10 @@ def measure_damages(
 
     Args:
         model, tokenizer, edits, batch_size, journal, ignore_mismatch, track: As for ``measure_passages``.
-        texts: Texts of at least 2 tokens each, unrelated to the edits; the bundled neutral texts if None.
+        texts: At least 2 texts of at least 2 tokens each, unrelated to the edits; the bundled neutral texts if None.
+
+    Raises:
+        SettingError: There are fewer than 2 texts.
     """
     passages = text_passages(tokenizer, bundled_texts() if texts is None else texts)
     return measure_passages(
@@ -222,6 +226,22 @@ def measure_damages(
         ignore_mismatch=ignore_mismatch,
         track=track,
     )
+
+
+def check_passages(passages: Sequence[Passage]) -> None:
+    """Raise an error if damage cannot be measured on passages, since it has an interval over them.
+
+    Args:
+        passages: Passages; a text of fewer than 2 tokens is none.
+
+    Raises:
+        SettingError: There are fewer than 2 passages.
+    """
+    if len(passages) < 2:
+        raise SettingError(
+            f"damage is measured on {len(passages)} text{'' if len(passages) == 1 else 's'} of 2 tokens or more, but "
+            "its interval needs at least 2; give more texts"
+        )
 
 
 @torch.no_grad()
@@ -247,7 +267,11 @@ def measure_passages(
         journal: Journal of finished batches. Must not be shared between models.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+    Raises:
+        SettingError: There are fewer than 2 passages.
     """
+    check_passages(passages)
     journal = Journal(None) if journal is None else journal
     hashes = [edit.hash for edit in edits]
     if not all(edit.is_causal for edit in edits):

@@ -16,7 +16,7 @@ from sealign.edits.record import model_record
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation.answer_task import MAX_NEW_TOKENS, AnswerTask
 from sealign.evaluation.arms import PlannedArm, plan_arms
-from sealign.evaluation.damage import bundled_texts, measure_passages
+from sealign.evaluation.damage import bundled_texts, check_passages, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.format_remarks import add_format_remarks
 from sealign.evaluation.harness import SealignLM
@@ -75,7 +75,8 @@ def evaluate(
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
-        SettingError: A task is unknown, a file is missing, or an edit has the name of another arm.
+        SettingError: A task is unknown, a file is missing, an edit has the name of another arm, or there are fewer than
+            2 neutral texts.
         ResultsFileError: The folder has the results of an evaluation with other edits or settings, and ``overwrite`` is
             False.
     """
@@ -87,6 +88,8 @@ def evaluate(
         strengths=config.strengths,
     )
     _check_prefixes(arms, config)
+    neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
+    check_passages(neutral)
     settings = _settings(config)
     record = model_record(model, tokenizer)
     folder = Path(output)
@@ -105,7 +108,6 @@ def evaluate(
     if config.prompts and (note := seen_note(config.prompts, edits.values())):
         tasks[ANSWERS].notes.append(note)
     measured = Journal(kept / f"{digest}-damage.jsonl")
-    neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
     answers = answer_passages(
         model, tokenizer, scored.demonstrations or (), prompt_format=scored.prompt_format, track=track
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, PlainSerializer, ValidationInfo, field_validator, model_validator
 
@@ -56,7 +56,8 @@ class TaskConfig(Config):
         limit: Use only the first ``limit`` items of each task. Must be at least 1; None uses all.
 
     Raises:
-        SettingError: A task is named twice, or a value is out of range.
+        SettingError: A task is named twice, a value is out of range, or there are no tasks for ``data_dir`` or
+            ``limit``.
     """
 
     tasks: Sequence[str] = ()
@@ -69,6 +70,13 @@ class TaskConfig(Config):
         check_unique("task", tasks)
         return tasks
 
+    @model_validator(mode="after")
+    def _check_task_settings(self) -> Self:
+        for name in ("data_dir", "limit"):
+            if (value := getattr(self, name)) is not None and not self.tasks:
+                raise SettingError(f"{name} is {value}, but it is for tasks, of which there are none; leave it out")
+        return self
+
 
 class EvaluationConfig(TaskConfig):
     """Settings of an evaluation; see ``TaskConfig`` for the tasks.
@@ -78,7 +86,7 @@ class EvaluationConfig(TaskConfig):
             preference out. With them, damage is measured on the base model's own answers to their prompts, too.
         prompt_format: How the prompts of ``demonstrations`` are written.
         items: Mapping from task to the numbers of the items to score, instead of ``limit``.
-        neutral_texts: Texts on which damage is measured; the bundled texts if None.
+        neutral_texts: At least 2 texts of 2 tokens or more, on which damage is measured; the bundled texts if None.
         control_seeds: Seeds of the random controls, one control per seed; empty for no random controls.
         reversed_control: Whether to evaluate the reversal of each edit as a control.
         preamble: Text put before every prompt, in every arm.

@@ -13,7 +13,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
-from sealign.evaluation.damage import Damage, bundled_texts, measure_passages
+from sealign.evaluation.damage import Damage, bundled_texts, check_passages, measure_passages
 from sealign.evaluation.verdict import MAX_DAMAGE
 from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.models.prompt_format import PromptFormat
@@ -65,10 +65,14 @@ class DamageTexts:
             texts: Neutral texts; the bundled ones if None.
             prompt_format: How prompts are written.
             track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+        Raises:
+            SettingError: The texts give fewer than 2 passages.
         """
         passages = text_passages(tokenizer, bundled_texts() if texts is None else texts, length=PASSAGE_LENGTH)
         # Evenly from all texts; a rest of a few tokens would count as much as a whole passage in the interval.
         whole = [passage for passage in passages if len(passage.ids) >= PASSAGE_LENGTH // 2]
+        check_passages(whole)
         step = max(1, len(whole) // NEUTRAL_PASSAGES)
         answers = answer_passages(
             model, tokenizer, demonstrations[:ANSWERED_PROMPTS], prompt_format=prompt_format, track=track

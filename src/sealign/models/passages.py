@@ -44,13 +44,13 @@ def text_passages(
 
     Args:
         tokenizer: Tokenizer of the model.
-        texts: Texts of at least 2 tokens each.
+        texts: Texts; those of fewer than 2 tokens are left out.
         length: Number of tokens at which a text is split into several passages; None to keep each whole.
     """
     passages = []
     for text in texts:
         ids = tuple(tokenizer.encode(text))
-        step = length or len(ids)
+        step = length or max(1, len(ids))
         parts = [ids[first : first + step] for first in range(0, len(ids), step)]
         passages += [Passage(part, 1) for part in parts if len(part) > 1]
     return passages

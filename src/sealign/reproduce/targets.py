@@ -39,6 +39,34 @@ ALL = "all"
 NOT_THE_PAPERS = ("behaviours",)
 
 
+USES: Mapping[str, Sequence[str]] = {
+    "models": ("table-models", "figure-signature", "behaviours"),
+    "behaviours": ("behaviours",),
+    "amateur": ("table-truthfulqa",),
+    "judge": ("table-truthfulqa",),
+    "limit": (*(name for name in TARGETS if name.startswith("table-")), "figure-data"),
+}
+"""The targets that depend on each setting that not all depend on."""
+
+
+def used_by(name: str, setting: str) -> bool:
+    """Return whether a setting changes what a target, or one of those of a name, computes.
+
+    Args:
+        name: Name of a target, or ``all`` for those of the paper.
+        setting: Field of ``ReproduceConfig``.
+
+    Raises:
+        SettingError: There is no target of this name.
+
+    Example:
+        >>> used_by("table-bbq", "amateur"), used_by("all", "amateur")
+        (False, True)
+    """
+    chosen = chosen_targets(name)
+    return setting not in USES or any(target in USES[setting] for target in chosen)
+
+
 def chosen_targets(name: str) -> Sequence[str]:
     """Return the targets of a name, in the order in which they run.
 
