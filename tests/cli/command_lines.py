@@ -71,16 +71,16 @@ def other_command_lines(places: Places, output: Path) -> list[tuple[str, list[ob
     """Return command lines with other inputs, on which options may lack what they act on."""
     model: list[object] = ["--model", places.model]
     to: list[object] = ["--output", output]
-    method: list[object] = ["--method", "mean_difference", "--demonstrations", "bundled:fairness"]
+    method: list[object] = ["--method", "mean_difference", "--demonstrations", places.rows]
     tasks: list[object] = ["--tasks", "truthfulqa_mc1", "--data-dir", places.linear.parent / "data"]
     return [
         ("fit", [*model, "--method", "dola", *to]),
-        ("fit", [*model, "--method", "icl", "--demonstrations", "bundled:fairness", *to]),
+        ("fit", [*model, "--method", "icl", "--demonstrations", places.rows, *to]),
         ("evaluate", [*model, *tasks, *to]),
         ("evaluate", [*model, "--prompts", places.prompts, *to]),
         ("evaluate", ["--edit", f"mild={places.linear}", "--prompts", places.prompts, *to]),
         ("evaluate", [*model, *method, "--holdout", 0.5, *to]),
-        ("tune", [*model, "--demonstrations", "bundled:fairness", *to]),
+        ("tune", [*model, "--demonstrations", places.rows, *to]),
         ("serve", ["--edits-dir", places.linear.parent]),
         ("reproduce", ["behaviours", *model, *to]),
         ("reproduce", ["figure-signature", *model, *to]),
