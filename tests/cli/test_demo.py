@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import subprocess
 from dataclasses import dataclass
@@ -18,7 +17,16 @@ from sealign.models import embedded_model
 from sealign.reproduce import embedded_demo as demo
 from sealign.reproduce.embedded_demo import DEMO_BEHAVIOURS, BehaviourResult, run_demo
 from tests.cli import test_app as shared
-from tests.cli.test_app import listing, passed, printed_python, program, refused, replaced, table_rows
+from tests.cli.test_app import (
+    listing,
+    passed,
+    printed_python,
+    program,
+    refused,
+    replaced,
+    table_rows,
+    without_progress,
+)
 
 cache = shared.cache
 model_folder = shared.model_folder
@@ -163,8 +171,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     command = program("demo", "--behaviours", "positivity", "--dtype", "bfloat16")
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0
-    # A slow machine says how far it is, a line now and then.
-    assert [line for line in result.stderr.splitlines() if not re.search(r": \d+ of \d+, about .* left$", line)] == []
+    assert without_progress(result.stderr) == ""
     text = result.stdout
     assert "…" not in text
     rows = table_rows(text)
