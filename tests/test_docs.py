@@ -147,9 +147,12 @@ def _free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def _serves(page: Path) -> bool:
+    return any("sealign serve" in block for _, block in _blocks(page))
+
+
 def _marked(page: Path) -> object:
-    serves = "sealign serve" in page.read_text(encoding="utf-8")
-    return pytest.param(page, id=page.name, marks=[pytest.mark.engines] if serves else [])
+    return pytest.param(page, id=page.name, marks=[pytest.mark.engines] if _serves(page) else [])
 
 
 @pytest.mark.slow
@@ -162,7 +165,7 @@ def test_commands_run(
     if "--data-dir data" in text:
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
     monkeypatch.chdir(tmp_path)
-    serves, port = "sealign serve" in text, str(_free_port())
+    serves, port = _serves(page), str(_free_port())
     request.getfixturevalue("embedded_package" if serves else "embedded_stand_in")
     shell = Shell(tmp_path, serves=serves)
     try:
