@@ -19,7 +19,8 @@ from sealign.evaluation.journal import Journal
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.passages import Passage, text_passages
-from sealign.models.structure import input_device
+from sealign.models.shared_layers import run_shared, share_layers
+from sealign.models.structure import input_device, logits_kept
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -283,7 +284,8 @@ def measure_passages(
         for batch in track(batches, "Measuring damage", len(batches)):
             key = Journal.key("damage", hashes, [[passage.ids, passage.start] for passage in batch])
             if key not in journal:
-                journal.put({key: list(_measure_batch(model, edits, batch, pad, ignore_mismatch))})
+                with share_layers(model, [edit.modules for edit in edits]):
+                    journal.put({key: list(_measure_batch(model, edits, batch, pad, ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
                 rows[index] += [[float(value) for value in text] for text in measured]
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
@@ -295,22 +297,29 @@ def _measure_batch(
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each passage of a batch."""
     ids, mask = pad_right([passage.ids for passage in batch], pad, input_device(model))
-    targets = ids[:, 1:, None]
+    skipped = min(passage.start for passage in batch) - 1  # positions whose next token is not scored in any passage
+    targets = ids[:, skipped + 1 :, None]
 
-    def log_probabilities() -> torch.Tensor:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    def log_probabilities(*, edited: bool) -> torch.Tensor:
+        kept = logits_kept(model, ids.shape[1] - skipped)
+        logits = run_shared(model, edited=edited, input_ids=ids, attention_mask=mask, **kept).logits
+        logits = logits[:, skipped - ids.shape[1] : -1]
         return torch.log_softmax(logits.float(), dim=-1)
 
-    base = log_probabilities()
+    base = log_probabilities(edited=False)
+    probabilities, base_loss = base.exp(), -base.gather(2, targets)[..., 0]
     for edit in edits:
         with apply_edit(model, edit, ignore_mismatch=ignore_mismatch):
-            edited = log_probabilities()
-        divergence = (base.exp() * (base - edited)).sum(-1)
-        values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]
+            edited = log_probabilities(edited=True)
+        loss = -edited.gather(2, targets)[..., 0]
+        divergence = torch.linalg.vecdot(probabilities, torch.sub(base, edited, out=edited))
         yield [
             (
                 float(passage.count),
-                *(float(value[row, passage.start - 1 : len(passage.ids) - 1].double().mean()) for value in values),
+                *(
+                    float(value[row, passage.start - 1 - skipped : len(passage.ids) - 1 - skipped].double().mean())
+                    for value in (base_loss, loss, divergence)
+                ),
             )
             for row, passage in enumerate(batch)
         ]
