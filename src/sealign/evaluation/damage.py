@@ -75,6 +75,11 @@ class Damage:
         return increase_interval(self.tokens, self.base, self.edited)
 
     @property
+    def loss_bound(self) -> float:
+        """Upper end of the one-sided 95 % interval of ``loss_increase`` over texts; see ``increase_with_bound``."""
+        return increase_with_bound(self.tokens, self.base, self.edited)[1]
+
+    @property
     def divergence_interval(self) -> tuple[float, float]:
         """Ends of the 95 % interval of ``mean_divergence`` over texts, at least 0; see ``increase_interval``."""
         low, high = increase_interval(self.tokens, np.zeros_like(self.divergence), self.divergence)

@@ -25,6 +25,7 @@ from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.generation import generate_ids
 from sealign.models.output_matrices import HEADS, input_width, resolve_heads
 from sealign.models.recorder import Recorder
+from sealign.models.shared_layers import without_layers_above
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites
 from sealign.models.structure import decoder_of, input_device, text_config, unwrap_model
@@ -168,7 +169,8 @@ class Collector:
             sequences = plan_sequences(self.tokenizer, demonstrations, self.config, generated)
             check_context(self.model, sequences, demonstrations)
             check_tokens(self.model, sequences)
-            return self._run_sequences(sequences, demonstrations, store, file)
+            with without_layers_above(self.model, self.sites):
+                return self._run_sequences(sequences, demonstrations, store, file)
 
     def _run_sequences(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from sealign.errors import SiteError
 from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import Prefix
+from sealign.models.sites import ResolvedSite
 from sealign.models.structure import decoder_layers, unwrap_model
 
 KEPT_BYTES = 256 * 2**20
@@ -84,6 +85,33 @@ def run_shared(model: Any, *, prefix: Prefix | None = None, edited: bool = True,
     return _call(model, prefix, inputs) if shared is None else shared.run(model, prefix, edited, inputs)
 
 
+@contextmanager
+def without_layers_above(model: nn.Module, sites: Sequence[ResolvedSite]) -> Iterator[None]:
+    """Inside a ``with`` block, do not run the layers above all of some sites, whose activations do not depend on them.
+
+    Nothing that comes after these layers means anything inside the block.
+
+    Args:
+        model: The model.
+        sites: Modules that are read; if one is in no decoder layer, all layers run.
+    """
+    base = unwrap_model(model)
+    try:
+        path, layers = decoder_layers(base)
+    except SiteError:
+        yield
+        return
+    inside = all(f"{site.path}.".startswith(f"{path}.{site.layer}.") for site in sites)
+    if not inside or hasattr(model, "_orig_mod"):
+        yield
+        return
+    highest = max(site.layer for site in sites)
+    with _recorded(layers, {highest + 1}, lambda output: output) as outputs, ExitStack() as stack:
+        for layer in layers[highest + 1 :]:
+            stack.enter_context(_own_forward(layer, lambda *_args, **_kwargs: outputs[highest + 1]))
+        yield
+
+
 def _call(model: Any, prefix: Prefix | None, inputs: Mapping[str, Any]) -> Any:
     cache = None if prefix is None else copy.deepcopy(prefix.cache)
     given = {} if cache is None else {"past_key_values": cache}
@@ -137,7 +165,7 @@ class SharedLayers:
         if depth == 0 or self._bytes > KEPT_BYTES:
             return _call(model, prefix, inputs)
         depths = {depth, self.depth} - {0}
-        with _recorded(self._layers, depths) as outputs:
+        with _recorded(self._layers, depths, _copied) as outputs:
             result = _call(model, prefix, inputs)
         for each, output in outputs.items():
             if self._is_proved(each, output, model, prefix, inputs, result.logits):
@@ -196,14 +224,14 @@ def _copied(output: Any) -> Any:
 
 
 @contextmanager
-def _recorded(layers: nn.ModuleList, depths: set[int]) -> Iterator[dict[int, Any]]:
-    """Keep what the layers put out before it is edited; yield a mapping from the number of layers to the output."""
+def _recorded(layers: nn.ModuleList, depths: set[int], keep: Callable[[Any], Any]) -> Iterator[dict[int, Any]]:
+    """Keep what some layers put out before it is edited; yield a mapping from the number of layers to the output."""
     outputs: dict[int, Any] = {}
 
     def recording(depth: int, forward: Any) -> Any:
         def record(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            outputs[depth] = _copied(output)
+            outputs[depth] = keep(output)
             return output
 
         return record
