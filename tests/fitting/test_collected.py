@@ -67,7 +67,7 @@ def signatures_and_sums(
 ) -> dict[int, tuple[float, list[Any]]]:
     config = SEAConfig(token="random", batch_size=8, **settings)
     sites = resolve_read_sites(llama, config.site, LAYERS)
-    collector = Collector(llama, tokenizer, config.site, sites, config.collect_config())
+    collector = Collector(llama, tokenizer, {config.site: sites}, [config.token], config.collect_config())
     with collect(collector, many, config, keep, checkpoint_dir=folder) as found:
         assert list(found.layers) == LAYERS
         statistics = {layer: found.statistics(layer) for layer in found.layers}

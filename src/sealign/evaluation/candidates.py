@@ -12,7 +12,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.errors import DegenerateError
 from sealign.fitting.activations import Activations
-from sealign.fitting.collecting import collect_activations
+from sealign.fitting.collecting import collect_together
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.iti import ITIConfig
@@ -129,7 +129,7 @@ def fit_candidates(
     checkpoint_dir: Any = None,
     track: Track = no_progress,
 ) -> list[Candidate]:
-    """Fit every configuration, from one collection for each site and token choice, and split the edits by layer.
+    """Fit every configuration, from one pass over the demonstrations, and split the edits by layer.
 
     An edit that is fitted over several layers together, such as ITI's, is one candidate. A layer at which a method has
     nothing to fit is left out.
@@ -142,23 +142,24 @@ def fit_candidates(
         checkpoint_dir: Folder for finished batches of the collections.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    groups: dict[tuple[Any, ...], list[EditConfig]] = {}
+    passes: dict[str, list[EditConfig]] = {}
     for config in configs:
-        groups.setdefault((config.read_site, repr(config.collect_config())), []).append(config)
+        passes.setdefault(repr(config.collect_config().replace(token="last")), []).append(config)
     found: list[Candidate] = []
-    for (site, _), family in groups.items():
-        layers = sorted({int(layer) for config in family for layer in config.layers})
-        activations = collect_activations(
+    for alike in passes.values():
+        collected = collect_together(
             model,
             tokenizer,
             demonstrations,
-            site=site,
-            layers=layers,
-            config=family[0].collect_config(),
+            sites=list(dict.fromkeys(config.read_site for config in alike)),
+            tokens=list(dict.fromkeys(config.token for config in alike)),
+            layers=sorted({int(layer) for config in alike for layer in config.layers}),
+            config=alike[0].collect_config(),
             checkpoint_dir=checkpoint_dir,
             track=track,
         )
-        for config in track(family, "Fitting candidates", len(family)):
+        for config in track(alike, "Fitting candidates", len(alike)):
+            activations = collected[config.read_site, config.token]
             found += _fit_family(model, tokenizer, demonstrations, activations, config)
     return found
 

@@ -116,7 +116,14 @@ def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
     share = own_share(context.demonstrations)
     widths = [read_width(model, sites[0])] * len(layers)
     keep = context.keep or choose_keep(len(share), widths, needs_rows=config.needs_rows)
-    collector = Collector(model, context.tokenizer, config.read_site, sites, config.collect_config(), context.track)
+    collector = Collector(
+        model,
+        context.tokenizer,
+        {config.read_site: sites},
+        [config.token],
+        config.collect_config(),
+        context.track,
+    )
     with collect(collector, share, config, keep, checkpoint_dir=context.checkpoint_dir) as collected:
         yield collected
 
