@@ -334,7 +334,7 @@ def test_several_sites_and_token_choices_in_one_pass(
         assert own.site == site
         assert list(own.layers) == [0, 2]
         _all_close(own, expected)
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert list(tmp_path.rglob("*.safetensors"))  # for a run that goes on
 
 
 def test_layers_above_the_highest_that_is_read_do_not_run(llama: Any, tokenizer: Any, demonstrations: Any) -> None:

@@ -12,6 +12,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.errors import DegenerateError
 from sealign.fitting.activations import Activations
+from sealign.fitting.collect_config import TokenChoice
 from sealign.fitting.collecting import collect_together
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.difference_operator import DifferenceOperatorConfig
@@ -120,7 +121,7 @@ def combine(candidates: Sequence[Candidate], weights: Sequence[float]) -> Candid
     return Candidate(config, Edit(layer_edits, record))
 
 
-def fit_candidates(
+def collect_for_candidates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
@@ -128,8 +129,40 @@ def fit_candidates(
     *,
     checkpoint_dir: Any = None,
     track: Track = no_progress,
+) -> dict[tuple[str, TokenChoice], Activations]:
+    """Return the activations that candidate families are fitted on, by site and token choice, from one pass.
+
+    Args:
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations to fit on.
+        configs: Configurations of the families, which differ in method, site, token choice and layers.
+        checkpoint_dir: Folder for finished batches, from which an interrupted run continues.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+    """
+    return collect_together(
+        model,
+        tokenizer,
+        demonstrations,
+        sites=list(dict.fromkeys(config.read_site for config in configs)),
+        tokens=list(dict.fromkeys(config.token for config in configs)),
+        layers=sorted({int(layer) for config in configs for layer in config.layers}),
+        config=configs[0].collect_config(),
+        checkpoint_dir=checkpoint_dir,
+        track=track,
+    )
+
+
+def fit_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    configs: Sequence[EditConfig],
+    collected: Mapping[tuple[str, TokenChoice], Activations],
+    *,
+    track: Track = no_progress,
 ) -> list[Candidate]:
-    """Fit every configuration, from one pass over the demonstrations, and split the edits by layer.
+    """Fit every configuration, and split the edits by layer.
 
     An edit that is fitted over several layers together, such as ITI's, is one candidate. A layer at which a method has
     nothing to fit is left out.
@@ -139,28 +172,13 @@ def fit_candidates(
         tokenizer: Tokenizer of the model.
         demonstrations: Demonstrations to fit on.
         configs: Configurations of the families, with explicit layers.
-        checkpoint_dir: Folder for finished batches of the collections.
+        collected: Activations by site and token choice; see ``collect_for_candidates``.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    passes: dict[str, list[EditConfig]] = {}
-    for config in configs:
-        passes.setdefault(repr(config.collect_config().replace(token="last")), []).append(config)
     found: list[Candidate] = []
-    for alike in passes.values():
-        collected = collect_together(
-            model,
-            tokenizer,
-            demonstrations,
-            sites=list(dict.fromkeys(config.read_site for config in alike)),
-            tokens=list(dict.fromkeys(config.token for config in alike)),
-            layers=sorted({int(layer) for config in alike for layer in config.layers}),
-            config=alike[0].collect_config(),
-            checkpoint_dir=checkpoint_dir,
-            track=track,
-        )
-        for config in track(alike, "Fitting candidates", len(alike)):
-            activations = collected[config.read_site, config.token]
-            found += _fit_family(model, tokenizer, demonstrations, activations, config)
+    for config in track(configs, "Fitting candidates", len(configs)):
+        activations = collected[config.read_site, config.token]
+        found += _fit_family(model, tokenizer, demonstrations, activations, config)
     return found
 
 

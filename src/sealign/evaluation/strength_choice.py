@@ -14,6 +14,7 @@ from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
 from sealign.evaluation.damage import Damage, bundled_texts, check_passages, measure_passages
+from sealign.evaluation.journal import Journal
 from sealign.evaluation.verdict import MAX_DAMAGE
 from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.models.prompt_format import PromptFormat
@@ -32,8 +33,9 @@ PART = 3
 """One in so many texts is used to find a first strength."""
 
 STEPS = 8
-AIM, ENOUGH = 0.95, 1.12
-"""Part of the room that a step of the choice takes, and room at which it is content."""
+AIM, ROUGH_AIM, ENOUGH = 0.95, 0.85, 1.2
+"""Part of the room that a step of the choice takes, after a measurement on all texts or on a part of them, and room at
+which it is content."""
 
 BATCH = 8
 FIRST_CHANGE = 0.03
@@ -98,6 +100,7 @@ class DamageTexts:
         tokenizer: PreTrainedTokenizerBase,
         edits: Sequence[Edit],
         *,
+        journal: Journal | None = None,
         track: Track = no_progress,
     ) -> list[tuple[Damage, Damage | None]]:
         """Return the damage of each edit on neutral text and on own answers, None where all answers are empty.
@@ -106,12 +109,13 @@ class DamageTexts:
             model: The base model, without an edit.
             tokenizer: Tokenizer of the model.
             edits: Edits, each measured alone and at its own strength.
+            journal: Journal of finished batches. Must not be shared between models.
             track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         """
-        neutral = measure_passages(model, tokenizer, edits, self.neutral, batch_size=BATCH, track=track)
+        neutral = measure_passages(model, tokenizer, edits, self.neutral, batch_size=BATCH, journal=journal, track=track)
         if len(self.answers) < 2:
             return [(damage, None) for damage in neutral]
-        domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, track=track)
+        domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, journal=journal, track=track)
         return list(zip(neutral, domain, strict=True))
 
 
@@ -208,6 +212,7 @@ def choose_strength(
     budget: DamageBudget = DamageBudget(),
     start: float | None = None,
     limit: float = math.inf,
+    journal: Journal | None = None,
     track: Track = no_progress,
 ) -> StrengthChoice:
     """Return the largest strength found for which the damage of an edit is within a budget.
@@ -224,6 +229,7 @@ def choose_strength(
         start: Strength to try first, on all texts. Default: found on a part of the texts, from the strength that
             changes activations by 3 %.
         limit: Largest strength to choose. Must be above 0.
+        journal: Journal of finished measurements. Must not be shared between models.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
@@ -238,9 +244,11 @@ def choose_strength(
     with share_layers(model, [edit.modules]):
         for _ in track(range(STEPS), "Choosing the strength", STEPS):
             measured_on = texts.part() if rough else texts
-            ((neutral, domain),) = measured_on.measure(model, tokenizer, [edit.with_strength(strength)])
+            ((neutral, domain),) = measured_on.measure(model, tokenizer, [edit.with_strength(strength)], journal=journal)
             room = budget.room(neutral, domain, bounds=not rough)
+            aim = AIM
             if rough:
+                aim = ROUGH_AIM
                 rough = not (0.5 <= room <= 2 or (room > 1 and strength >= limit))
             else:
                 if room >= 1 and (best is None or strength > best.strength):
@@ -248,9 +256,9 @@ def choose_strength(
                 if 1 <= room <= ENOUGH or (room >= 1 and strength >= limit):
                     break
             # A step that grows too fast can leave the region where damage grows as it does for small strengths.
-            strength = min(limit, strength * min(4.0, max(0.05, AIM * room)))
+            strength = min(limit, strength * min(4.0, max(0.05, aim * room)))
         if best is None:
-            ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)])
+            ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)], journal=journal)
             best = StrengthChoice(0.0, neutral, domain)
     return best
 

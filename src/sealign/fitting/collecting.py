@@ -75,7 +75,10 @@ def collect_activations(
     """
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
     collector = Collector(model, tokenizer, {site: sites}, [config.token], config, track)
-    (found,) = _collect(collector, check_demonstrations(demonstrations), checkpoint_dir).values()
+    demonstrations = check_demonstrations(demonstrations)
+    with collector.open_store(checkpoint_dir, demonstrations) as store:
+        (found,) = collector.run(demonstrations, store).values()
+        store.clear()
     return found
 
 
@@ -94,7 +97,8 @@ def collect_together(
     """Run a model over demonstrations once, and return the activations for each of several sites and token choices.
 
     Args:
-        model, tokenizer, demonstrations, layers, checkpoint_dir, track: As for ``collect_activations``.
+        model, tokenizer, demonstrations, layers, track: As for ``collect_activations``.
+        checkpoint_dir: Folder for finished batches, from which a run continues; the caller removes them.
         sites: Sites to read, as for ``collect_activations``.
         tokens: Token choices; that of ``config`` is not used.
         config: Other collection settings.
@@ -117,17 +121,9 @@ def collect_together(
     """
     resolved = {site: resolve_read_sites(model, site, layers) for site in sites}
     collector = Collector(model, tokenizer, resolved, tokens, config, track)
-    return _collect(collector, check_demonstrations(demonstrations), checkpoint_dir)
-
-
-def _collect(
-    collector: Collector, demonstrations: Sequence[Demonstration], checkpoint_dir: str | Path | None
-) -> dict[tuple[str, TokenChoice], Activations]:
-    """Run a collector with a store for finished batches, which is empty afterwards."""
+    demonstrations = check_demonstrations(demonstrations)
     with collector.open_store(checkpoint_dir, demonstrations) as store:
-        found = collector.run(demonstrations, store)
-        store.clear()
-    return found
+        return collector.run(demonstrations, store)
 
 
 def resolve_read_sites(
