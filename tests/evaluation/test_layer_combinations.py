@@ -12,7 +12,7 @@ import sealign
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import Candidate, combine
 from sealign.evaluation.layer_combinations import LAYERS, combinations
-from sealign.evaluation.scan import ScannedCandidate, measure_sensitivities, rank_candidates
+from sealign.evaluation.scan import scan
 from sealign.evaluation.strength_choice import DamageTexts
 from sealign.fitting.edit_config import EditConfig
 
@@ -97,15 +97,13 @@ def test_the_scan_adds_derivatives(
     candidates: list[Candidate], llama: Any, tokenizer: Any, demonstrations: Any
 ) -> None:
     """A combination that is scanned as a candidate of its own has the same figures as from its parts."""
-    texts = DamageTexts.of(llama, tokenizer, demonstrations[:3], texts=4 * ["The river was cold and the old clock stood. " * 3])
-
-    def scan(parts: list[Candidate]) -> list[ScannedCandidate]:
-        return rank_candidates(parts, measure_sensitivities(llama, tokenizer, parts, demonstrations, texts))
-
-    found = scan(candidates)
+    texts = DamageTexts.of(
+        llama, tokenizer, demonstrations[:3], texts=4 * ["The river was cold and the old clock stood. " * 3]
+    )
+    found = scan(llama, tokenizer, candidates, demonstrations, texts)
     joined = [each for each in found if each.candidate.config.layer_weights is not None]
     for each in joined:
-        (alone,) = scan([each.candidate])
+        (alone,) = scan(llama, tokenizer, [each.candidate], demonstrations, texts)
         assert alone.gain == pytest.approx(each.gain, rel=1e-3)
         assert alone.gain_error == pytest.approx(each.gain_error, rel=1e-3)
         assert alone.domain == pytest.approx(each.domain, rel=1e-3)

@@ -16,7 +16,7 @@ from sealign.errors import ActivationError, DemonstrationError
 from sealign.files import read_tensors
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collect_config import CollectConfig
+from sealign.fitting.collect_config import CollectConfig, TokenChoice
 from sealign.fitting.collecting import (
     Collector,
     collect_activations,
@@ -308,7 +308,8 @@ def test_several_sites_and_token_choices_in_one_pass(
     neutral: Any, llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
 ) -> None:
     config = CollectConfig(neutral=neutral, max_new_tokens=3, batch_size=3)
-    sites, tokens = ["residual", "mlp", "attention", "heads"], ["completion", "last", "mean", "random"]
+    sites = ["residual", "mlp", "attention", "heads"]
+    tokens: list[TokenChoice] = ["completion", "last", "mean", "random"]
     for site in sites:
         resolve_read_sites(llama, site, [0, 2])  # runs the model once
     calls: list[int] = []

@@ -86,8 +86,8 @@ def tune(
             "--max-minutes",
             min=0,
             metavar="M",
-            help="Time limit of the search. One in four layers is scanned first, then those between, as far as the time "
-            r"allows; the test at the end is counted in. \[default: none]",
+            help="Time limit of the search. One in four layers is scanned first, then those between, as far as the "
+            r"time allows; the test at the end is counted in. \[default: none]",
         ),
     ] = None,
     tasks: OptionalTasks = "",
@@ -96,7 +96,10 @@ def tune(
     demonstrations_limit: options.DemonstrationsLimit = None,
     limit: options.Limit = None,
     max_damage: Annotated[
-        float, options.with_note(options.MAX_DAMAGE, "The KL divergence from the base model on neutral text is within it, too.")
+        float,
+        options.with_note(
+            options.MAX_DAMAGE, "The KL divergence from the base model on neutral text is within it, too."
+        ),
     ] = 0.05,
     max_domain_damage: Annotated[
         float | None,

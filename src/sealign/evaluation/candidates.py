@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sealign.demonstrations.bundled import ordinary_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.errors import DegenerateError
@@ -15,6 +16,7 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import TokenChoice
 from sealign.fitting.collecting import collect_together
 from sealign.fitting.edit_config import EditConfig
+from sealign.fitting.text_activations import collect_text_activations
 from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.iti import ITIConfig
 from sealign.methods.leace import LEACEConfig
@@ -22,6 +24,7 @@ from sealign.methods.mean_difference import MeanDifferenceConfig
 from sealign.methods.registry import fit_edit_from_activations, method_of
 from sealign.methods.sea import SEAConfig
 from sealign.methods.targeted_shift import TargetedShiftConfig
+from sealign.models.sites import resolve_sites
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -140,17 +143,25 @@ def collect_for_candidates(
         checkpoint_dir: Folder for finished batches, from which an interrupted run continues.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    return collect_together(
+    layers = sorted({int(layer) for config in configs for layer in config.layers})
+    collected = collect_together(
         model,
         tokenizer,
         demonstrations,
         sites=list(dict.fromkeys(config.read_site for config in configs)),
         tokens=list(dict.fromkeys(config.token for config in configs)),
-        layers=sorted({int(layer) for config in configs for layer in config.layers}),
+        layers=layers,
         config=configs[0].collect_config(),
         checkpoint_dir=checkpoint_dir,
         track=track,
     )
+    texts: dict[str, Any] = {
+        site: collect_text_activations(
+            model, tokenizer, ordinary_texts(), resolve_sites(model, site, layers), track=track
+        )
+        for site in dict.fromkeys(config.site for config in configs if isinstance(config, TargetedShiftConfig))
+    }
+    return {key: dataclasses.replace(own, text=texts.get(key[0])) for key, own in collected.items()}
 
 
 def fit_candidates(

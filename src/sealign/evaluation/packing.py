@@ -69,7 +69,9 @@ def _hooks(model: Any) -> tuple[int, ...]:
     Those of edits are left out: they change each token by itself, so that its neighbours in a row do not matter.
     """
     hooks = [
-        item for module in model.modules() for own in (module._forward_hooks, module._forward_pre_hooks)
+        item
+        for module in model.modules()
+        for own in (module._forward_hooks, module._forward_pre_hooks)
         for item in own.items()
     ]
     return tuple(key for key, hook in hooks if not edits_tokens(hook))

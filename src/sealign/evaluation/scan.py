@@ -188,7 +188,8 @@ def measure_sensitivities(
     def draws(passages: Sequence[Passage]) -> tuple[Float[Tensor, "k c"], Float[Tensor, " c"]]:
         """Return derivatives whose squares sum to the curvature, and that of the mean loss."""
         if not passages:
-            return torch.zeros(0, len(candidates), dtype=torch.float64), X
+            none = torch.zeros(0, len(candidates), dtype=torch.float64)
+            return none, none.sum(0)
         with open_store("draws", passages) as store:
             found, means = sampled_score_derivatives(
                 model, tokenizer, passages, placed, sites, samples=SAMPLES, seed=seed, store=store, track=track
@@ -226,6 +227,29 @@ def rank_candidates(candidates: Sequence[Candidate], sensitivities: Sensitivitie
     return sorted(found, key=lambda each: each.efficiency_bound, reverse=True)
 
 
+def scan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: Sequence[Candidate],
+    demonstrations: Sequence[Demonstration],
+    texts: DamageTexts,
+    *,
+    prompt_format: PromptFormat = PromptFormat(),
+    seed: int = 0,
+    track: Track = no_progress,
+) -> list[ScannedCandidate]:
+    """Return effect and damage of every candidate to first order, the most efficient first; see ``rank_candidates``.
+
+    Args:
+        model, tokenizer, candidates, demonstrations, texts, prompt_format, seed, track: As for
+            ``measure_sensitivities``.
+    """
+    found = measure_sensitivities(
+        model, tokenizer, candidates, demonstrations, texts, prompt_format=prompt_format, seed=seed, track=track
+    )
+    return rank_candidates(candidates, found)
+
+
 def scan_csv(scanned: Sequence[ScannedCandidate]) -> str:
     """Return the scan as CSV: one row for each candidate, in the given order."""
     text = io.StringIO()
@@ -237,7 +261,15 @@ def scan_csv(scanned: Sequence[ScannedCandidate]) -> str:
         variance = getattr(config, "explained_variance", None)
         layers = " ".join(map(str, edit.layers))
         weights = " ".join(f"{float(weight):.6g}" for weight in config.layer_weights or ())
-        figures = (each.gain, each.gain_error, each.neutral, each.domain, each.loss, each.efficiency, each.efficiency_bound)
+        figures = (
+            each.gain,
+            each.gain_error,
+            each.neutral,
+            each.domain,
+            each.loss,
+            each.efficiency,
+            each.efficiency_bound,
+        )
         writer.writerow(
             [edit.method, edit.site, layers, weights, config.token, variance, *(f"{value:.6g}" for value in figures)]
         )

@@ -174,9 +174,7 @@ class Search:
             )
         ]
         model, tokenizer, folder, track = self.model, self.tokenizer, self.folder / CHECKPOINTS_NAME, self.track
-        collected = collect_for_candidates(
-            model, tokenizer, self.fitted, families, checkpoint_dir=folder, track=track
-        )
+        collected = collect_for_candidates(model, tokenizer, self.fitted, families, checkpoint_dir=folder, track=track)
         candidates: list[Candidate] = []
         parts: list[Sensitivities] = []
         took = 0.0

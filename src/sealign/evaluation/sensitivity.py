@@ -41,8 +41,8 @@ Place = tuple[str, int]
 """Site and layer."""
 
 Objective = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
-"""Function of log-probabilities (b, t, vocabulary), targets (b, t), the mask of scored tokens (b, t) and a generator for
-what it draws, that returns a scalar, the sum of one value for each row."""
+"""Function of log-probabilities (b, t, vocabulary), targets (b, t), the mask of scored tokens (b, t) and a generator
+that returns a scalar, the sum of one value for each row."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,7 @@ def sampled_score_derivatives(
         of the scored tokens of each passage, as by ``mean_log_probability_derivatives``.
     """
     objectives = [*[_drawn] * samples, _mean]
-    *draws, means = _derivatives(
-        model, tokenizer, passages, edits, sites, objectives, seed, batch_size, store, track
-    )
+    *draws, means = _derivatives(model, tokenizer, passages, edits, sites, objectives, seed, batch_size, store, track)
     return torch.cat(draws), means
 
 

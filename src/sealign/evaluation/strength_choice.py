@@ -112,7 +112,9 @@ class DamageTexts:
             journal: Journal of finished batches. Must not be shared between models.
             track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         """
-        neutral = measure_passages(model, tokenizer, edits, self.neutral, batch_size=BATCH, journal=journal, track=track)
+        neutral = measure_passages(
+            model, tokenizer, edits, self.neutral, batch_size=BATCH, journal=journal, track=track
+        )
         if len(self.answers) < 2:
             return [(damage, None) for damage in neutral]
         domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, journal=journal, track=track)
@@ -244,7 +246,9 @@ def choose_strength(
     with share_layers(model, [edit.modules]):
         for _ in track(range(STEPS), "Choosing the strength", STEPS):
             measured_on = texts.part() if rough else texts
-            ((neutral, domain),) = measured_on.measure(model, tokenizer, [edit.with_strength(strength)], journal=journal)
+            ((neutral, domain),) = measured_on.measure(
+                model, tokenizer, [edit.with_strength(strength)], journal=journal
+            )
             room = budget.room(neutral, domain, bounds=not rough)
             aim = AIM
             if rough:

@@ -35,7 +35,7 @@ class TimeLimit:
     """
 
     minutes: float | None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
 
     @property
     def left(self) -> float:
@@ -73,9 +73,7 @@ def layer_rounds(layers: Sequence[int]) -> list[list[int]]:
     return [list(own) for own in rounds if own]
 
 
-def seconds_per_token(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]
-) -> float:
+def seconds_per_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, passages: Sequence[Passage]) -> float:
     """Return how long a forward pass takes for one token, by one batch of passages.
 
     Args:

@@ -25,8 +25,8 @@ class TuneConfig(TaskConfig):
         sites: Sites to search: ``residual``, ``mlp`` or ``attention``.
         tokens: Token choices to search: ``completion``, ``last``, ``mean`` or ``random``.
         layers: Layers to search, as in the configuration of a fit.
-        max_damage: Maximum increase of the loss on neutral text, and maximum KL divergence from the base model there, in
-            nats per token. Must be above 0.
+        max_damage: Maximum increase of the loss on neutral text, and maximum KL divergence from the base model on it,
+            in nats per token. Must be above 0.
         max_domain_damage: Maximum divergence on the base model's own answers to the prompts of the demonstrations;
             ``max_damage`` if None. Must be above 0.
         max_minutes: Largest duration of the search in minutes. Layers are left out of the scan to keep it: one in four

@@ -199,8 +199,7 @@ class Collector:
     def run(
         self, demonstrations: Sequence[Demonstration], store: BatchStore, file: BinaryIO | None = None
     ) -> dict[tuple[str, TokenChoice], Activations]:
-        """Run the model over demonstrations, except for the batches that are stored; return activations by site and
-        token choice.
+        """Run the model over demonstrations, except for stored batches; return activations by site and token choice.
 
         Args:
             demonstrations: Demonstrations to run; must not be empty.

@@ -215,7 +215,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _copied(output: Any) -> Any:
-    """Return a copy of the output of a layer: a tensor, or a tuple of tensors and None. None if it is another object."""
+    """Return a copy of the output of a layer, a tensor or a tuple of tensors and None; None if it is something else."""
     if isinstance(output, Tensor):
         return output.clone()
     if isinstance(output, tuple) and all(item is None or isinstance(item, Tensor) for item in output):

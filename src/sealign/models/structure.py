@@ -131,7 +131,7 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return decoder
 
 
-def logits_kept(model: nn.Module, count: int) -> dict[str, int]:
+def logits_kept(model: nn.Module, count: int) -> dict[str, Any]:
     """Return the argument with which a model computes the logits of its last tokens only; empty if it has none.
 
     Args:
