@@ -20,6 +20,7 @@ from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.passages import Passage, text_passages
 from sealign.models.shared_layers import run_shared, share_layers
+from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.structure import input_device, logits_kept
 from sealign.progress import Track, no_progress
 
@@ -301,15 +302,19 @@ def _measure_batch(
     model: Any, edits: Sequence[Intervention], batch: Sequence[Passage], pad: int, ignore_mismatch: bool
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each passage of a batch."""
-    ids, mask = pad_right([passage.ids for passage in batch], pad, input_device(model))
+    device = input_device(model)
+    # Of prompts, which are alike. One sequence alone has nothing to share.
+    beginning = common_prefix([passage.ids[: passage.start] for passage in batch]) if len(batch) > 1 else []
+    ids, mask = pad_right([passage.ids for passage in batch], pad, device)
     skipped = min(passage.start for passage in batch) - 1  # positions whose next token is not scored in any passage
     targets = ids[:, skipped + 1 :, None]
 
     def log_probabilities(*, edited: bool) -> torch.Tensor:
+        prefix = Prefix.run(model, beginning, device)
         kept = logits_kept(model, ids.shape[1] - skipped)
-        logits = run_shared(model, edited=edited, input_ids=ids, attention_mask=mask, **kept).logits
-        logits = logits[:, skipped - ids.shape[1] : -1]
-        return torch.log_softmax(logits.float(), dim=-1)
+        own = ids[:, len(prefix.ids) :]
+        found = run_shared(model, prefix=prefix, edited=edited, input_ids=own, attention_mask=mask, **kept).logits
+        return torch.log_softmax(found[:, skipped - ids.shape[1] : -1].float(), dim=-1)
 
     base = log_probabilities(edited=False)
     probabilities, base_loss = base.exp(), -base.gather(2, targets)[..., 0]

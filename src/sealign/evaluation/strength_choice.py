@@ -29,6 +29,9 @@ PASSAGE_LENGTH = 48
 
 NEUTRAL_PASSAGES = 24
 ANSWERED_PROMPTS = 16
+ANSWER_TOKENS = 24
+"""Largest number of tokens of an own answer."""
+
 PART = 3
 """One in so many texts is used to find a first strength."""
 
@@ -84,7 +87,12 @@ class DamageTexts:
         check_passages(whole)
         step = max(1, len(whole) // NEUTRAL_PASSAGES)
         answers = answer_passages(
-            model, tokenizer, demonstrations[:ANSWERED_PROMPTS], prompt_format=prompt_format, track=track
+            model,
+            tokenizer,
+            demonstrations[:ANSWERED_PROMPTS],
+            prompt_format=prompt_format,
+            max_new_tokens=ANSWER_TOKENS,
+            track=track,
         )
         return cls(whole[::step][:NEUTRAL_PASSAGES], answers)
 

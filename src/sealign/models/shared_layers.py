@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sealign.errors import SiteError
 from sealign.models.rounding import tolerance
-from sealign.models.shared_prefix import Prefix
+from sealign.models.shared_prefix import Prefix, repeat_cache
 from sealign.models.sites import ResolvedSite
 from sealign.models.structure import decoder_layers, unwrap_model
 
@@ -113,7 +113,10 @@ def without_layers_above(model: nn.Module, sites: Sequence[ResolvedSite]) -> Ite
 
 
 def _call(model: Any, prefix: Prefix | None, inputs: Mapping[str, Any]) -> Any:
-    cache = None if prefix is None else copy.deepcopy(prefix.cache)
+    rows = len(inputs["input_ids"])
+    cache = None
+    if prefix is not None and prefix.cache is not None:
+        cache = copy.deepcopy(prefix.cache) if rows == 1 else repeat_cache(prefix.cache, rows)
     given = {} if cache is None else {"past_key_values": cache}
     return model(**{"use_cache": cache is not None} | given | dict(inputs))
 
