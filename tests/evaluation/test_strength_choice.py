@@ -40,7 +40,10 @@ class FakeTexts(DamageTexts):
         loss = [wave.slope * s * (1 + each) + wave.curvature * s**2 for each in noise]
         return _damage(loss, divergence), _damage([5.0 * s] * 6, [wave.own * s**2] * 6)
 
-    def measure(self, _model: Any, _tokenizer: Any, edits: Any, **_: Any) -> list[tuple[Damage, Damage | None]]:
+    def measure(
+        self, model: Any, tokenizer: Any, edits: Any, *, journal: Any = None, track: Any = None
+    ) -> list[tuple[Damage, Damage | None]]:
+        del model, tokenizer, journal, track
         wave: Any = self
         wave.tried.append(edits[0].strength)
         return [self.at(edit.strength) for edit in edits]
