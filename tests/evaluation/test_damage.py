@@ -12,8 +12,6 @@ from sealign.errors import SettingError
 from sealign.evaluation.damage import (
     Damage,
     bundled_texts,
-    increase_interval,
-    increase_with_bound,
     measure_damage,
     measure_damages,
     measure_passages,
@@ -21,6 +19,7 @@ from sealign.evaluation.damage import (
 )
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.increase import increase_interval, increase_with_bound
 from sealign.evaluation.strength_choice import DamageTexts
 from sealign.models.passages import Passage
 from tests.tiny_models import build_model

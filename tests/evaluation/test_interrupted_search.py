@@ -132,7 +132,7 @@ def test_a_time_limit_leaves_out_layers_and_says_which(
         now[0] += 20
         return measure_sensitivities(model, tokenizer, candidates, *args, **given)
 
-    monkeypatch.setattr("sealign.evaluation.search.measure_sensitivities", slow)
+    monkeypatch.setattr("sealign.evaluation.scan_rounds.measure_sensitivities", slow)
     result = _tune(planted, tokenizer, tmp_path, Passes(planted), layers="all", max_minutes=80 / 60)
     assert scanned == [[2], [0]]  # 20 s each, and 30 s for the rest; the last round would take 40 s
     assert result.left_out == [1, 3]

@@ -14,7 +14,8 @@ from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, Kept, Place
 from sealign.fitting.activations import Activations
 from sealign.fitting.collected import Collected, collect
-from sealign.fitting.collecting import Collector, collect_activations, resolve_read_sites
+from sealign.fitting.collecting import collect_activations, resolve_read_sites
+from sealign.fitting.collector import Collector
 from sealign.methods.iti import ITIConfig
 from sealign.methods.sea import SEAConfig
 

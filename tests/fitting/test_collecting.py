@@ -18,12 +18,12 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
 from sealign.fitting.collect_config import CollectConfig, TokenChoice
 from sealign.fitting.collecting import (
-    Collector,
     collect_activations,
     collect_together,
     read_width,
     resolve_read_sites,
 )
+from sealign.fitting.collector import Collector
 from sealign.fitting.sequences import ROLES
 from sealign.models.shared_prefix import common_prefix
 from sealign.models.sites import resolve_sites

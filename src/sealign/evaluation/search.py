@@ -9,8 +9,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.prompts import prompts_of
 from sealign.demonstrations.splits import split_demonstrations
@@ -18,7 +16,7 @@ from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
-from sealign.evaluation.candidates import Candidate, candidate_configs, collect_for_candidates, fit_candidates
+from sealign.evaluation.candidates import candidate_configs, collect_for_candidates
 from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS, EvaluationConfig
@@ -30,18 +28,13 @@ from sealign.evaluation.journal import Journal
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import ANSWERS, Results
-from sealign.evaluation.scan import (
-    ScannedCandidate,
-    Sensitivities,
-    measure_sensitivities,
-    rank_candidates,
-    scan_csv,
-)
+from sealign.evaluation.scan import ScannedCandidate, scan_csv
+from sealign.evaluation.scan_rounds import scan_rounds
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
 from sealign.evaluation.time_limit import MARGIN, TimeLimit, count_tokens, layer_rounds, seconds_per_token
 from sealign.evaluation.tuning_config import TuneConfig
-from sealign.evaluation.unseen import item_prompts
+from sealign.evaluation.unseen import divide_items
 from sealign.files import write_bytes
 from sealign.methods.registry import fit_edit
 from sealign.models.fingerprint import tokenizer_hash
@@ -135,24 +128,10 @@ class Search:
         self.journal = Journal(folder / CHECKPOINTS_NAME / f"{digest}.jsonl")
 
     def _divide_items(self, manager: TaskManager, task: str) -> tuple[list[int], list[int]]:
-        """Return the numbers of the development items and of the test items of a task.
-
-        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
-        """
-        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
-        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
-        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
-        taken = {number for numbers in shared for number in numbers}
-        rest = [number for number in range(len(items)) if number not in taken]
-        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
-        cut = round((1 - self.config.holdout) * len(rest))
-        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
-        if min(len(development), len(test)) < 2:
-            raise SettingError(
-                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
-                "tested, but each part needs at least 2; use more items"
-            )
-        return development, test
+        """Return the numbers of the development items and of the test items of a task."""
+        items = list(manager.load([task])["tasks"][task].eval_docs)[: self.config.limit]
+        parts = (self.fitted, self.development, self.tested)
+        return divide_items(task, items, parts, holdout=self.config.holdout, seed=self.config.seed)
 
     def scan(self) -> list[ScannedCandidate]:
         """Fit all candidates, rank them by their efficiency, and write them to the folder.
@@ -161,50 +140,31 @@ class Search:
         """
         config = self.config
         layers = select_layers(config.layers, int(text_config(unwrap_model(self.model)).num_hidden_layers))
-        rounds = [list(layers)]
-        rest = 0.0
+        rounds, rest = [list(layers)], 0.0
         if config.max_minutes is not None:
             rounds = layer_rounds(layers)
             first, rest = self._estimates()
             self.limit.check(first + rest)
-        families = [
-            family.replace(prompt_format=config.prompt_format, seed=config.seed)
-            for family in candidate_configs(
-                config.methods, config.sites, config.tokens, layers, deployable=config.deployable
-            )
-        ]
+        found = candidate_configs(config.methods, config.sites, config.tokens, layers, deployable=config.deployable)
+        families = [family.replace(prompt_format=config.prompt_format, seed=config.seed) for family in found]
         model, tokenizer, folder, track = self.model, self.tokenizer, self.folder / CHECKPOINTS_NAME, self.track
         collected = collect_for_candidates(model, tokenizer, self.fitted, families, checkpoint_dir=folder, track=track)
-        candidates: list[Candidate] = []
-        parts: list[Sensitivities] = []
-        took = 0.0
-        for number, chosen in enumerate(rounds):
-            if number and took * max(1.0, len(chosen) / len(rounds[number - 1])) + rest > self.limit.left:
-                self.left_out = sorted(layer for later in rounds[number:] for layer in later)
-                break
-            started = time.perf_counter()
-            configs = [family.replace(layers=tuple(chosen)) for family in families]
-            found = fit_candidates(model, tokenizer, self.fitted, configs, collected, track=track)
-            found = [each for each in found if each.is_lora or not config.deployable]
-            if found:
-                candidates += found
-                parts.append(
-                    measure_sensitivities(
-                        model,
-                        tokenizer,
-                        found,
-                        self.development,
-                        self.texts,
-                        prompt_format=config.prompt_format,
-                        seed=config.seed,
-                        checkpoint_dir=folder,
-                        track=track,
-                    )
-                )
-            took = time.perf_counter() - started
-        if not candidates:
-            raise SettingError("no candidate is left; search more methods or sites, or without deployable")
-        scanned = rank_candidates(candidates, Sensitivities.joined(parts))
+        scanned, self.left_out = scan_rounds(
+            model,
+            tokenizer,
+            [[family.replace(layers=tuple(chosen)) for family in families] for chosen in rounds],
+            collected,
+            self.fitted,
+            self.development,
+            self.texts,
+            limit=self.limit,
+            rest=rest,
+            deployable=config.deployable,
+            prompt_format=config.prompt_format,
+            seed=config.seed,
+            checkpoint_dir=folder,
+            track=track,
+        )
         write_bytes(self.folder / SCAN_NAME, scan_csv(scanned).encode())
         return scanned
 

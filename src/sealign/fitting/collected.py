@@ -17,7 +17,7 @@ from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, rows_bytes, sums_bytes
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collecting import Collector
+from sealign.fitting.collector import Collector
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.fitting.mapped_tensors import map_tensors

@@ -16,7 +16,8 @@ from sealign.files import tensors_hash
 from sealign.fitting.activation_store import choose_keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.collected import Collected, collect
-from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
+from sealign.fitting.collecting import collect_activations, read_width, resolve_read_sites
+from sealign.fitting.collector import Collector
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
 from sealign.fitting.workers import gather_objects, own_share, rank_and_size
