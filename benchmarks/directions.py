@@ -145,7 +145,7 @@ def measure(behaviour: str, data_dir: str | None, layers: list[int], pairs: int 
     slopes = mean_log_probability_derivatives(model, tokenizer, both, placed, sites)
     curvatures = []
     for passages in (texts.neutral, texts.answers):
-        draws = sampled_score_derivatives(model, tokenizer, passages, placed, sites, samples=SAMPLES)
+        draws, _ = sampled_score_derivatives(model, tokenizer, passages, placed, sites, samples=SAMPLES)
         curvatures.append(draws.square().sum(0) / (SAMPLES * sum(passage.count for passage in passages)))
     neutral, domain = curvatures
     efficiencies = (slopes[0::2] - slopes[1::2]) / torch.maximum(neutral, domain).sqrt()

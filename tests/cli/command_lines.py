@@ -17,6 +17,7 @@ from pydantic import BaseModel
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.intervention import Intervention
+from sealign.evaluation.tuning import TuneResult
 from tests.evaluation_data import planted_results
 from tests.tiny_models import build_model
 
@@ -140,7 +141,7 @@ class Library:
         self.once("sealign.evaluation.comparison.report_edits")
         self.once("sealign.evaluation.comparison.compare_results")
         self.replace("sealign.figures.report.write_report", nothing)
-        tuned = SimpleNamespace(scanned=[], finalists=[], winner=None, edit=None, results=None, report=None)
+        tuned = TuneResult([], [])
         self.replace("sealign.evaluation.tuning.tune", lambda *_, **__: tuned)
         self.replace("sealign.figures.evaluation_figures.layer_map_figure", nothing)
         self.replace("sealign.figures.style.save_figure", nothing)

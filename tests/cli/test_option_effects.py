@@ -118,6 +118,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--limit": (3,),
     "--max-damage": (0.5,),
     "--max-domain-damage": (0.5,),
+    "--max-minutes": (7,),
     "--strength": (0.4,),
     "--tolerance": (1e-9,),
     "--seed": (3,),

@@ -12,15 +12,17 @@ from sealign.errors import SettingError
 from sealign.evaluation.damage import (
     Damage,
     bundled_texts,
-    increase_interval,
-    increase_with_bound,
     measure_damage,
     measure_damages,
+    measure_passages,
     text_losses,
 )
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.increase import increase_interval, increase_with_bound
 from sealign.evaluation.strength_choice import DamageTexts
+from sealign.models.passages import Passage
+from tests.tiny_models import build_model
 
 TEXTS = [
     "The town lies by the river.",
@@ -141,3 +143,19 @@ def test_a_strong_edit_does_much_more_damage_than_a_mild_one(smollm2: Any) -> No
     mild = measure_damage(model, tokenizer, edit.with_strength(0.25), texts=texts)
     assert 2.5 < strong.base_loss < 4.5
     assert strong.loss_increase > 3 * max(mild.loss_increase, 0.01)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mixtral"])
+def test_passages_with_a_common_beginning(name: str, tokenizer: Any, demonstrations: Any) -> None:
+    """The beginning runs once for all passages, which each get what they get alone."""
+    model = build_model(name, vocab_size=len(tokenizer))
+    config = sealign.MeanDifferenceConfig(site="mlp", layers=[1])
+    edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
+    begin = tuple(range(10, 22))
+    passages = [Passage((*begin, 5, 9, 2, 7), 13), Passage((*begin, 4, 8, 6), 12), Passage((*begin, 5, 1, 3, 3, 9), 14)]
+    (together,) = measure_passages(model, tokenizer, [edit], passages, batch_size=3)
+    (alone,) = measure_passages(model, tokenizer, [edit], passages, batch_size=1)
+    for own, expected in ((together.edited, alone.edited), (together.divergence, alone.divergence)):
+        np.testing.assert_allclose(own, expected, atol=1e-5)
+    assert together.tokens.tolist() == [3, 3, 3]
+    assert alone.divergence.min() > 1e-5

@@ -97,7 +97,9 @@ def test_the_scan_adds_derivatives(
     candidates: list[Candidate], llama: Any, tokenizer: Any, demonstrations: Any
 ) -> None:
     """A combination that is scanned as a candidate of its own has the same figures as from its parts."""
-    texts = DamageTexts.of(llama, tokenizer, demonstrations[:3], texts=["The river was cold and the old clock stood."])
+    texts = DamageTexts.of(
+        llama, tokenizer, demonstrations[:3], texts=4 * ["The river was cold and the old clock stood. " * 3]
+    )
     found = scan(llama, tokenizer, candidates, demonstrations, texts)
     joined = [each for each in found if each.candidate.config.layer_weights is not None]
     for each in joined:
@@ -105,7 +107,9 @@ def test_the_scan_adds_derivatives(
         assert alone.gain == pytest.approx(each.gain, rel=1e-3)
         assert alone.gain_error == pytest.approx(each.gain_error, rel=1e-3)
         assert alone.domain == pytest.approx(each.domain, rel=1e-3)
+        assert alone.loss == pytest.approx(each.loss, rel=1e-3)
     assert joined
+    assert any(each.loss for each in joined)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_a_planted_behaviour_helps(found: tuple[TuneResult, Path], planted: Any)
     assert margin.reversed is not None
     assert margin.reversed.high < 0
     # The scan predicts the divergence at full strength.
-    assert result.winner.used == pytest.approx(0.8, abs=0.25)
+    assert result.winner.room == pytest.approx(1.12, abs=0.25)
     for damages in (result.report.damage, result.report.domain_damage):
         assert damages["winner"].mean_divergence < 1.5 * QUICK.max_damage  # of other texts than it was chosen on
     assert sealign.Edit.from_pretrained(folder / "edit").hash == result.edit.hash

@@ -14,7 +14,8 @@ from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, Kept, Place
 from sealign.fitting.activations import Activations
 from sealign.fitting.collected import Collected, collect
-from sealign.fitting.collecting import Collector, collect_activations, resolve_read_sites
+from sealign.fitting.collecting import collect_activations, resolve_read_sites
+from sealign.fitting.collector import Collector
 from sealign.methods.iti import ITIConfig
 from sealign.methods.sea import SEAConfig
 
@@ -67,7 +68,7 @@ def signatures_and_sums(
 ) -> dict[int, tuple[float, list[Any]]]:
     config = SEAConfig(token="random", batch_size=8, **settings)
     sites = resolve_read_sites(llama, config.site, LAYERS)
-    collector = Collector(llama, tokenizer, config.site, sites, config.collect_config())
+    collector = Collector(llama, tokenizer, {config.site: sites}, [config.token], config.collect_config())
     with collect(collector, many, config, keep, checkpoint_dir=folder) as found:
         assert list(found.layers) == LAYERS
         statistics = {layer: found.statistics(layer) for layer in found.layers}

@@ -16,8 +16,14 @@ from sealign.errors import ActivationError, DemonstrationError
 from sealign.files import read_tensors
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collect_config import CollectConfig
-from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
+from sealign.fitting.collect_config import CollectConfig, TokenChoice
+from sealign.fitting.collecting import (
+    collect_activations,
+    collect_together,
+    read_width,
+    resolve_read_sites,
+)
+from sealign.fitting.collector import Collector
 from sealign.fitting.sequences import ROLES
 from sealign.models.shared_prefix import common_prefix
 from sealign.models.sites import resolve_sites
@@ -297,20 +303,69 @@ def test_real_model_against_its_hidden_states(neutral: Any, smollm2: Any) -> Non
         assert not torch.allclose(found.neutral[14], found.positive[14])
 
 
+@pytest.mark.parametrize("neutral", ["prompt", "generated"])
+def test_several_sites_and_token_choices_in_one_pass(
+    neutral: Any, llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
+) -> None:
+    config = CollectConfig(neutral=neutral, max_new_tokens=3, batch_size=3)
+    sites = ["residual", "mlp", "attention", "heads"]
+    tokens: list[TokenChoice] = ["completion", "last", "mean", "random"]
+    for site in sites:
+        resolve_read_sites(llama, site, [0, 2])  # runs the model once
+    calls: list[int] = []
+    hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    collect_activations(llama, tokenizer, demonstrations, site="heads", layers=[0, 2], config=config)
+    one = len(calls)  # with that which finds the heads
+    found = collect_together(
+        llama,
+        tokenizer,
+        demonstrations,
+        sites=sites,
+        tokens=tokens,
+        layers=[2, 0],
+        config=config,
+        checkpoint_dir=tmp_path,
+    )
+    assert len(calls) <= 2 * one
+    hook.remove()
+    assert list(found) == [(site, token) for site in sites for token in tokens]
+    for (site, token), own in found.items():
+        own_config = config.replace(token=token)
+        expected = collect_activations(llama, tokenizer, demonstrations, site=site, layers=[0, 2], config=own_config)
+        assert own.site == site
+        assert list(own.layers) == [0, 2]
+        _all_close(own, expected)
+    assert list(tmp_path.rglob("*.safetensors"))  # for a run that goes on
+
+
+def test_layers_above_the_highest_that_is_read_do_not_run(llama: Any, tokenizer: Any, demonstrations: Any) -> None:
+    ran: list[int] = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda *_, index=index: ran.append(index))
+        for index, layer in enumerate(llama.model.layers)
+    ]
+    resolve_read_sites(llama, "residual", [1])
+    ran.clear()
+    collect_activations(llama, tokenizer, demonstrations, site="residual", layers=[1])
+    assert set(ran) == {0, 1}
+    for hook in hooks:
+        hook.remove()
+
+
 def test_a_mapped_file_holds_what_memory_would(llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path) -> None:
     expected = collect_activations(llama, tokenizer, demonstrations)
     with (tmp_path / "kept.safetensors").open("w+b") as file:
-        collector = Collector(llama, tokenizer, "mlp", resolve_sites(llama, "mlp"), CollectConfig())
-        found = collector.run(demonstrations, BatchStore(None), file)
+        collector = Collector(llama, tokenizer, {"mlp": resolve_sites(llama, "mlp")}, ["last"], CollectConfig())
+        (found,) = collector.run(demonstrations, BatchStore(None), file).values()
     _all_close(found, expected, atol=0)
     stored = read_tensors(tmp_path / "kept.safetensors")
-    assert torch.equal(stored["negative.2"], expected.negative[2])
+    assert torch.equal(stored["negative.mlp.last.2"], expected.negative[2])
 
 
 def test_batches_are_kept_until_they_are_cleared(
     llama: Any, tokenizer: Any, demonstrations: Any, tmp_path: Path
 ) -> None:
-    collector = Collector(llama, tokenizer, "mlp", resolve_read_sites(llama, "mlp"), CollectConfig())
+    collector = Collector(llama, tokenizer, {"mlp": resolve_read_sites(llama, "mlp")}, ["last"], CollectConfig())
     with collector.open_store(tmp_path, demonstrations) as store:
         collector.run(demonstrations, store)
     assert list(tmp_path.rglob("*.safetensors"))
@@ -318,7 +373,7 @@ def test_batches_are_kept_until_they_are_cleared(
     calls: list[int] = []
     hook = llama.model.register_forward_pre_hook(lambda *_: calls.append(1))
     with collector.open_store(tmp_path, demonstrations) as store:
-        found = collector.run(demonstrations, store)
+        (found,) = collector.run(demonstrations, store).values()
         store.clear()
     hook.remove()
     _all_close(found, expected)

@@ -151,7 +151,7 @@ def test_a_worker_that_dies_stops_the_job_and_its_finished_part_is_read_again(fo
     script.write_text(
         f"""
 import os, pathlib, signal, time
-from sealign.fitting.collecting import Collector
+from sealign.fitting.collector import Collector
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.cli import main
 

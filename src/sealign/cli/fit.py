@@ -198,8 +198,9 @@ def _describe(choice: StrengthChoice, budget: float | None) -> str:
         return f"[bold red]No strength is within the budget of {budget:g} nats per token, so the edit does nothing.[/]"
     answers = "" if choice.domain is None else f", {choice.domain.mean_divergence:.4f} on own answers"
     return (
-        f"Strength {choice.strength:.4g} was chosen: KL from the base model {choice.neutral.mean_divergence:.4f} on "
-        f"neutral text{answers}; budget {budget:g} nats per token."
+        f"Strength {choice.strength:.4g} was chosen: loss on neutral text {choice.neutral.loss_increase:+.4f}, KL from "
+        f"the base model {choice.neutral.mean_divergence:.4f} on neutral text{answers}; budget {budget:g} nats per "
+        "token."
     )
 
 

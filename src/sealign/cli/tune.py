@@ -80,13 +80,26 @@ def tune(
             help="Number of candidates to measure at the strength that uses the damage budget.",
         ),
     ] = 5,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            min=0,
+            metavar="M",
+            help="Time limit of the search. One in four layers is scanned first, then those between, as far as the "
+            r"time allows; the test at the end is counted in. \[default: none]",
+        ),
+    ] = None,
     tasks: OptionalTasks = "",
     data_dir: options.DataDir = None,
     columns: options.Columns = None,
     demonstrations_limit: options.DemonstrationsLimit = None,
     limit: options.Limit = None,
     max_damage: Annotated[
-        float, options.with_note(options.MAX_DAMAGE, "Damage is the KL divergence from the base model on neutral text.")
+        float,
+        options.with_note(
+            options.MAX_DAMAGE, "The KL divergence from the base model on neutral text is within it, too."
+        ),
     ] = 0.05,
     max_domain_damage: Annotated[
         float | None,
@@ -146,6 +159,7 @@ def tune(
         finalists=finalists,
         max_damage=max_damage,
         max_domain_damage=max_domain_damage,
+        max_minutes=max_minutes,
         holdout=holdout,
         deployable=deployable,
         prompt_format=prompt_format_of({}, prompt_format, preamble),
@@ -201,6 +215,7 @@ def _as_data(result: TuneResult) -> dict[str, Any]:
     return {
         "scan": [_candidate_data(each) for each in result.scanned],
         "finalists": [_finalist_data(each) for each in result.finalists],
+        "left_out": list(result.left_out),
         "winner": None if result.winner is None else _finalist_data(result.winner),
         "evaluation": found,
     }
@@ -213,6 +228,7 @@ def _candidate_data(scanned: ScannedCandidate) -> dict[str, Any]:
         "gain_error": scanned.gain_error,
         "curvature_neutral": scanned.neutral,
         "curvature_domain": scanned.domain,
+        "loss_slope": scanned.loss,
         "efficiency": scanned.efficiency,
     }
 
@@ -234,6 +250,9 @@ def _show(result: TuneResult, folder: Path) -> None:
     from sealign.cli.evaluation_display import print_evaluation
 
     output.print(_scan_table(result.scanned))
+    if result.left_out:
+        layers = ", ".join(map(str, result.left_out))
+        output.print(f"The time limit left these layers out of the scan: {layers}.")
     output.print(_finalists_table(result.finalists))
     if result.results is None or result.report is None or result.winner is None:
         output.print("[bold]No candidate has a gain on the development part within the budget, so none was tested.[/]")

@@ -192,3 +192,12 @@ def allows_batches(model: nn.Module) -> bool:
     hooks = unwrap_model(model)._forward_pre_hooks.values()
     functions = [hook.function for hook in hooks if isinstance(hook, Uncopied)]
     return not any(isinstance(function, RejectFeatureCall) and function.handle.active for function in functions)
+
+
+def edits_tokens(hook: object) -> bool:
+    """Return whether a forward hook is that of an edit, which changes each token by itself.
+
+    Args:
+        hook: A hook of a module.
+    """
+    return isinstance(hook, Uncopied) and isinstance(hook.function, _EditHook)

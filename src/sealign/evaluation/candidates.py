@@ -8,12 +8,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sealign.demonstrations.bundled import ordinary_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.errors import DegenerateError
 from sealign.fitting.activations import Activations
-from sealign.fitting.collecting import collect_activations
+from sealign.fitting.collect_config import TokenChoice
+from sealign.fitting.collecting import collect_together
 from sealign.fitting.edit_config import EditConfig
+from sealign.fitting.text_activations import collect_text_activations
 from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.iti import ITIConfig
 from sealign.methods.leace import LEACEConfig
@@ -21,6 +24,7 @@ from sealign.methods.mean_difference import MeanDifferenceConfig
 from sealign.methods.registry import fit_edit_from_activations, method_of
 from sealign.methods.sea import SEAConfig
 from sealign.methods.targeted_shift import TargetedShiftConfig
+from sealign.models.sites import resolve_sites
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -120,7 +124,7 @@ def combine(candidates: Sequence[Candidate], weights: Sequence[float]) -> Candid
     return Candidate(config, Edit(layer_edits, record))
 
 
-def fit_candidates(
+def collect_for_candidates(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
@@ -128,8 +132,48 @@ def fit_candidates(
     *,
     checkpoint_dir: Any = None,
     track: Track = no_progress,
+) -> dict[tuple[str, TokenChoice], Activations]:
+    """Return the activations that candidate families are fitted on, by site and token choice, from one pass.
+
+    Args:
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations to fit on.
+        configs: Configurations of the families, which differ in method, site, token choice and layers.
+        checkpoint_dir: Folder for finished batches, from which an interrupted run continues.
+        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+    """
+    layers = sorted({int(layer) for config in configs for layer in config.layers})
+    collected = collect_together(
+        model,
+        tokenizer,
+        demonstrations,
+        sites=list(dict.fromkeys(config.read_site for config in configs)),
+        tokens=list(dict.fromkeys(config.token for config in configs)),
+        layers=layers,
+        config=configs[0].collect_config(),
+        checkpoint_dir=checkpoint_dir,
+        track=track,
+    )
+    texts: dict[str, Any] = {
+        site: collect_text_activations(
+            model, tokenizer, ordinary_texts(), resolve_sites(model, site, layers), track=track
+        )
+        for site in dict.fromkeys(config.site for config in configs if isinstance(config, TargetedShiftConfig))
+    }
+    return {key: dataclasses.replace(own, text=texts.get(key[0])) for key, own in collected.items()}
+
+
+def fit_candidates(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    configs: Sequence[EditConfig],
+    collected: Mapping[tuple[str, TokenChoice], Activations],
+    *,
+    track: Track = no_progress,
 ) -> list[Candidate]:
-    """Fit every configuration, from one collection for each site and token choice, and split the edits by layer.
+    """Fit every configuration, and split the edits by layer.
 
     An edit that is fitted over several layers together, such as ITI's, is one candidate. A layer at which a method has
     nothing to fit is left out.
@@ -139,27 +183,13 @@ def fit_candidates(
         tokenizer: Tokenizer of the model.
         demonstrations: Demonstrations to fit on.
         configs: Configurations of the families, with explicit layers.
-        checkpoint_dir: Folder for finished batches of the collections.
+        collected: Activations by site and token choice; see ``collect_for_candidates``.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    groups: dict[tuple[Any, ...], list[EditConfig]] = {}
-    for config in configs:
-        groups.setdefault((config.read_site, repr(config.collect_config())), []).append(config)
     found: list[Candidate] = []
-    for (site, _), family in groups.items():
-        layers = sorted({int(layer) for config in family for layer in config.layers})
-        activations = collect_activations(
-            model,
-            tokenizer,
-            demonstrations,
-            site=site,
-            layers=layers,
-            config=family[0].collect_config(),
-            checkpoint_dir=checkpoint_dir,
-            track=track,
-        )
-        for config in track(family, "Fitting candidates", len(family)):
-            found += _fit_family(model, tokenizer, demonstrations, activations, config)
+    for config in track(configs, "Fitting candidates", len(configs)):
+        activations = collected[config.read_site, config.token]
+        found += _fit_family(model, tokenizer, demonstrations, activations, config)
     return found
 
 

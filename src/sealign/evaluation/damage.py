@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import special
 
 from sealign.edits.attach import apply_edit
 from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
+from sealign.evaluation.increase import increase_interval, increase_with_bound
 from sealign.evaluation.journal import Journal
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.passages import Passage, text_passages
-from sealign.models.structure import input_device
+from sealign.models.shared_layers import run_shared, share_layers
+from sealign.models.shared_prefix import Prefix, common_prefix
+from sealign.models.structure import input_device, logits_kept
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -74,6 +76,11 @@ class Damage:
         return increase_interval(self.tokens, self.base, self.edited)
 
     @property
+    def loss_bound(self) -> float:
+        """Upper end of the one-sided 95 % interval of ``loss_increase`` over texts; see ``increase_with_bound``."""
+        return increase_with_bound(self.tokens, self.base, self.edited)[1]
+
+    @property
     def divergence_interval(self) -> tuple[float, float]:
         """Ends of the 95 % interval of ``mean_divergence`` over texts, at least 0; see ``increase_interval``."""
         low, high = increase_interval(self.tokens, np.zeros_like(self.divergence), self.divergence)
@@ -119,52 +126,6 @@ def text_losses(
             seen = mask[:, 1:]
             losses += ((each.double() * seen).sum(1) / seen.sum(1)).tolist()
     return np.array([len(ids) - 1.0 for ids in encoded]), np.array(losses)
-
-
-def increase_with_bound(
-    tokens: NDArray[np.float64], base: NDArray[np.float64], edited: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Return the mean increase of the loss over all tokens, and the upper end of its one-sided 95 % interval.
-
-    Let d_i be the increase on text i, and w_i its number of tokens divided by the number of all tokens. The mean is
-    m = sum w_i d_i, its standard error SE = sqrt(n / (n - 1) sum w_i^2 (d_i - m)^2), the bound m + t_{n-1}(0.95) SE.
-    The bound accounts for sampling of the texts.
-
-    Args:
-        tokens: Number of predicted tokens of each text, (n,), n at least 2.
-        base: Mean loss of the base model on each text, (n,).
-        edited: Mean loss of the edited model on each text, (n,).
-
-    Example:
-        >>> increase_with_bound(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
-        (0.5, 0.5)
-    """
-    mean, error = _mean_with_error(tokens, edited - base)
-    return mean, float(mean + special.stdtrit(len(base) - 1, 0.95) * error)
-
-
-def increase_interval(
-    tokens: NDArray[np.float64], base: NDArray[np.float64], edited: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Return the ends of the two-sided 95 % interval of the mean increase of the loss, m -+ t_{n-1}(0.975) SE.
-
-    Args:
-        tokens, base, edited: As for ``increase_with_bound``.
-
-    Example:
-        >>> increase_interval(np.ones(2), np.zeros(2), np.array([0.5, 0.5]))
-        (0.5, 0.5)
-    """
-    mean, error = _mean_with_error(tokens, edited - base)
-    reach = float(special.stdtrit(len(base) - 1, 0.975)) * error
-    return mean - reach, mean + reach
-
-
-def _mean_with_error(tokens: NDArray[np.float64], increases: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the mean over all tokens and its standard error over texts."""
-    weights, count = tokens / tokens.sum(), len(increases)
-    mean = float(weights @ increases)
-    return mean, float(np.sqrt(count / (count - 1) * float(np.square(weights) @ np.square(increases - mean))))
 
 
 def measure_damage(
@@ -283,7 +244,8 @@ def measure_passages(
         for batch in track(batches, "Measuring damage", len(batches)):
             key = Journal.key("damage", hashes, [[passage.ids, passage.start] for passage in batch])
             if key not in journal:
-                journal.put({key: list(_measure_batch(model, edits, batch, pad, ignore_mismatch))})
+                with share_layers(model, [edit.modules for edit in edits]):
+                    journal.put({key: list(_measure_batch(model, edits, batch, pad, ignore_mismatch))})
             for index, measured in enumerate(journal.get(key)):
                 rows[index] += [[float(value) for value in text] for text in measured]
     columns = [[np.array(column) for column in zip(*of_edit, strict=True)] for of_edit in rows]
@@ -294,23 +256,34 @@ def _measure_batch(
     model: Any, edits: Sequence[Intervention], batch: Sequence[Passage], pad: int, ignore_mismatch: bool
 ) -> Iterator[list[tuple[float, ...]]]:
     """Yield, for each edit, (tokens, base loss, edited loss, divergence) of each passage of a batch."""
-    ids, mask = pad_right([passage.ids for passage in batch], pad, input_device(model))
-    targets = ids[:, 1:, None]
+    device = input_device(model)
+    # Of prompts, which are alike. One sequence alone has nothing to share.
+    beginning = common_prefix([passage.ids[: passage.start] for passage in batch]) if len(batch) > 1 else []
+    ids, mask = pad_right([passage.ids for passage in batch], pad, device)
+    skipped = min(passage.start for passage in batch) - 1  # positions whose next token is not scored in any passage
+    targets = ids[:, skipped + 1 :, None]
 
-    def log_probabilities() -> torch.Tensor:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-        return torch.log_softmax(logits.float(), dim=-1)
+    def log_probabilities(*, edited: bool) -> torch.Tensor:
+        prefix = Prefix.run(model, beginning, device)
+        kept = logits_kept(model, ids.shape[1] - skipped)
+        own = ids[:, len(prefix.ids) :]
+        found = run_shared(model, prefix=prefix, edited=edited, input_ids=own, attention_mask=mask, **kept).logits
+        return torch.log_softmax(found[:, skipped - ids.shape[1] : -1].float(), dim=-1)
 
-    base = log_probabilities()
+    base = log_probabilities(edited=False)
+    probabilities, base_loss = base.exp(), -base.gather(2, targets)[..., 0]
     for edit in edits:
         with apply_edit(model, edit, ignore_mismatch=ignore_mismatch):
-            edited = log_probabilities()
-        divergence = (base.exp() * (base - edited)).sum(-1)
-        values = [-base.gather(2, targets)[..., 0], -edited.gather(2, targets)[..., 0], divergence]
+            edited = log_probabilities(edited=True)
+        loss = -edited.gather(2, targets)[..., 0]
+        divergence = torch.linalg.vecdot(probabilities, torch.sub(base, edited, out=edited))
         yield [
             (
                 float(passage.count),
-                *(float(value[row, passage.start - 1 : len(passage.ids) - 1].double().mean()) for value in values),
+                *(
+                    float(value[row, passage.start - 1 - skipped : len(passage.ids) - 1 - skipped].double().mean())
+                    for value in (base_loss, loss, divergence)
+                ),
             )
             for row, passage in enumerate(batch)
         ]

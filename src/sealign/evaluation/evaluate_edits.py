@@ -32,6 +32,7 @@ from sealign.evaluation.results import ANSWERS, BASE, RESULTS_NAME, DamageRecord
 from sealign.evaluation.samples import TaskSamples
 from sealign.evaluation.unseen import choose_items, fitted_prompts, seen_note
 from sealign.models.passages import Passage, answer_passages, text_passages
+from sealign.models.shared_layers import share_layers
 from sealign.models.weights import weights_digest
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
@@ -172,7 +173,8 @@ def _score_arms(
         yield
         arms[arm].record.seconds[task] = round(time.perf_counter() - started, 3)
 
-    with task_manager(config.tasks, config.data_dir) as manager:
+    modules = [arm.edit.modules for arm in arms.values() if arm.edit is not None]
+    with task_manager(config.tasks, config.data_dir) as manager, share_layers(model, modules):
         for name in arms:
             with attached(name) as lm:
                 for task in config.tasks:

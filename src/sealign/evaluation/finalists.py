@@ -18,10 +18,10 @@ class Finalist:
 
     Attributes:
         scanned: The candidate, with what the scan found.
-        strength: Strength at which it was measured: that for which the scan predicts 80 % of the budget.
+        strength: Strength at which it was measured, somewhat below that for which the scan predicts the whole budget.
         neutral: Damage on neutral text at this strength.
         domain: Damage on own answers; None if all of them are empty.
-        used: Fraction of the budget that was used, on the text where it is larger.
+        room: Factor by which the strength could grow until the budget is used; see ``DamageBudget``.
         gains: Gain of each development demonstration in the preference margin, in nats per token; or, if tasks were
             given, of each task in its first headline metric.
     """
@@ -30,7 +30,7 @@ class Finalist:
     strength: float
     neutral: Damage
     domain: Damage | None
-    used: float
+    room: float
     gains: Sequence[float]
 
     @property
@@ -40,11 +40,11 @@ class Finalist:
 
     @property
     def gain_at_budget(self) -> float:
-        """Mean gain at the strength that uses the whole budget: the gain grows with the strength, damage as its square.
+        """Mean gain at the strength that uses the whole budget, since the gain grows with the strength.
 
         Minus infinity for a model that is broken.
         """
-        return self.gain / math.sqrt(self.used) if math.isfinite(self.used) and self.used > 0 else -math.inf
+        return self.gain * self.room if 0 < self.room < math.inf else -math.inf
 
     @property
     def gain_error(self) -> float:
@@ -52,13 +52,15 @@ class Finalist:
         return float(np.std(self.gains, ddof=1) / math.sqrt(len(self.gains))) if len(self.gains) > 1 else math.nan
 
 
-def choose_finalists(scanned: Sequence[ScannedCandidate], count: int) -> list[ScannedCandidate]:
-    """Return the most efficient candidates, at most two of one method and site, and only those with a gain.
+def choose_finalists(scanned: Sequence[ScannedCandidate], count: int, budget: float) -> list[ScannedCandidate]:
+    """Return the candidates with the largest predicted gain at a budget, at most two of one method and site.
 
     Args:
-        scanned: The scan, the most efficient candidates first.
-        count: Maximum number of finalists.
+        scanned: The scan.
+        count: Maximum number of finalists, all of which have a gain.
+        budget: Damage in nats per token.
     """
+    scanned = sorted(scanned, key=lambda each: each.gain_at(budget), reverse=True)
     taken: dict[tuple[str, str], int] = {}
     chosen: list[ScannedCandidate] = []
     for each in scanned:

@@ -79,6 +79,7 @@ def compare_methods(
     }
     sources = {method: str(folders[method]) for method in edits}
     results = search.test(edits, sources, command=command, control_seeds=(config.seed,))
+    search.finish()
     return MethodComparison(edits, results)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore, OnScored, choice_scores
+from sealign.models.shared_layers import run_shared
 from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.structure import input_device, text_config, unwrap_model
 from sealign.progress import Track
@@ -151,12 +151,12 @@ def score_row(model: Any, requests: Sequence[IndexedRequest], prefix: Prefix) ->
             first = row.add(tokens[:-1], len(request.context), number, branch) - len(tokens) + 2
             predicted += [last, *range(first, first + len(tokens) - 1)]
     where = sorted(set(predicted))
-    logits = model(
+    logits = run_shared(
+        model,
+        prefix=prefix,
         input_ids=torch.tensor([row.tokens], device=device),
         position_ids=torch.tensor([row.positions], device=device),
         attention_mask=row.masks(start, model, device),
-        past_key_values=copy.deepcopy(prefix.cache),
-        use_cache=prefix.cache is not None,
         logits_to_keep=torch.tensor(where, device=device),
     ).logits[0]
     place = {index: position for position, index in enumerate(where)}

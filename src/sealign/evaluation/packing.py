@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
-from sealign.edits.attach import allows_batches
+from sealign.edits.attach import allows_batches, edits_tokens
 from sealign.errors import SealignWarning, first_sentence
 from sealign.evaluation.choices import ChoiceRequest
 from sealign.evaluation.packed_scoring import IndexedRequest, can_be_packed, pack_rows, run_prefix, score_row
@@ -64,9 +64,17 @@ def _packed_length(row: Sequence[IndexedRequest]) -> int:
 
 
 def _hooks(model: Any) -> tuple[int, ...]:
-    """Return the ids of all forward hooks of a model, each of which torch uses once."""
-    modules = list(model.modules())
-    return tuple(key for module in modules for key in (*module._forward_hooks, *module._forward_pre_hooks))
+    """Return the ids of all forward hooks of a model, each of which torch uses once.
+
+    Those of edits are left out: they change each token by itself, so that its neighbours in a row do not matter.
+    """
+    hooks = [
+        item
+        for module in model.modules()
+        for own in (module._forward_hooks, module._forward_pre_hooks)
+        for item in own.items()
+    ]
+    return tuple(key for key, hook in hooks if not edits_tokens(hook))
 
 
 def _disagreement(model: Any, requests: Sequence[ChoiceRequest], rows: Sequence[Sequence[IndexedRequest]]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sealign.edits.attach import allows_batches
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore, OnScored, choice_scores
 from sealign.models.batching import pad_right
-from sealign.models.structure import input_device, unwrap_model
+from sealign.models.shared_layers import run_shared
+from sealign.models.structure import input_device, logits_kept
 from sealign.progress import Track
 
 Continuation = tuple[int, int]
@@ -55,10 +55,7 @@ def score_sequences(model: Any, sequences: Sequence[tuple[Sequence[int], Sequenc
     """Return the score of the continuation of each (context, continuation), all in one batch."""
     ids, mask = pad_right([[*context, *tokens[:-1]] for context, tokens in sequences], 0, input_device(model))
     skipped = min(len(context) for context, _ in sequences) - 1  # positions that predict no continuation
-    kwargs: dict[str, Any] = {}
-    if "logits_to_keep" in inspect.signature(unwrap_model(model).forward).parameters:
-        kwargs["logits_to_keep"] = ids.shape[1] - skipped
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **kwargs).logits
+    logits = run_shared(model, input_ids=ids, attention_mask=mask, **logits_kept(model, ids.shape[1] - skipped)).logits
     skipped = ids.shape[1] - logits.shape[1]
     where = [
         (row, len(context) - 1 - skipped + step)

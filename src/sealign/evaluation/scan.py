@@ -11,7 +11,9 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,8 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.evaluation.candidates import Candidate
 from sealign.evaluation.layer_combinations import combinations
 from sealign.evaluation.sensitivity import PlacedEdit, mean_log_probability_derivatives, sampled_score_derivatives
-from sealign.evaluation.strength_choice import DamageTexts
+from sealign.evaluation.strength_choice import DamageTexts, growth
+from sealign.fitting.checkpoints import BatchStore
 from sealign.models.passages import Passage, completion_passages
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.sites import resolve_sites
@@ -48,6 +51,7 @@ class ScannedCandidate:
         gain_error: Standard error of ``gain`` over demonstrations.
         neutral: Curvature A of the divergence on neutral text, in nats per token.
         domain: Curvature on the base model's own answers; 0 if there are none.
+        loss: Derivative of the mean loss on neutral text, in nats per token.
     """
 
     candidate: Candidate
@@ -55,6 +59,7 @@ class ScannedCandidate:
     gain_error: float
     neutral: float
     domain: float
+    loss: float
 
     @property
     def efficiency(self) -> float:
@@ -66,20 +71,73 @@ class ScannedCandidate:
         """Lower end of the one-sided 95 % interval of the efficiency over demonstrations."""
         return self._per_root_curvature(self.gain - ONE_SIDED * self.gain_error)
 
-    def strength_at(self, divergence: float) -> float:
-        """Return the strength at which the divergence has a value, on the text where it is larger.
+    def strength_at(self, damage: float) -> float:
+        """Return the strength at which the damage has a value, of its kinds the one that is larger.
+
+        These are the divergence on neutral text and on own answers, and the increase of the loss on neutral text.
 
         Args:
-            divergence: Mean KL(base || edited), in nats per token.
+            damage: Damage in nats per token.
         """
-        return math.sqrt(2 * divergence / max(self.neutral, self.domain))
+        curvatures = max(self.neutral, self.domain) / 2, self.neutral / 2
+        return min(growth(damage, 0.0, curvatures[0]), growth(damage, self.loss, curvatures[1]))
+
+    def gain_at(self, damage: float) -> float:
+        """Return the lower end of the one-sided 95 % interval of the gain at the strength with a damage.
+
+        Args:
+            damage: Damage in nats per token.
+        """
+        gain = self.gain - ONE_SIDED * self.gain_error
+        return gain * self.strength_at(damage) if math.isfinite(self.efficiency_bound) else -math.inf
 
     def _per_root_curvature(self, gain: float) -> float:
         curvature = max(self.neutral, self.domain)
         return gain / math.sqrt(curvature) if curvature > 0 and math.isfinite(curvature) else -math.inf
 
 
-def scan(
+@dataclass(frozen=True)
+class Sensitivities:
+    """Derivatives with respect to the strengths of c candidates.
+
+    Attributes:
+        gains: Derivatives of the preference margin of each development demonstration, (n, c).
+        neutral: Derivatives whose squares sum to the curvature of the divergence on neutral text, (k, c).
+        domain: The same on own answers, (l, c); empty if there are none.
+        losses: Derivatives of the mean loss on neutral text, (c,).
+    """
+
+    gains: Float[Tensor, "n c"]
+    neutral: Float[Tensor, "k c"]
+    domain: Float[Tensor, "l c"]
+    losses: Float[Tensor, " c"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Sensitivities]) -> Sensitivities:
+        """Return those of several parts of the candidates, one after the other."""
+        tables = zip(*((part.gains, part.neutral, part.domain, part.losses) for part in parts), strict=True)
+        return cls(*(torch.cat(list(own), dim=-1) for own in tables))
+
+    def scanned(self, candidate: Candidate, members: Sequence[int], weights: Tensor) -> ScannedCandidate:
+        """Return what they say of a candidate that combines some of the candidates.
+
+        Args:
+            candidate: The candidate.
+            members: Indices of those that it combines.
+            weights: Their weights.
+        """
+        gains, neutral, domain = (own[:, members] @ weights for own in (self.gains, self.neutral, self.domain))
+        return ScannedCandidate(
+            candidate=candidate,
+            gain=float(gains.mean()),
+            gain_error=float(gains.std() / math.sqrt(len(gains))),
+            neutral=float(neutral.square().sum()),
+            domain=float(domain.square().sum()),
+            loss=float(self.losses[members] @ weights),
+        )
+
+
+def measure_sensitivities(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     candidates: Sequence[Candidate],
@@ -88,12 +146,10 @@ def scan(
     *,
     prompt_format: PromptFormat = PromptFormat(),
     seed: int = 0,
+    checkpoint_dir: str | Path | None = None,
     track: Track = no_progress,
-) -> list[ScannedCandidate]:
-    """Return effect and damage of every candidate to first order, the most efficient first.
-
-    Combinations of layers are added to the candidates; see ``layer_combinations``. The order is by the lower end of the
-    interval of the efficiency, so that a candidate whose gain rests on a few demonstrations does not win by chance.
+) -> Sensitivities:
+    """Return effect and damage of every candidate to first order.
 
     Args:
         model: The base model, without an edit; it must be differentiable.
@@ -103,6 +159,8 @@ def scan(
         texts: Neutral text and own answers.
         prompt_format: How prompts are written.
         seed: Seed of the drawn tokens.
+        checkpoint_dir: Folder for finished batches, from which an interrupted run continues; they stay there. Batches
+            of other candidates, texts or weights are not used.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     placed = [
@@ -121,43 +179,75 @@ def scan(
     def by_candidate(found: Float[Tensor, "n m"]) -> Float[Tensor, "n c"]:
         return torch.zeros(len(found), len(candidates), dtype=found.dtype).index_add_(1, owner, found)
 
+    hashes = [candidate.edit.hash for candidate in candidates]
+
+    def open_store(kind: str, passages: Sequence[Passage]) -> AbstractContextManager[BatchStore]:
+        depends_on = [kind, hashes, [[passage.ids, passage.start] for passage in passages], seed, SAMPLES]
+        return BatchStore.open(checkpoint_dir, model, depends_on)
+
+    def draws(passages: Sequence[Passage]) -> tuple[Float[Tensor, "k c"], Float[Tensor, " c"]]:
+        """Return derivatives whose squares sum to the curvature, and that of the mean loss."""
+        if not passages:
+            none = torch.zeros(0, len(candidates), dtype=torch.float64)
+            return none, none.sum(0)
+        with open_store("draws", passages) as store:
+            found, means = sampled_score_derivatives(
+                model, tokenizer, passages, placed, sites, samples=SAMPLES, seed=seed, store=store, track=track
+            )
+        tokens = torch.tensor([passage.count for passage in passages], dtype=torch.float64)
+        scale = math.sqrt(SAMPLES * float(tokens.sum()))
+        return by_candidate(found) / scale, -(tokens / tokens.sum()) @ by_candidate(means)
+
     pairs = completion_passages(tokenizer, demonstrations, prompt_format=prompt_format)
     both = [passage for pair in pairs for passage in pair]
-    slopes = by_candidate(mean_log_probability_derivatives(model, tokenizer, both, placed, sites, track=track))
-    gains = slopes[0::2] - slopes[1::2]
-
-    def draws(passages: Sequence[Passage]) -> Float[Tensor, "k c"]:
-        """Return derivatives whose squares sum to the curvature."""
-        if not passages:
-            return torch.zeros(0, len(candidates), dtype=torch.float64)
-        found = sampled_score_derivatives(
-            model, tokenizer, passages, placed, sites, samples=SAMPLES, seed=seed, track=track
+    with open_store("pairs", both) as store:
+        slopes = by_candidate(
+            mean_log_probability_derivatives(model, tokenizer, both, placed, sites, store=store, track=track)
         )
-        return by_candidate(found) / math.sqrt(SAMPLES * sum(passage.count for passage in passages))
+    (neutral, losses), (domain, _) = draws(texts.neutral), draws(texts.answers)
+    return Sensitivities(slopes[0::2] - slopes[1::2], neutral, domain, losses)
 
-    neutral, domain = draws(texts.neutral), draws(texts.answers)
-    found = [
-        _scanned(candidate, *(table[:, index] for table in (gains, neutral, domain)))
-        for index, candidate in enumerate(candidates)
-    ]
+
+def rank_candidates(candidates: Sequence[Candidate], sensitivities: Sensitivities) -> list[ScannedCandidate]:
+    """Return effect and damage of every candidate to first order, the most efficient first.
+
+    Combinations of layers are added to the candidates; see ``layer_combinations``. The order is by the lower end of the
+    interval of the efficiency, so that a candidate whose gain rests on a few demonstrations does not win by chance.
+
+    Args:
+        candidates: Fitted candidates.
+        sensitivities: Their sensitivities.
+    """
+    one = torch.ones(1, dtype=torch.float64)
+    found = [sensitivities.scanned(candidate, [index], one) for index, candidate in enumerate(candidates)]
     # The mean of both curvatures is a matrix, which their maximum is not.
-    for each in combinations(candidates, gains, torch.cat([neutral, domain]) / math.sqrt(2)):
-        tables = (table[:, each.members] @ each.weights for table in (gains, neutral, domain))
-        found.append(_scanned(each.candidate, *tables))
+    both = torch.cat([sensitivities.neutral, sensitivities.domain]) / math.sqrt(2)
+    for each in combinations(candidates, sensitivities.gains, both):
+        found.append(sensitivities.scanned(each.candidate, each.members, each.weights))
     return sorted(found, key=lambda each: each.efficiency_bound, reverse=True)
 
 
-def _scanned(
-    candidate: Candidate, gains: Float[Tensor, " n"], neutral: Float[Tensor, " k"], domain: Float[Tensor, " l"]
-) -> ScannedCandidate:
-    """Return what was found for a candidate, from its derivatives."""
-    return ScannedCandidate(
-        candidate=candidate,
-        gain=float(gains.mean()),
-        gain_error=float(gains.std() / math.sqrt(len(gains))),
-        neutral=float(neutral.square().sum()),
-        domain=float(domain.square().sum()),
+def scan(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    candidates: Sequence[Candidate],
+    demonstrations: Sequence[Demonstration],
+    texts: DamageTexts,
+    *,
+    prompt_format: PromptFormat = PromptFormat(),
+    seed: int = 0,
+    track: Track = no_progress,
+) -> list[ScannedCandidate]:
+    """Return effect and damage of every candidate to first order, the most efficient first; see ``rank_candidates``.
+
+    Args:
+        model, tokenizer, candidates, demonstrations, texts, prompt_format, seed, track: As for
+            ``measure_sensitivities``.
+    """
+    found = measure_sensitivities(
+        model, tokenizer, candidates, demonstrations, texts, prompt_format=prompt_format, seed=seed, track=track
     )
+    return rank_candidates(candidates, found)
 
 
 def scan_csv(scanned: Sequence[ScannedCandidate]) -> str:
@@ -165,13 +255,21 @@ def scan_csv(scanned: Sequence[ScannedCandidate]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ["method", "site", "layers", "layer_weights", "token", "explained_variance", "gain", "gain_error"]
-    writer.writerow([*names, "neutral", "domain", "efficiency", "efficiency_bound"])
+    writer.writerow([*names, "neutral", "domain", "loss", "efficiency", "efficiency_bound"])
     for each in scanned:
         config, edit = each.candidate.config, each.candidate.edit
         variance = getattr(config, "explained_variance", None)
         layers = " ".join(map(str, edit.layers))
         weights = " ".join(f"{float(weight):.6g}" for weight in config.layer_weights or ())
-        figures = (each.gain, each.gain_error, each.neutral, each.domain, each.efficiency, each.efficiency_bound)
+        figures = (
+            each.gain,
+            each.gain_error,
+            each.neutral,
+            each.domain,
+            each.loss,
+            each.efficiency,
+            each.efficiency_bound,
+        )
         writer.writerow(
             [edit.method, edit.site, layers, weights, config.token, variance, *(f"{value:.6g}" for value in figures)]
         )

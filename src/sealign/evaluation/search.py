@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.prompts import prompts_of
@@ -16,7 +16,7 @@ from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
-from sealign.evaluation.candidates import candidate_configs, fit_candidates
+from sealign.evaluation.candidates import candidate_configs, collect_for_candidates
 from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS, EvaluationConfig
@@ -24,19 +24,26 @@ from sealign.evaluation.finalists import Finalist, choose_finalists
 from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import headline_metrics
+from sealign.evaluation.journal import Journal
 from sealign.evaluation.local_tasks import task_manager
 from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import ANSWERS, Results
-from sealign.evaluation.scan import ScannedCandidate, scan, scan_csv
+from sealign.evaluation.scan import ScannedCandidate, scan_csv
+from sealign.evaluation.scan_rounds import scan_rounds
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
+from sealign.evaluation.time_limit import MARGIN, TimeLimit, count_tokens, layer_rounds, seconds_per_token
 from sealign.evaluation.tuning_config import TuneConfig
-from sealign.evaluation.unseen import item_prompts
+from sealign.evaluation.unseen import divide_items
 from sealign.files import write_bytes
 from sealign.methods.registry import fit_edit
+from sealign.models.fingerprint import tokenizer_hash
+from sealign.models.passages import completion_passages, text_passages
 from sealign.models.sites import select_layers
 from sealign.models.structure import text_config, unwrap_model
+from sealign.models.weights import weights_digest
 from sealign.progress import Track
+from sealign.versions import library_versions
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -44,8 +51,14 @@ if TYPE_CHECKING:
 SCAN_NAME = "scan.csv"
 """File name of the scan, which is written first."""
 
+CHECKPOINTS_NAME = "checkpoints"
+"""Name of the folder of an unfinished search, from which the same call continues."""
+
 EVALUATION_NAME = "evaluation"
 """Name of the folder of the test."""
+
+ANSWERED = 10
+"""Number of prompts of the test that the winner and its controls answer."""
 
 ANSWER_TOKENS = 48
 """Maximum number of tokens of an answer in the test."""
@@ -68,6 +81,7 @@ class Search:
         searched: Both of them, on which the winner is fitted again.
         tested: Demonstrations of the final test.
         items: Mapping from task to the numbers of its development items and of its test items.
+        left_out: Layers that the time limit left out of the scan.
     """
 
     def __init__(
@@ -79,6 +93,7 @@ class Search:
         folder: Path,
         track: Track,
     ) -> None:
+        self.limit = TimeLimit(config.max_minutes)
         self.model, self.tokenizer, self.config, self.folder, self.track = model, tokenizer, config, folder, track
         self.searched, self.tested = split_demonstrations(demonstrations, holdout=config.holdout, seed=config.seed)
         self.fitted, self.development = split_demonstrations(
@@ -106,77 +121,91 @@ class Search:
             track=track,
         )
         self.budget = DamageBudget(config.max_damage, config.max_domain_damage)
+        self.left_out: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
+        # Damage and scores depend on all of this, beside what their keys hold.
+        digest = Journal.key(weights_digest(model).hex(), tokenizer_hash(tokenizer), library_versions())
+        self.journal = Journal(folder / CHECKPOINTS_NAME / f"{digest}.jsonl")
 
     def _divide_items(self, manager: TaskManager, task: str) -> tuple[list[int], list[int]]:
-        """Return the numbers of the development items and of the test items of a task.
-
-        An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
-        """
-        items = [item_prompts(item) for item in manager.load([task])["tasks"][task].eval_docs][: self.config.limit]
-        parts = [{item.prompt_hash for item in part} for part in (self.fitted, self.development, self.tested)]
-        shared = [[number for number, prompts in enumerate(items) if prompts & part] for part in parts]
-        taken = {number for numbers in shared for number in numbers}
-        rest = [number for number in range(len(items)) if number not in taken]
-        shuffled = np.random.default_rng(self.config.seed).permutation(rest).tolist()
-        cut = round((1 - self.config.holdout) * len(rest))
-        development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
-        if min(len(development), len(test)) < 2:
-            raise SettingError(
-                f"task '{task}' has {len(items)} items, of which {len(development)} can be compared and {len(test)} "
-                "tested, but each part needs at least 2; use more items"
-            )
-        return development, test
+        """Return the numbers of the development items and of the test items of a task."""
+        items = list(manager.load([task])["tasks"][task].eval_docs)[: self.config.limit]
+        parts = (self.fitted, self.development, self.tested)
+        return divide_items(task, items, parts, holdout=self.config.holdout, seed=self.config.seed)
 
     def scan(self) -> list[ScannedCandidate]:
-        """Fit all candidates, rank them by their efficiency, and write them to the folder."""
+        """Fit all candidates, rank them by their efficiency, and write them to the folder.
+
+        With a time limit, layers are scanned in rounds, as many as leave enough time for the other steps.
+        """
         config = self.config
         layers = select_layers(config.layers, int(text_config(unwrap_model(self.model)).num_hidden_layers))
-        families = [
-            family.replace(prompt_format=config.prompt_format, seed=config.seed)
-            for family in candidate_configs(
-                config.methods, config.sites, config.tokens, layers, deployable=config.deployable
-            )
-        ]
-        candidates = fit_candidates(
-            self.model,
-            self.tokenizer,
+        rounds, rest = [list(layers)], 0.0
+        if config.max_minutes is not None:
+            rounds = layer_rounds(layers)
+            first, rest = self._estimates()
+            self.limit.check(first + rest)
+        found = candidate_configs(config.methods, config.sites, config.tokens, layers, deployable=config.deployable)
+        families = [family.replace(prompt_format=config.prompt_format, seed=config.seed) for family in found]
+        model, tokenizer, folder, track = self.model, self.tokenizer, self.folder / CHECKPOINTS_NAME, self.track
+        collected = collect_for_candidates(model, tokenizer, self.fitted, families, checkpoint_dir=folder, track=track)
+        scanned, self.left_out = scan_rounds(
+            model,
+            tokenizer,
+            [[family.replace(layers=tuple(chosen)) for family in families] for chosen in rounds],
+            collected,
             self.fitted,
-            families,
-            checkpoint_dir=self.folder / "checkpoints",
-            track=self.track,
-        )
-        if config.deployable:
-            candidates = [candidate for candidate in candidates if candidate.is_lora]
-        if not candidates:
-            raise SettingError("no candidate is left; search more methods or sites, or without deployable")
-        found = scan(
-            self.model,
-            self.tokenizer,
-            candidates,
             self.development,
             self.texts,
+            limit=self.limit,
+            rest=rest,
+            deployable=config.deployable,
             prompt_format=config.prompt_format,
             seed=config.seed,
-            track=self.track,
+            checkpoint_dir=folder,
+            track=track,
         )
-        write_bytes(self.folder / SCAN_NAME, scan_csv(found).encode())
-        return found
+        write_bytes(self.folder / SCAN_NAME, scan_csv(scanned).encode())
+        return scanned
+
+    def _estimates(self) -> tuple[float, float]:
+        """Return how many seconds the first round of the scan takes, and everything after the scan."""
+        config, form = self.config, self.config.prompt_format
+
+        def tokens(demonstrations: Sequence[Demonstration]) -> int:
+            pairs = completion_passages(self.tokenizer, demonstrations, prompt_format=form)
+            return count_tokens([passage for pair in pairs for passage in pair])
+
+        compared, fitted, tested = map(tokens, (self.development, self.fitted, self.tested))
+        damage = count_tokens([*self.texts.neutral, *self.texts.answers])
+        own_text = count_tokens(text_passages(self.tokenizer, self.test_texts))
+        arms = 3 + len(CONTROL_SEEDS)  # base, edit, reversed
+        scan = fitted + 3 * compared + 5 * damage  # a backward pass takes about as long as a forward pass
+        later = (config.finalists + 1) * (compared + damage) + fitted + compared + 4 * damage
+        later += arms * (tested + own_text + damage + 2 * ANSWERED * ANSWER_TOKENS)
+        seconds = MARGIN * seconds_per_token(self.model, self.tokenizer, self.texts.neutral)
+        scoring = 0.0
+        if config.tasks:
+            started = time.perf_counter()
+            self._scores(None)
+            shares = [len(test) / len(development) for development, test in self.items.values()]
+            scoring = (time.perf_counter() - started) * (config.finalists + arms * max(shares))
+        return seconds * scan, seconds * later + MARGIN * scoring
 
     def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
         """Return the most efficient candidates with their gain and damage, the largest gain for its damage first."""
-        chosen = choose_finalists(scanned, self.config.finalists)
+        chosen = choose_finalists(scanned, self.config.finalists, self.config.max_damage)
         strengths = [self.predicted_strength(each) for each in chosen]
         edits = [each.candidate.edit.with_strength(s) for each, s in zip(chosen, strengths, strict=True)]
-        damages = self.texts.measure(self.model, self.tokenizer, edits, track=self.track)
+        damages = self.texts.measure(self.model, self.tokenizer, edits, journal=self.journal, track=self.track)
         base = self._scores(None)
         finalists = []
         for number in self.track(range(len(chosen)), "Measuring finalists", len(chosen)):
             neutral, domain = damages[number]
             after = self._scores(edits[number])
             gains = [gain(first, second, aim) for (first, aim), (second, _) in zip(base, after, strict=True)]
-            used = self.budget.used(neutral.mean_divergence, None if domain is None else domain.mean_divergence)
-            finalists.append(Finalist(chosen[number], strengths[number], neutral, domain, used, gains))
+            room = self.budget.room(neutral, domain)
+            finalists.append(Finalist(chosen[number], strengths[number], neutral, domain, room, gains))
         return sorted(finalists, key=lambda each: each.gain_at_budget, reverse=True)
 
     def predicted_strength(self, scanned: ScannedCandidate) -> float:
@@ -186,6 +215,13 @@ class Search:
 
     def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
+        compared = [item.hash for item in self.development]
+        key = Journal.key("scores", edit and edit.hash, compared, self.config.dump())
+        if key not in self.journal:
+            self.journal.put({key: [list(each) for each in self._computed_scores(edit)]})
+        return [(float(value), aim) for value, aim in self.journal.get(key)]
+
+    def _computed_scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         if not self.config.tasks:
             with apply_edit(self.model, edit) if edit is not None else nullcontext():
                 scores = preference_scores(
@@ -212,7 +248,14 @@ class Search:
             start: Strength to try first.
         """
         config = scanned.candidate.config
-        edit = fit_edit(self.model, self.tokenizer, self.searched, config=config, track=self.track)
+        edit = fit_edit(
+            self.model,
+            self.tokenizer,
+            self.searched,
+            config=config,
+            checkpoint_dir=self.folder / CHECKPOINTS_NAME,
+            track=self.track,
+        )
         assert isinstance(edit, Edit)
         choice = choose_strength(
             self.model,
@@ -222,9 +265,14 @@ class Search:
             budget=self.budget,
             start=start,
             limit=config.max_strength,
+            journal=self.journal,
             track=self.track,
         )
         return edit.with_strength(choice.strength)
+
+    def finish(self) -> None:
+        """Remove what was kept for a search that goes on after an interruption."""
+        shutil.rmtree(self.folder / CHECKPOINTS_NAME, ignore_errors=True)
 
     def test(
         self,

@@ -14,9 +14,11 @@ from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
 from sealign.evaluation.damage import Damage, bundled_texts, check_passages, measure_passages
+from sealign.evaluation.journal import Journal
 from sealign.evaluation.verdict import MAX_DAMAGE
 from sealign.models.passages import Passage, answer_passages, text_passages
 from sealign.models.prompt_format import PromptFormat
+from sealign.models.shared_layers import share_layers
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -26,8 +28,18 @@ PASSAGE_LENGTH = 48
 """Number of tokens at which neutral text is split, so that the interval of its damage rests on many passages."""
 
 NEUTRAL_PASSAGES = 24
-ANSWERED_PROMPTS = 20
+ANSWERED_PROMPTS = 16
+ANSWER_TOKENS = 24
+"""Largest number of tokens of an own answer."""
+
+PART = 3
+"""One in so many texts is used to find a first strength."""
+
 STEPS = 8
+AIM, ROUGH_AIM, ENOUGH = 0.95, 0.85, 1.2
+"""Part of the room that a step of the choice takes, after a measurement on all texts or on a part of them, and room at
+which it is content."""
+
 BATCH = 8
 FIRST_CHANGE = 0.03
 """Mean relative change of the activations at the first strength that is tried."""
@@ -75,9 +87,19 @@ class DamageTexts:
         check_passages(whole)
         step = max(1, len(whole) // NEUTRAL_PASSAGES)
         answers = answer_passages(
-            model, tokenizer, demonstrations[:ANSWERED_PROMPTS], prompt_format=prompt_format, track=track
+            model,
+            tokenizer,
+            demonstrations[:ANSWERED_PROMPTS],
+            prompt_format=prompt_format,
+            max_new_tokens=ANSWER_TOKENS,
+            track=track,
         )
         return cls(whole[::step][:NEUTRAL_PASSAGES], answers)
+
+    def part(self) -> DamageTexts:
+        """Return one in ``PART`` texts of each kind, at least 2 where there are so many."""
+        neutral, answers = (own[::PART] if len(own) > PART else own for own in (self.neutral, self.answers))
+        return DamageTexts(neutral, answers)
 
     @torch.no_grad()
     def measure(
@@ -86,6 +108,7 @@ class DamageTexts:
         tokenizer: PreTrainedTokenizerBase,
         edits: Sequence[Edit],
         *,
+        journal: Journal | None = None,
         track: Track = no_progress,
     ) -> list[tuple[Damage, Damage | None]]:
         """Return the damage of each edit on neutral text and on own answers, None where all answers are empty.
@@ -94,18 +117,26 @@ class DamageTexts:
             model: The base model, without an edit.
             tokenizer: Tokenizer of the model.
             edits: Edits, each measured alone and at its own strength.
+            journal: Journal of finished batches. Must not be shared between models.
             track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         """
-        neutral = measure_passages(model, tokenizer, edits, self.neutral, batch_size=BATCH, track=track)
+        neutral = measure_passages(
+            model, tokenizer, edits, self.neutral, batch_size=BATCH, journal=journal, track=track
+        )
         if len(self.answers) < 2:
             return [(damage, None) for damage in neutral]
-        domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, track=track)
+        domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, journal=journal, track=track)
         return list(zip(neutral, domain, strict=True))
 
 
 @dataclass(frozen=True)
 class DamageBudget:
-    """The KL divergence from the base model, in nats per token, that an edit may cause.
+    """The damage that an edit may do, in nats per token.
+
+    On neutral text it is the increase of the loss and the KL divergence from the base model, each of which must be
+    within the budget: the loss can rise in proportion to a small strength, where the divergence only grows with its
+    square. On own answers it is the divergence alone, since an answer is the most probable one by choice, so that
+    any change makes it less probable.
 
     Attributes:
         neutral: Budget on neutral text. Must be above 0.
@@ -113,10 +144,6 @@ class DamageBudget:
 
     Raises:
         SettingError: A budget is not above 0.
-
-    Example:
-        >>> DamageBudget(0.5).used(0.125, 0.25)
-        0.5
     """
 
     neutral: float = MAX_DAMAGE
@@ -127,17 +154,48 @@ class DamageBudget:
             if value is not None and not value > 0:
                 raise SettingError(f"{name} is {value}, but it must be above 0")
 
-    def used(self, neutral: float, domain: float | None) -> float:
-        """Return the fraction of the budget that is used, on the text where it is larger; infinity if not finite.
+    def room(self, neutral: Damage, domain: Damage | None, *, bounds: bool = False) -> float:
+        """Return the factor by which a strength can grow until an edit uses the budget; below 1 if it is over it.
+
+        It is 0 for a model that is broken.
 
         Args:
-            neutral: Divergence on neutral text.
-            domain: Divergence on own answers; None if there are none.
+            neutral: Damage on neutral text.
+            domain: Damage on own answers; None if there are none.
+            bounds: Whether the upper ends of the one-sided 95 % intervals must be within the budget, and not the means.
         """
-        shares = [neutral / self.neutral]
-        if domain is not None:
-            shares.append(domain / (self.domain or self.neutral))
-        return max(shares) if all(map(math.isfinite, shares)) else math.inf
+        if bounds:
+            loss, divergence = neutral.loss_bound, neutral.divergence_bound
+            own = None if domain is None else domain.divergence_bound
+        else:
+            loss, divergence = neutral.loss_increase, neutral.mean_divergence
+            own = None if domain is None else domain.mean_divergence
+        factors = [growth(self.neutral, 0.0, divergence), growth(self.neutral, loss - divergence, divergence)]
+        if own is not None:
+            factors.append(growth(self.domain or self.neutral, 0.0, own))
+        return min(factors)
+
+
+def growth(budget: float, slope: float, curvature: float) -> float:
+    """Return the largest factor f with slope f + curvature f^2 = budget; 0 if one of them is not finite.
+
+    The increase of the loss has this form: to first order the edit makes text more or less probable, and to second
+    order it adds the divergence.
+
+    Args:
+        budget: Budget, above 0.
+        slope: Part of the damage that grows with the strength.
+        curvature: Part that grows with its square, at least 0.
+
+    Example:
+        >>> growth(0.5, 0.0, 0.125), growth(0.5, 0.75, 0.25)
+        (2.0, 0.5615528128088303)
+    """
+    if not (math.isfinite(slope) and math.isfinite(curvature)):
+        return 0.0
+    if curvature <= 0:
+        return budget / slope if slope > 0 else math.inf
+    return (math.sqrt(slope**2 + 4 * curvature * budget) - slope) / (2 * curvature)
 
 
 @dataclass(frozen=True)
@@ -164,13 +222,13 @@ def choose_strength(
     budget: DamageBudget = DamageBudget(),
     start: float | None = None,
     limit: float = math.inf,
+    journal: Journal | None = None,
     track: Track = no_progress,
 ) -> StrengthChoice:
     """Return the largest strength found for which the damage of an edit is within a budget.
 
-    Damage is the mean KL(base || edited), in nats per token; the upper end of its one-sided 95 % interval must be
-    within the budget on both kinds of text. It grows about as the square of the strength, so a few measurements are
-    enough.
+    The upper ends of the one-sided 95 % intervals must be within it; see ``DamageBudget``. How damage grows with the
+    strength is known, so that a few measurements are enough; the first ones are made on a part of the texts.
 
     Args:
         model: The base model, without an edit.
@@ -178,8 +236,10 @@ def choose_strength(
         edit: Edit; its own strength is not used.
         texts: Neutral text and own answers.
         budget: Damage that the edit may do.
-        start: Strength to try first. Default: the one that changes activations by 3 %.
+        start: Strength to try first, on all texts. Default: found on a part of the texts, from the strength that
+            changes activations by 3 %.
         limit: Largest strength to choose. Must be above 0.
+        journal: Journal of finished measurements. Must not be shared between models.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
@@ -189,20 +249,29 @@ def choose_strength(
         raise SettingError(f"limit is {limit}, but it must be above 0")
     limit = min(limit, MAX_STRENGTH)
     strength = min(limit, _first_strength(edit) if start is None else start)
+    rough = start is None
     best: StrengthChoice | None = None
-    for _ in track(range(STEPS), "Choosing the strength", STEPS):
-        ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(strength)])
-        found = StrengthChoice(strength, neutral, domain)
-        used = budget.used(neutral.divergence_bound, None if domain is None else domain.divergence_bound)
-        if used <= 1 and (best is None or strength > best.strength):
-            best = found
-        if (0.8 <= used <= 1) or (used <= 1 and strength >= limit):
-            break
-        # Aims at nine tenths of the budget; a step that grows too fast can leave the region where KL is quadratic.
-        strength = min(limit, strength * min(4.0, max(0.05, math.sqrt(0.9 / max(used, 1e-9)))))
-    if best is None:
-        ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)])
-        best = StrengthChoice(0.0, neutral, domain)
+    with share_layers(model, [edit.modules]):
+        for _ in track(range(STEPS), "Choosing the strength", STEPS):
+            measured_on = texts.part() if rough else texts
+            ((neutral, domain),) = measured_on.measure(
+                model, tokenizer, [edit.with_strength(strength)], journal=journal
+            )
+            room = budget.room(neutral, domain, bounds=not rough)
+            aim = AIM
+            if rough:
+                aim = ROUGH_AIM
+                rough = not (0.5 <= room <= 2 or (room > 1 and strength >= limit))
+            else:
+                if room >= 1 and (best is None or strength > best.strength):
+                    best = StrengthChoice(strength, neutral, domain)
+                if 1 <= room <= ENOUGH or (room >= 1 and strength >= limit):
+                    break
+            # A step that grows too fast can leave the region where damage grows as it does for small strengths.
+            strength = min(limit, strength * min(4.0, max(0.05, aim * room)))
+        if best is None:
+            ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)], journal=journal)
+            best = StrengthChoice(0.0, neutral, domain)
     return best
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from sealign.evaluation.comparison import EditReport, report_edits
 from sealign.evaluation.finalists import Finalist
 from sealign.evaluation.results import Results
 from sealign.evaluation.scan import ScannedCandidate
-from sealign.evaluation.search import EVALUATION_NAME, SCAN_NAME, Search
+from sealign.evaluation.search import ANSWERED, CHECKPOINTS_NAME, EVALUATION_NAME, SCAN_NAME, Search
+from sealign.evaluation.strength_choice import AIM
 from sealign.evaluation.tuning_config import TuneConfig
 from sealign.files import check_file
 from sealign.folders import check_unmarked
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 WINNER = "winner"
 """Name of the winning edit in the results."""
-
-ANSWERED = 10
-"""Number of prompts of the test that the winner and its controls answer."""
 
 EDIT_NAME, FIGURES_NAME = "edit", "figures"
 """Names of the other outputs."""
@@ -45,6 +42,7 @@ class TuneResult:
         edit: Edit of the winner, fitted on all demonstrations but those of the test.
         results: Results of this edit on the test part, with all controls.
         report: Statistics and verdict of these results.
+        left_out: Layers that the time limit left out of the scan.
     """
 
     scanned: list[ScannedCandidate]
@@ -53,6 +51,7 @@ class TuneResult:
     edit: Edit | None = None
     results: Results | None = None
     report: EditReport | None = None
+    left_out: Sequence[int] = ()
 
 
 def tune(
@@ -72,7 +71,7 @@ def tune(
     and token choice. A scan ranks all these candidates by their efficiency on the second, the development part. The
     most efficient ones are measured on the development part at about the strength that uses the damage budget. The
     winner is fitted again on both parts, and tested on the third part and on other neutral texts, with random and
-    reversed controls.
+    reversed controls. After an interruption the same call continues.
 
     Args:
         model: The base model; it must be differentiable.
@@ -97,14 +96,16 @@ def tune(
     if not finalists or not finalists[0].gain > 0:
         for name in (EDIT_NAME, EVALUATION_NAME):  # of an earlier search
             shutil.rmtree(search.folder / name, ignore_errors=True)
-        return TuneResult(scanned, finalists)
+        search.finish()
+        return TuneResult(scanned, finalists, left_out=search.left_out)
     winner = finalists[0]
-    edit = search.fit(winner.scanned, winner.strength * math.sqrt(0.8 / winner.used))
+    edit = search.fit(winner.scanned, AIM * winner.strength * winner.room)
     edit.save_pretrained(search.folder / EDIT_NAME, overwrite=True)
     sources = {WINNER: str(search.folder / EDIT_NAME)}
     results = search.test({WINNER: edit}, sources, command=command, answered=ANSWERED)
     (report,) = report_edits(results, max_damage=config.max_damage, seed=config.seed)
-    return TuneResult(scanned, finalists, winner, edit, results, report)
+    search.finish()
+    return TuneResult(scanned, finalists, winner, edit, results, report, search.left_out)
 
 
 def check_outputs(folder: Path, *, overwrite: bool = False) -> None:
@@ -119,4 +120,5 @@ def check_outputs(folder: Path, *, overwrite: bool = False) -> None:
             their names.
     """
     check_unmarked(folder, [EDIT_NAME, EVALUATION_NAME, FIGURES_NAME], mark=SCAN_NAME)
-    check_file(folder / SCAN_NAME, overwrite=overwrite)
+    if not (folder / CHECKPOINTS_NAME).is_dir():  # of a search that goes on
+        check_file(folder / SCAN_NAME, overwrite=overwrite)

@@ -25,9 +25,12 @@ class TuneConfig(TaskConfig):
         sites: Sites to search: ``residual``, ``mlp`` or ``attention``.
         tokens: Token choices to search: ``completion``, ``last``, ``mean`` or ``random``.
         layers: Layers to search, as in the configuration of a fit.
-        max_damage: Maximum KL divergence from the base model on neutral text, in nats per token. Must be above 0.
-        max_domain_damage: The same on the base model's own answers to the prompts of the demonstrations; ``max_damage``
-            if None. Must be above 0.
+        max_damage: Maximum increase of the loss on neutral text, and maximum KL divergence from the base model on it,
+            in nats per token. Must be above 0.
+        max_domain_damage: Maximum divergence on the base model's own answers to the prompts of the demonstrations;
+            ``max_damage`` if None. Must be above 0.
+        max_minutes: Largest duration of the search in minutes. Layers are left out of the scan to keep it: one in four
+            is scanned first, then those between. None for no limit. Must be above 0.
         finalists: Number of candidates that are measured at full strength on the development part. Must be at least 1.
         deployable: Whether to search only edits that are exactly a LoRA: linear, not rescaled, on the output of a
             matrix.
@@ -50,6 +53,7 @@ class TuneConfig(TaskConfig):
     layers: str | Sequence[int] = "all"
     max_damage: Annotated[float, Field(gt=0, examples=[MAX_DAMAGE])] = MAX_DAMAGE
     max_domain_damage: Annotated[float, Field(gt=0, examples=[MAX_DAMAGE])] | None = None
+    max_minutes: Annotated[float, Field(gt=0, examples=[10])] | None = None
     finalists: Annotated[int, Field(ge=1)] = 5
     deployable: bool = False
     holdout: Annotated[float, Field(gt=0, lt=1, examples=[0.3])] = 0.3

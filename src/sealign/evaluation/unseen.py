@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sealign.demonstrations.demonstration import Demonstration, prompt_hash
 from sealign.demonstrations.prompts import Prompt
 from sealign.demonstrations.splits import split_demonstrations
@@ -123,3 +125,41 @@ def split_seen(
         fitted, rest = split_demonstrations(demonstrations, holdout=holdout, seed=seed)
     seen = fitted_prompts(edits)
     return fitted, [item for item in rest if item.prompt_hash not in seen]
+
+
+def divide_items(
+    task: str,
+    items: Sequence[Any],
+    parts: Sequence[Sequence[Demonstration]],
+    *,
+    holdout: float,
+    seed: int,
+) -> tuple[list[int], list[int]]:
+    """Return the numbers of the development items and of the test items of a task.
+
+    An item with the prompt of a demonstration goes with it, and is left out if the candidates were fitted on it.
+
+    Args:
+        task: Name of the task, for the message.
+        items: Items of the task.
+        parts: Demonstrations to fit on, to compare on and to test on.
+        holdout: Fraction of the other items for the test.
+        seed: Seed of their split.
+
+    Raises:
+        SettingError: A part has fewer than 2 items.
+    """
+    prompts = [item_prompts(item) for item in items]
+    hashes = [{each.prompt_hash for each in part} for part in parts]
+    shared = [[number for number, own in enumerate(prompts) if own & part] for part in hashes]
+    taken = {number for numbers in shared for number in numbers}
+    rest = [number for number in range(len(prompts)) if number not in taken]
+    shuffled = np.random.default_rng(seed).permutation(rest).tolist()
+    cut = round((1 - holdout) * len(rest))
+    development, test = sorted(shared[1] + shuffled[:cut]), sorted(shared[2] + shuffled[cut:])
+    if min(len(development), len(test)) < 2:
+        raise SettingError(
+            f"task '{task}' has {len(prompts)} items, of which {len(development)} can be compared and {len(test)} "
+            "tested, but each part needs at least 2; use more items"
+        )
+    return development, test

@@ -18,12 +18,15 @@ class Activations:
         neutral: H by layer, (n, d) float32 on the CPU; row i belongs to demonstration i.
         positive: H+ by layer.
         negative: H- by layer.
+        text: Activations of every token of the bundled ordinary text by layer, (t, d) float32, if they were collected,
+            too; a fit that needs them then need not.
     """
 
     site: str
     neutral: Mapping[int, Float[Tensor, "n d"]]
     positive: Mapping[int, Float[Tensor, "n d"]]
     negative: Mapping[int, Float[Tensor, "n d"]]
+    text: Mapping[int, Float[Tensor, "t d"]] | None = None
 
     @property
     def layers(self) -> Sequence[int]:

@@ -17,7 +17,7 @@ from sealign.errors import SettingError
 from sealign.fitting.activation_store import Keep, rows_bytes, sums_bytes
 from sealign.fitting.activations import Activations
 from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collecting import Collector
+from sealign.fitting.collector import Collector
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import LayerStatistics
 from sealign.fitting.mapped_tensors import map_tensors
@@ -113,7 +113,8 @@ def collect(
         collector.open_store(checkpoint_dir, demonstrations, *more) as store,
     ):
         if keep.kept == "rows":
-            yield Collected(collector.run(demonstrations, store, file), config)
+            (found,) = collector.run(demonstrations, store, file).values()
+            yield Collected(found, config)
         else:
             yield Collected(_accumulate(collector, demonstrations, config, store, file), config)
         store.clear()
@@ -135,7 +136,7 @@ def _accumulate(
     for start in range(saved, len(demonstrations), CHUNK):
         chunk = demonstrations[start : start + CHUNK]
         unsaved.append(store.part(start, start + len(chunk)))
-        found = collector.run(chunk, unsaved[-1])
+        (found,) = collector.run(chunk, unsaved[-1]).values()
         widths = {layer: found.neutral[layer].shape[1] for layer in found.layers}
         by_layer = by_layer or _empty_statistics(widths, config, file)
         for layer, statistics in by_layer.items():

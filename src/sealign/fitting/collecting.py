@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sealign.demonstrations.demonstration import Demonstration, check_demonstrations, demonstrations_hash
-from sealign.errors import ActivationError, DemonstrationError
+from sealign.demonstrations.demonstration import Demonstration, check_demonstrations
 from sealign.fitting.activations import Activations
-from sealign.fitting.checkpoints import BatchStore
-from sealign.fitting.collect_config import CollectConfig
-from sealign.fitting.mapped_tensors import map_tensors
-from sealign.fitting.sequences import ROLES, Read, TokenSequence, check_context, check_tokens, plan_sequences
-from sealign.fitting.token_ranges import TokenRanges
-from sealign.models.batching import pad_right, pad_token
-from sealign.models.eval_mode import eval_mode
-from sealign.models.fingerprint import template_hash, tokenizer_hash
-from sealign.models.generation import generate_ids
+from sealign.fitting.collect_config import CollectConfig, TokenChoice
+from sealign.fitting.collector import Collector
 from sealign.models.output_matrices import HEADS, input_width, resolve_heads
-from sealign.models.recorder import Recorder
-from sealign.models.shared_prefix import Prefix, common_prefix
 from sealign.models.sites import ResolvedSite, resolve_sites
-from sealign.models.structure import decoder_of, input_device, text_config, unwrap_model
+from sealign.models.structure import text_config, unwrap_model
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -71,13 +58,57 @@ def collect_activations(
         ModelError: The tokenizer gives a token that the model does not embed.
         SiteError: The modules of a layer cannot be identified, or are not what the site's name says.
     """
-    demonstrations = check_demonstrations(demonstrations)
     sites = resolve_read_sites(model, site, layers, module_pattern=module_pattern)
-    collector = Collector(model, tokenizer, site, sites, config, track)
+    collector = Collector(model, tokenizer, {site: sites}, [config.token], config, track)
+    demonstrations = check_demonstrations(demonstrations)
     with collector.open_store(checkpoint_dir, demonstrations) as store:
-        found = collector.run(demonstrations, store)
+        (found,) = collector.run(demonstrations, store).values()
         store.clear()
     return found
+
+
+def collect_together(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    demonstrations: Sequence[Demonstration],
+    *,
+    sites: Sequence[str],
+    tokens: Sequence[TokenChoice],
+    layers: Sequence[int] | None = None,
+    config: CollectConfig = CollectConfig(),
+    checkpoint_dir: str | Path | None = None,
+    track: Track = no_progress,
+) -> dict[tuple[str, TokenChoice], Activations]:
+    """Run a model over demonstrations once, and return the activations for each of several sites and token choices.
+
+    Args:
+        model, tokenizer, demonstrations, layers, track: As for ``collect_activations``.
+        checkpoint_dir: Folder for finished batches, from which a run continues; the caller removes them.
+        sites: Sites to read, as for ``collect_activations``.
+        tokens: Token choices; that of ``config`` is not used.
+        config: Other collection settings.
+
+    Returns:
+        Mapping from site and token choice to activations, each equal to those of ``collect_activations``.
+
+    Raises:
+        DemonstrationError, ActivationError, ModelError, SiteError: As for ``collect_activations``.
+
+    Example:
+        >>> import sealign
+        >>> model, tokenizer = sealign.load_model("smollm2")
+        >>> demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=8)
+        >>> found = collect_together(
+        ...     model, tokenizer, demonstrations, sites=["mlp", "residual"], tokens=["last", "mean"], layers=[12, 14]
+        ... )
+        >>> found["residual", "mean"].neutral[14].shape
+        torch.Size([8, 576])
+    """
+    resolved = {site: resolve_read_sites(model, site, layers) for site in sites}
+    collector = Collector(model, tokenizer, resolved, tokens, config, track)
+    demonstrations = check_demonstrations(demonstrations)
+    with collector.open_store(checkpoint_dir, demonstrations) as store:
+        return collector.run(demonstrations, store)
 
 
 def resolve_read_sites(
@@ -106,174 +137,3 @@ def read_width(model: nn.Module, resolved: ResolvedSite) -> int:
     if resolved.reads == "output":
         return int(text_config(unwrap_model(model)).hidden_size)
     return input_width(resolved.module)
-
-
-@dataclass(frozen=True)
-class Collector:
-    """Collects activations of a model at given sites.
-
-    Attributes:
-        model: Model to run.
-        tokenizer: Tokenizer of the model.
-        site: Name of the site.
-        sites: Modules to read.
-        config: Collection settings.
-        track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    site: str
-    sites: Sequence[ResolvedSite]
-    config: CollectConfig
-    track: Track = no_progress
-
-    def open_store(
-        self, checkpoint_dir: str | Path | None, demonstrations: Sequence[Demonstration], *more: object
-    ) -> AbstractContextManager[BatchStore]:
-        """Return the store for finished batches of the given demonstrations, to be used in a ``with`` block.
-
-        Args:
-            checkpoint_dir: Folder of the store; None to store nothing.
-            demonstrations: Demonstrations to run.
-            *more: Further values that the stored tensors depend on, besides weights, settings and demonstrations.
-        """
-        texts = demonstrations_hash(demonstrations)
-        prompt_format = repr(self.config.prompt_format.resolve(self.tokenizer))
-        tokens = [tokenizer_hash(self.tokenizer), template_hash(self.tokenizer)]
-        paths = [resolved.path for resolved in self.sites]
-        return BatchStore.open(
-            checkpoint_dir, self.model, [*more, repr(self.config), prompt_format, *tokens, paths, texts]
-        )
-
-    @torch.no_grad()
-    def run(
-        self, demonstrations: Sequence[Demonstration], store: BatchStore, file: BinaryIO | None = None
-    ) -> Activations:
-        """Run the model over demonstrations, except for the batches that are stored.
-
-        Args:
-            demonstrations: Demonstrations to run; must not be empty.
-            store: Store of finished batches. The caller clears it when the result has been saved or used.
-            file: Empty file opened in binary read-write mode. If given, the result is memory-mapped to it, so that it
-                may be larger than memory.
-
-        Raises:
-            DemonstrationError, ActivationError, ModelError: As for ``collect_activations``.
-        """
-        if not demonstrations:
-            raise DemonstrationError("no demonstrations given, but at least 1 is needed")
-        with eval_mode(self.model):
-            generated = self._generate_neutrals(demonstrations, store) if self.config.neutral == "generated" else None
-            sequences = plan_sequences(self.tokenizer, demonstrations, self.config, generated)
-            check_context(self.model, sequences, demonstrations)
-            check_tokens(self.model, sequences)
-            return self._run_sequences(sequences, demonstrations, store, file)
-
-    def _run_sequences(
-        self,
-        sequences: list[TokenSequence],
-        demonstrations: Sequence[Demonstration],
-        store: BatchStore,
-        file: BinaryIO | None,
-    ) -> Activations:
-        order = sorted(sequences, key=lambda sequence: len(sequence.ids), reverse=True)
-        batches = [order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
-        result: dict[int, list[Tensor]] = {}
-        prefix: tuple[Prefix, dict[int, Tensor]] | None = None
-        for number, batch in enumerate(self.track(batches, "Collecting activations", len(batches))):
-            rows = store.load("activations", number)
-            if rows is None:
-                prefix = prefix or self._run_prefix([sequence.ids for sequence in sequences])
-                rows = self._run_batch(batch, demonstrations, *prefix)
-                store.save("activations", number, rows)
-            widths = {layer: block.shape[1] for layer, block in rows.items()}
-            result = result or _empty_result(widths, len(demonstrations), file)
-            _copy_rows(rows, batch, result)
-        by_role = [{layer: blocks[role] for layer, blocks in sorted(result.items())} for role in range(len(ROLES))]
-        return Activations(self.site, *by_role)
-
-    def _run_prefix(self, sequences: Sequence[Sequence[int]]) -> tuple[Prefix, dict[int, Tensor]]:
-        """Run the common prefix of all sequences and return it with its activations, (p, d) float32 for each layer."""
-        # The batch has one row, so flattening batch and tokens, as some blocks do, changes nothing.
-        recorder = Recorder(self.sites, lambda output, _: output.reshape(-1, output.shape[-1]).float())
-        with recorder:
-            prefix = Prefix.run(decoder_of(self.model), common_prefix(sequences), input_device(self.model))
-        return prefix, recorder.recorded if prefix.ids else {}
-
-    def _run_batch(
-        self,
-        batch: Sequence[TokenSequence],
-        demonstrations: Sequence[Demonstration],
-        prefix: Prefix,
-        before: Mapping[int, Tensor],
-    ) -> dict[str, Tensor]:
-        """Run one batch and return a (number of reads, d) tensor for each layer, in the order of the batch."""
-        start = len(prefix.ids)
-        pad = pad_token(self.tokenizer, self.model)
-        ids, mask = pad_right([sequence.ids[start:] for sequence in batch], pad, input_device(self.model))
-        reads = [(row, read) for row, sequence in enumerate(batch) for read in sequence.reads]
-        ranges = TokenRanges.of(reads, start)
-
-        def reduce(output: Tensor, layer: int) -> Tensor:
-            hidden = output.reshape(*ids.shape, -1)  # some blocks flatten batch and tokens
-            past = before[layer].to(hidden.device) if start else hidden.new_zeros(0, hidden.shape[-1]).float()
-            return ranges.means(hidden, past)
-
-        recorder = Recorder(self.sites, reduce)
-        with recorder:
-            prefix.continue_batch(decoder_of(self.model), ids, mask)
-        rows = {str(layer): block.cpu() for layer, block in recorder.recorded.items()}
-        _check_finite(rows, [read for _, read in reads], demonstrations)
-        return rows
-
-    def _generate_neutrals(self, demonstrations: Sequence[Demonstration], store: BatchStore) -> list[list[int]]:
-        """Return the model's greedy completion of each prompt, up to its end token."""
-        config = self.config
-        prompts = [
-            config.prompt_format.encode_prompt(self.tokenizer, item.prompt, history=item.history)
-            for item in demonstrations
-        ]
-        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]), reverse=True)
-        batches = [order[i : i + config.batch_size] for i in range(0, len(order), config.batch_size)]
-        completions: list[list[int]] = [[] for _ in prompts]
-        for number, batch in enumerate(self.track(batches, "Generating neutral completions", len(batches))):
-            saved = store.load("generated", number)
-            if saved is None:
-                chosen = [prompts[index] for index in batch]
-                saved = {"ids": generate_ids(self.model, self.tokenizer, chosen, config.max_new_tokens)}
-                store.save("generated", number, saved)
-            for index, row in zip(batch, saved["ids"].tolist(), strict=True):
-                completions[index] = [token for token in row if token >= 0]
-        return completions
-
-
-def _empty_result(widths: Mapping[str, int], count: int, file: BinaryIO | None) -> dict[int, list[Tensor]]:
-    """Return an empty (n, d) matrix for each role of each layer."""
-    if file is None:
-        return {int(layer): [torch.empty(count, width) for _ in ROLES] for layer, width in widths.items()}
-    shapes = {f"{role}.{layer}": (count, width) for layer, width in widths.items() for role in ROLES}
-    mapped = map_tensors(file, shapes, torch.float32)
-    return {int(layer): [mapped[f"{role}.{layer}"] for role in ROLES] for layer in widths}
-
-
-def _check_finite(rows: Mapping[str, Tensor], reads: Sequence[Read], demonstrations: Sequence[Demonstration]) -> None:
-    for layer, block in rows.items():
-        finite = torch.isfinite(block).all(dim=1)
-        if not bool(finite.all()):
-            read = reads[int((~finite).int().argmax())]
-            raise ActivationError(
-                f"NaN or infinity in the activations of layer {layer} for the demonstration "
-                f"{demonstrations[read.demonstration]} ({ROLES[read.role]}); use a dtype with a larger range (float32 "
-                "or bfloat16) or remove this demonstration"
-            )
-
-
-def _copy_rows(rows: Mapping[str, Tensor], batch: Sequence[TokenSequence], result: Mapping[int, list[Tensor]]) -> None:
-    """Copy the activations of a batch to the rows of their demonstrations."""
-    reads = [read for sequence in batch for read in sequence.reads]
-    for role in range(len(ROLES)):
-        chosen = [position for position, read in enumerate(reads) if read.role == role]
-        where = [reads[position].demonstration for position in chosen]
-        for layer, blocks in result.items():
-            blocks[role][where] = rows[str(layer)][chosen]

@@ -13,6 +13,7 @@ from sealign.errors import ActivationError
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
 from sealign.models.recorder import Recorder
+from sealign.models.shared_layers import without_layers_above
 from sealign.models.sites import ResolvedSite
 from sealign.models.structure import decoder_of, input_device
 from sealign.progress import Track, no_progress
@@ -49,7 +50,7 @@ def collect_text_activations(
     batches = [encoded[first : first + BATCH] for first in range(0, len(encoded), BATCH)]
     found: dict[int, list[Tensor]] = {site.layer: [] for site in sites}
     recorder = Recorder(sites, lambda output, _: output.reshape(-1, output.shape[-1]))
-    with eval_mode(model), recorder:
+    with eval_mode(model), recorder, without_layers_above(model, sites):
         for batch in track(batches, "Reading ordinary text", len(batches)):
             ids, mask = pad_right(batch, pad_token(tokenizer, model), input_device(model))
             decoder_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)

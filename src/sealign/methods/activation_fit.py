@@ -16,7 +16,8 @@ from sealign.files import tensors_hash
 from sealign.fitting.activation_store import choose_keep
 from sealign.fitting.activations import Activations
 from sealign.fitting.collected import Collected, collect
-from sealign.fitting.collecting import Collector, collect_activations, read_width, resolve_read_sites
+from sealign.fitting.collecting import collect_activations, read_width, resolve_read_sites
+from sealign.fitting.collector import Collector
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
 from sealign.fitting.workers import gather_objects, own_share, rank_and_size
@@ -116,7 +117,14 @@ def collect_for(context: FitContext, config: EditConfig) -> Iterator[Collected]:
     share = own_share(context.demonstrations)
     widths = [read_width(model, sites[0])] * len(layers)
     keep = context.keep or choose_keep(len(share), widths, needs_rows=config.needs_rows)
-    collector = Collector(model, context.tokenizer, config.read_site, sites, config.collect_config(), context.track)
+    collector = Collector(
+        model,
+        context.tokenizer,
+        {config.read_site: sites},
+        [config.token],
+        config.collect_config(),
+        context.track,
+    )
     with collect(collector, share, config, keep, checkpoint_dir=context.checkpoint_dir) as collected:
         yield collected
 

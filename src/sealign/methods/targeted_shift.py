@@ -13,6 +13,7 @@ from sealign.demonstrations.bundled import ordinary_texts
 from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
 from sealign.errors import ActivationError, DegenerateError
+from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import TokenSetting
 from sealign.fitting.collected import Collected
 from sealign.fitting.edit_config import EditConfig
@@ -88,8 +89,12 @@ def reading_direction(sides: Float[Tensor, "m d"], ordinary: Float[Tensor, "t d"
 
 def _fit(context: FitContext, collected: Collected, config: TargetedShiftConfig) -> Edit:
     layers = chosen_layers(context, config, collected)
-    sites = resolve_sites(context.model, config.site, layers, module_pattern=config.module_pattern)
-    ordinary = collect_text_activations(context.model, context.tokenizer, ordinary_texts(), sites, track=context.track)
+    ordinary = collected.stored.text if isinstance(collected.stored, Activations) else None
+    if ordinary is None:
+        sites = resolve_sites(context.model, config.site, layers, module_pattern=config.module_pattern)
+        ordinary = collect_text_activations(
+            context.model, context.tokenizer, ordinary_texts(), sites, track=context.track
+        )
     fits = {}
     for layer in context.track(layers, "Fitting layers", len(layers)):
         try:

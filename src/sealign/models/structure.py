@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Any
@@ -128,6 +129,17 @@ def decoder_of(model: nn.Module) -> nn.Module:
     inner = unwrap_model(model)
     decoder: nn.Module = getattr(inner, "base_model", inner)
     return decoder
+
+
+def logits_kept(model: nn.Module, count: int) -> dict[str, Any]:
+    """Return the argument with which a model computes the logits of its last tokens only; empty if it has none.
+
+    Args:
+        model: The model; wrappers are looked through.
+        count: Number of tokens.
+    """
+    parameters = inspect.signature(unwrap_model(model).forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in parameters else {}
 
 
 def input_device(model: nn.Module) -> torch.device:

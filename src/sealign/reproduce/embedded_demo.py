@@ -25,6 +25,7 @@ from sealign.evaluation.verdict import Effect, Verdict, judge_effects
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.registry import fit_edit
+from sealign.models.shared_layers import share_layers
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
@@ -101,7 +102,8 @@ def run_demo(
     controls = [edit.randomized(seed + offset) for offset in CONTROL_SEEDS]
     arms = [None, edit, *controls, edit.reversed()]
     scored = track(arms, f"Scoring {behaviour}", len(arms))
-    scores = [_scores(model, tokenizer, arm, held_out, config) for arm in scored]
+    with share_layers(model, [edit.modules]):
+        scores = [_scores(model, tokenizer, arm, held_out, config) for arm in scored]
     effects = [_effect(name, [arm[name] for arm in scores], seed) for name in HEADLINES]
     measured_on = DamageTexts.of(model, tokenizer, held_out, texts=texts[1::2], prompt_format=form, track=track)
     measured = measured_on.measure(model, tokenizer, [edit, controls[0], edit.reversed()], track=track)
