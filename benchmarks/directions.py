@@ -30,11 +30,11 @@ import sealign
 from sealign.demonstrations.bundled import ordinary_texts
 from sealign.evaluation.sensitivity import PlacedEdit, mean_log_probability_derivatives, sampled_score_derivatives
 from sealign.evaluation.strength_choice import DamageTexts
-from sealign.fitting.text_activations import collect_text_activations
+from sealign.fitting.token_activations import collect_token_activations
 from sealign.methods.sea import fit_projection, projection_edit
-from sealign.methods.targeted_shift import reading_direction
-from sealign.models.passages import completion_passages
+from sealign.models.passages import completion_passages, text_passages
 from sealign.models.sites import resolve_sites
+from sealign.spectral.reading_direction import reading_direction
 
 SITES = ("residual", "attention")
 HOLDOUT, HELD = 0.35, 48  # the fraction that is held out, of which at most so many pairs are scored
@@ -136,7 +136,7 @@ def measure(behaviour: str, data_dir: str | None, layers: list[int], pairs: int 
     placed = []
     for site in SITES:
         rows = sealign.collect_activations(model, tokenizer, fitted, site=site, layers=layers, config=config)
-        text = collect_text_activations(model, tokenizer, ordinary_texts(), sites[site])
+        text = collect_token_activations(model, tokenizer, text_passages(tokenizer, ordinary_texts()), sites[site])
         for layer in layers:
             for name, edit in variants(*rows.rows(layer), text[layer]).items():
                 names.append((site, name))

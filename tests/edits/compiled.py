@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import sys
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import CompileConfig
 
 import sealign
 from sealign.edits.attach import edit_output
+from sealign.edits.gate import Gate
 from sealign.edits.handle import EditHandle
 from sealign.edits.layer_edit import LayerEdit
 from sealign.methods.sea import projection_edit
@@ -32,6 +34,9 @@ def check_layers() -> None:
             projection = sealign.Projection(*factors, torch.randn(WIDTH), feature_map)  # type: ignore[call-arg]
             edit, other = (projection_edit(projection, normalization=normalization) for _ in range(2))  # type: ignore[arg-type]
             check_layer(edit, other)
+            if normalization != "feature":
+                gate = Gate(torch.randn(WIDTH), 0.1)
+                check_layer(dataclasses.replace(edit, gate=gate), dataclasses.replace(other, gate=gate))
 
 
 def check_layer(edit: LayerEdit, other: LayerEdit) -> None:

@@ -23,6 +23,7 @@ from sealign.edits.handle import EditHandle
 from sealign.errors import FingerprintError, NormalizationError, SealignWarning, SettingError, SiteError
 from sealign.models.sites import SITES
 from tests.conftest import our_hooks
+from tests.edits.test_gate import gated
 from tests.tiny_models import CONFIGS, build_model
 
 IDS = torch.tensor([[7, 31, 12, 55, 90, 23, 41, 8, 77]])
@@ -454,9 +455,10 @@ def test_layers_that_share_a_module_are_refused(
 
 @pytest.mark.slow
 def test_compiled_models(tokenizer: Any, small_edit: sealign.Edit, tmp_path: Path) -> None:
+    """Of an edit that has a gate at its second layer and none at its first."""
     build_model("llama", vocab_size=len(tokenizer)).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    small_edit.save_pretrained(tmp_path / "edit")
+    gated(small_edit, 0.0, first=3).save_pretrained(tmp_path / "edit")
     script = Path(__file__).with_name("compiled.py")
     command: list[Any] = [
         sys.executable,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import sealign
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.errors import SettingError
 from sealign.evaluation.damage import (
     Damage,
-    bundled_texts,
     measure_damage,
     measure_damages,
     measure_passages,
@@ -138,7 +138,7 @@ def test_a_strong_edit_does_much_more_damage_than_a_mild_one(smollm2: Any) -> No
     demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=60)
     config = sealign.SEAConfig(explained_variance=0.9, centered=True)
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
-    texts = bundled_texts()[:2]
+    texts = neutral_texts()[:2]
     strong = measure_damage(model, tokenizer, edit, texts=texts)
     mild = measure_damage(model, tokenizer, edit.with_strength(0.25), texts=texts)
     assert 2.5 < strong.base_loss < 4.5

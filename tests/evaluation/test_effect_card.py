@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 import sealign
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.evaluation.comparison import report_edits
-from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.effect_card import effect_text, write_effects
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
@@ -30,7 +30,7 @@ def results(
 ) -> Results:
     """An evaluation of a saved edit, of the same one at another strength, and of one that was not saved."""
     edits = {"mild": small_edit, "strong": small_edit.with_strength(1.5), "made": small_edit.reversed()}
-    config = EvaluationConfig(demonstrations=demonstrations, control_seeds=(0,), neutral_texts=bundled_texts()[:2])
+    config = EvaluationConfig(demonstrations=demonstrations, control_seeds=(0,), neutral_texts=neutral_texts()[:2])
     sources = {"mild": str(saved), "strong": str(shutil.copytree(saved, tmp_path / "strong"))}
     return evaluate(llama, tokenizer, edits, config=config, output=tmp_path / "out", sources=sources)
 

@@ -16,7 +16,7 @@ from sealign.errors import DegenerateError, SettingError
 from sealign.fitting.activation_store import Keep
 from sealign.fitting.activations import Activations
 from sealign.methods.registry import fit_edit, fit_edit_from_activations
-from sealign.methods.targeted_shift import reading_direction
+from sealign.spectral.reading_direction import reading_direction
 from tests.methods.residuals import stream
 
 

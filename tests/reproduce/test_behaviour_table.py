@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("lm_eval")
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.evaluation import search, strength_choice
-from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.results import Results
 from sealign.evaluation.search import Search
 from sealign.reproduce import behaviour_table
@@ -48,7 +48,7 @@ def few_texts() -> Iterator[None]:
     """Fewer methods, texts and answers, since nothing here depends on their number."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(behaviour_table, "METHODS", METHODS)
-        patch.setattr(search, "bundled_texts", lambda: bundled_texts()[:4])
+        patch.setattr(search, "neutral_texts", lambda: neutral_texts()[:4])
         patch.setattr(strength_choice, "ANSWERED_PROMPTS", 3)
         yield
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
 from sealign.edits.feature_map_edit import FeatureMapEdit
+from sealign.edits.gate import Gate
 from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ServingError
 from sealign.serving.edit_slots import EditSlots, sizes_for, tokens_by_slot
@@ -46,6 +47,10 @@ def oblique(generator: torch.Generator, width: int) -> LayerEdit:
     return AffineEdit(left, right, center=center)
 
 
+def gated(generator: torch.Generator, width: int) -> LayerEdit:
+    return dataclasses.replace(oblique(generator, width), gate=Gate(torch.randn(width, generator=generator), 0.05))
+
+
 def mapped(name: str) -> Any:
     def make(generator: torch.Generator, width: int) -> LayerEdit:
         factors = torch.linalg.qr(torch.randn(width, 5, generator=generator))[0]
@@ -56,7 +61,7 @@ def mapped(name: str) -> Any:
     return make
 
 
-KINDS: dict[str, Any] = {"shift": shift, "rescaled shift": rescaled_shift, "oblique": oblique} | {
+KINDS: dict[str, Any] = {"shift": shift, "rescaled shift": rescaled_shift, "oblique": oblique, "gated": gated} | {
     name: mapped(name) for name in MAPS
 }
 
@@ -115,6 +120,24 @@ def test_edits_of_every_kind_beside_sea(slots: EditSlots, small_edit: Edit, kind
     slots.edit_stream(1, hidden, residual)
     torch.testing.assert_close(hidden + residual, expected, atol=2e-5, rtol=2e-5)
     assert torch.equal(hidden[[3, 7]], given[[3, 7]])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_closed_gate_leaves_every_bit_of_the_residual_stream(
+    slots: EditSlots, small_edit: Edit, dtype: torch.dtype
+) -> None:
+    edit = with_layer_edits(small_edit, gated)
+    slots.load(edit)
+    slots.select([(edit.hash, 15), (None, 4)])
+    hidden, residual = torch.randn(2, 20, small_edit.width, generator=torch.Generator().manual_seed(4)).to(dtype)
+    before = hidden.clone()
+    gate = edit.layer_edits[1].gate
+    assert gate is not None
+    is_open = gate.is_open(hidden.float() + residual.float())[:, 0]
+    is_open[15:] = False
+    assert 3 < int(is_open.sum()) < 12
+    slots.edit_stream(1, hidden, residual)
+    assert torch.equal((hidden != before).any(-1), is_open)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

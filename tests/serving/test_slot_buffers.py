@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sealign.edits.affine_edit import AffineEdit
+from sealign.edits.gate import Gate
 from sealign.edits.layer_edit import LayerEdit
 from sealign.methods.sea import projection_edit
 from sealign.serving.slot_buffers import SlotBuffers, SlotSizes
@@ -54,6 +56,10 @@ EDITS: dict[str, LayerEdit] = {
     "oblique with all parts": oblique(scale=-0.3, shift=random(WIDTH, seed=23), normalization="token"),
     "oblique with shift": oblique(shift=random(WIDTH, seed=24), center=None),
     "scale alone": AffineEdit(torch.zeros(WIDTH, 0), torch.zeros(0, WIDTH), -0.4),
+    "gated": oblique(shift=random(WIDTH, seed=25), gate=Gate(random(WIDTH, seed=30), 0.1)),
+    "gated, with a feature map": dataclasses.replace(
+        sea("both", "token", centered=True, feature_map=MAPS[0]), gate=Gate(random(WIDTH, seed=32), -0.2)
+    ),
 }
 
 
@@ -106,8 +112,21 @@ def test_a_slot_keeps_nothing_of_the_edit_before(name: str) -> None:
     assert torch.equal(buffers(tokens, slots), fresh(tokens, slots))
     buffers.clear(2)
     assert torch.equal(buffers(tokens, slots), tokens)
-    for value in vars(buffers).values():
-        assert not isinstance(value, torch.Tensor) or not value.any()
+    for cleared, unused in zip(vars(buffers).values(), vars(buffers_for(2)).values(), strict=True):
+        assert not isinstance(cleared, torch.Tensor) or torch.equal(cleared, unused)
+
+
+@pytest.mark.parametrize("name", [name for name in EDITS if name.startswith("gated")])
+def test_a_closed_gate_leaves_every_bit(name: str) -> None:
+    edit, buffers, tokens = EDITS[name], buffers_for(2), random(40, WIDTH, seed=7)
+    assert edit.gate is not None
+    buffers.load(1, edit, 1.0)
+    is_open = edit.gate.is_open(tokens)[:, 0]
+    assert 5 < int(is_open.sum()) < 35
+    found = buffers(tokens, torch.ones(40, dtype=torch.int64))
+    assert torch.equal((found != tokens).any(-1), is_open)
+    buffers.load(1, dataclasses.replace(edit, gate=None), 1.0)
+    assert bool((buffers(tokens, torch.ones(40, dtype=torch.int64)) != tokens).any(-1).all())
 
 
 def test_slots_do_not_share_columns() -> None:

@@ -183,13 +183,13 @@ def _load(source: str, strength: float | None) -> Edit:
 
 def _deviation(model: Any, tokenizer: Any, edit: Edit, ignore_mismatch: bool) -> Deviation | None:
     """Measure the effect of leaving out the rescaling; None if the edit has none."""
-    from sealign.evaluation.damage import bundled_texts
+    from sealign.demonstrations.bundled import neutral_texts
     from sealign.export.deviation import measure_deviation
 
     if edit.normalization == "none":
         return None
     with messages.status("Measuring the deviation on neutral text"):
-        return measure_deviation(model, tokenizer, edit, bundled_texts(), ignore_mismatch=ignore_mismatch)
+        return measure_deviation(model, tokenizer, edit, neutral_texts(), ignore_mismatch=ignore_mismatch)
 
 
 def _report(

@@ -50,5 +50,19 @@ def ordinary_texts() -> list[str]:
         >>> len(ordinary_texts()) > 10
         True
     """
-    text = (_DATA / "ordinary.txt").read_text(encoding="utf-8")
+    return _paragraphs("ordinary.txt")
+
+
+def neutral_texts() -> list[str]:
+    """Return the bundled paragraphs of neutral text, on which damage is measured.
+
+    Example:
+        >>> len(neutral_texts()) > 10
+        True
+    """
+    return _paragraphs("neutral.txt")
+
+
+def _paragraphs(name: str) -> list[str]:
+    text = (_DATA / name).read_text(encoding="utf-8")
     return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]

@@ -3,6 +3,7 @@ from .attach import apply_edit as apply_edit
 from .attach import attach as attach
 from .edit import Edit as Edit
 from .feature_map_edit import FeatureMapEdit as FeatureMapEdit
+from .gate import Gate as Gate
 from .handle import EditHandle as EditHandle
 from .intervention import Intervention as Intervention
 from .layer_edit import LayerEdit as LayerEdit
@@ -18,6 +19,7 @@ __all__ = [
     "EditHandle",
     "EditRecord",
     "FeatureMapEdit",
+    "Gate",
     "Intervention",
     "LayerEdit",
     "LayerRecord",

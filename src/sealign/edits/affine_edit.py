@@ -51,7 +51,7 @@ class AffineEdit(LayerEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.own_tensors().items()}
         d, r = shapes["left"] if self.left.dim() == 2 else (0, 0)
         needed = {"left": (d, r), "right": (r, d), "shift": (d,), "center": (d,)}
         wrong = [name for name, shape in shapes.items() if shape != needed[name]]
@@ -89,7 +89,7 @@ class AffineEdit(LayerEdit):
         """Always ``identity``."""
         return "identity"
 
-    def tensors(self) -> dict[str, Tensor]:
+    def own_tensors(self) -> dict[str, Tensor]:
         """Return ``left`` and ``right``, and ``shift`` and ``center`` unless they are None."""
         named = {"left": self.left, "right": self.right, "shift": self.shift, "center": self.center}
         return {name: tensor for name, tensor in named.items() if tensor is not None}

@@ -97,9 +97,14 @@ class Edit(Intervention):
         return all(layer_edit.is_causal for layer_edit in self.layer_edits.values())
 
     @property
+    def is_gated(self) -> bool:
+        """Whether only some tokens are edited; see ``Gate``."""
+        return any(layer_edit.gate is not None for layer_edit in self.layer_edits.values())
+
+    @property
     def is_affine(self) -> bool:
-        """Whether y is an affine function of x, so that only the rescaling, if any, is not linear."""
-        return self.feature_map == "identity"
+        """Whether y is one affine function of x for all tokens, so that only the rescaling, if any, is not linear."""
+        return self.feature_map == "identity" and not self.is_gated
 
     @property
     def affine_edits(self) -> Mapping[int, AffineEdit]:
@@ -124,6 +129,7 @@ class Edit(Intervention):
             "layers": _ranges(self.layers),
             "rank": max((layer_edit.rank for layer_edit in self.layer_edits.values()), default=0),
             "strength": self.record.strength,
+            "gated": True if self.is_gated else None,
         }
 
     def _identity(self) -> Any:

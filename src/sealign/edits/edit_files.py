@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.feature_map_edit import FeatureMapEdit
+from sealign.edits.gate import PROBE, THRESHOLD, Gate
 from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.record import FORMAT, FORMAT_VERSION, RECORD_NAME, TENSORS_NAME, EditRecord, LayerRecord
 from sealign.edits.strength import MAX_STRENGTH, check_strength
@@ -19,6 +20,9 @@ from sealign.models.sites import SITES
 from sealign.record_files import read_record
 from sealign.spectral.feature_maps import get_feature_map
 from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Projection
+
+GATE = (PROBE, THRESHOLD)
+"""Names of the tensors of a gate, which a layer has both of or none."""
 
 _TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -105,11 +109,12 @@ def _check_record(record: EditRecord) -> None:
 
 
 def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> AffineEdit:
-    _check_tensors(tensors, required=("left", "right"), optional=("shift", "center"))
+    _check_tensors(tensors, required=("left", "right"), optional=("shift", "center", *GATE))
     if abs(entry.scale) > MAX_STRENGTH:
         raise ValueError(f"scale is {entry.scale:g}, but it must be in [-{MAX_STRENGTH:g}, {MAX_STRENGTH:g}]")
     width = tensors["left"].shape[0] if tensors["left"].dim() else 0
     shapes = {"left": (width, entry.rank), "right": (entry.rank, width), "shift": (width,), "center": (width,)}
+    shapes |= _gate_shapes(width)
     _check_shapes(tensors, shapes)
     return AffineEdit(
         tensors["left"],
@@ -119,22 +124,35 @@ def _affine_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: Edit
         tensors.get("center"),
         groups=entry.groups,
         normalization=record.normalization,  # type: ignore[arg-type]
+        gate=Gate.of(tensors),
     )
 
 
 def _feature_map_edit(tensors: Mapping[str, Tensor], entry: LayerRecord, record: EditRecord) -> FeatureMapEdit:
-    _check_tensors(tensors, required=("positive", "negative"), optional=("mean",))
+    _check_tensors(tensors, required=("positive", "negative"), optional=("mean", *GATE))
     positive, negative = tensors["positive"], tensors["negative"]
     width = positive.shape[0] if positive.dim() else 0
     if len(entry.groups) != 2 or sum(entry.groups) != entry.rank:
         raise ValueError(f"groups is {entry.groups}, but it must be two numbers whose sum is the rank, {entry.rank}")
     kept, dropped = entry.groups
-    _check_shapes(tensors, {"positive": (width, kept), "negative": (width, dropped), "mean": (width,)})
+    _check_shapes(
+        tensors, {"positive": (width, kept), "negative": (width, dropped), "mean": (width,)} | _gate_shapes(width)
+    )
     projection = Projection(positive, negative, tensors.get("mean"), record.feature_map)
-    return FeatureMapEdit(projection, record.combine, normalization=record.normalization)  # type: ignore[arg-type]
+    return FeatureMapEdit(
+        projection,
+        record.combine,  # type: ignore[arg-type]
+        normalization=record.normalization,  # type: ignore[arg-type]
+        gate=Gate.of(tensors),
+    )
+
+
+def _gate_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    return {PROBE: (width,), THRESHOLD: ()}
 
 
 def _check_tensors(tensors: Mapping[str, Tensor], *, required: Sequence[str], optional: Sequence[str]) -> None:
+    required = [*required, *(GATE if set(GATE) & set(tensors) else ())]
     missing = sorted(set(required) - set(tensors))
     extra = sorted(set(tensors) - {*required, *optional})
     if missing or extra:

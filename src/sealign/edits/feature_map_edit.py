@@ -53,7 +53,7 @@ class FeatureMapEdit(LayerEdit):
         """Name of Phi."""
         return self.projection.feature_map
 
-    def tensors(self) -> dict[str, Tensor]:
+    def own_tensors(self) -> dict[str, Tensor]:
         """Return ``positive`` and ``negative``, and ``mean`` if the edit is centred."""
         found = self.projection
         named = {"positive": found.positive, "negative": found.negative, "mean": found.mean}
@@ -78,7 +78,7 @@ class FeatureMapEdit(LayerEdit):
         return dataclasses.replace(self, projection=self.projection.reversed())
 
     def _make(self, device: torch.device, dtype: torch.dtype) -> EditFunction:
-        moved = {name: move_factor(tensor, device, dtype) for name, tensor in self.tensors().items()}
+        moved = {name: move_factor(tensor, device, dtype) for name, tensor in self.own_tensors().items()}
         projection = Projection(moved["positive"], moved["negative"], moved.get("mean"), self.feature_map)
 
         def edit(tokens: Tensor, strength: Strength) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sealign.errors import ActivationError, check_choice
+from sealign.edits.gate import Gate
+from sealign.errors import ActivationError, SettingError, check_choice
 from sealign.spectral.projection import NORMALIZATIONS, Normalization
 
 Strength = float | Tensor
@@ -25,16 +26,27 @@ EditFunction = Callable[[Tensor, Strength], Tensor]
 class LayerEdit(ABC):
     """Edit of one layer: x' = x + s (q y - x) for each token x, where the subclass defines y.
 
+    With a gate, this holds for the tokens for which the gate is open; the others stay bit for bit.
+
     Attributes:
         normalization: How q is computed: ``token`` (|x| / |y| for each token), ``feature`` (the same ratio for each
             feature over all tokens of a sequence) or ``none`` (q = 1).
+        gate: The tokens that are edited; None for all.
+
+    Raises:
+        SettingError: The normalization is unknown, or does not go with a gate; or the gate has another width.
     """
 
     normalization: Normalization = field(default="none", kw_only=True)
+    gate: Gate | None = field(default=None, kw_only=True)
     _prepared: dict[tuple[torch.device, bool], EditFunction] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_choice("normalization", self.normalization, NORMALIZATIONS)
+        check_gate_normalization(self.gate is not None, self.normalization)
+        shape = (self.width,) if self.gate is None else tuple(self.gate.probe.shape)
+        if shape != (self.width,):
+            raise SettingError(f"the probe of the gate has shape {shape}, but the edit has {self.width} features")
 
     @property
     @abstractmethod
@@ -62,8 +74,12 @@ class LayerEdit(ABC):
         return self.normalization != "feature"
 
     @abstractmethod
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of the edit without those of its gate, by name."""
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors that are saved, by name."""
+        return self.own_tensors() | ({} if self.gate is None else self.gate.tensors())
 
     @abstractmethod
     def randomized(self, seed: int) -> LayerEdit:
@@ -96,7 +112,9 @@ class LayerEdit(ABC):
         if key not in self._prepared:
             # The cached factors must be usable in training, even if the first call is made in inference mode.
             with torch.inference_mode(False), torch.no_grad():
-                self._prepared[key] = self._make(device, torch.float64 if key[1] else torch.float32)
+                wide = torch.float64 if key[1] else torch.float32
+                made = self._make(device, wide)
+                self._prepared[key] = made if self.gate is None else _gated(made, self.gate, device, wide)
         return self._prepared[key]
 
     def __call__(self, tokens: Float[Tensor, "*batch d"], strength: Strength = 1.0) -> Float[Tensor, "*batch d"]:
@@ -137,6 +155,33 @@ class LayerEdit(ABC):
         lengths = tokens.norm(dim=-1)
         ratios = (self(tokens, strength) - tokens).norm(dim=-1)[lengths > 0] / lengths[lengths > 0]
         return float(ratios.mean()) if len(ratios) else 0.0
+
+
+def _gated(edit: EditFunction, gate: Gate, device: torch.device, dtype: torch.dtype) -> EditFunction:
+    """Return the function that edits the tokens for which a gate is open."""
+    moved = Gate(move_factor(gate.probe, device, dtype), gate.threshold)
+
+    def edit_open(tokens: Tensor, strength: Strength) -> Tensor:
+        return torch.where(moved.is_open(tokens.to(dtype)), edit(tokens, strength), tokens)
+
+    return edit_open
+
+
+def check_gate_normalization(gated: bool, normalization: str) -> None:
+    """Raise an error if an edit is gated and rescaled per feature.
+
+    Args:
+        gated: Whether the edit has a gate.
+        normalization: How the edit is rescaled.
+
+    Raises:
+        SettingError: Both: the gate edits single tokens, and the rescaling depends on all of them.
+    """
+    if gated and normalization == "feature":
+        raise SettingError(
+            "a gate edits single tokens, but normalization is 'feature', which rescales over all tokens; use "
+            "normalization='token' or 'none'"
+        )
 
 
 def move_factor(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

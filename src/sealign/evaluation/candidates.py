@@ -16,7 +16,7 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import TokenChoice
 from sealign.fitting.collecting import collect_together
 from sealign.fitting.edit_config import EditConfig
-from sealign.fitting.text_activations import collect_text_activations
+from sealign.fitting.token_activations import collect_token_activations
 from sealign.methods.difference_operator import DifferenceOperatorConfig
 from sealign.methods.iti import ITIConfig
 from sealign.methods.leace import LEACEConfig
@@ -24,6 +24,7 @@ from sealign.methods.mean_difference import MeanDifferenceConfig
 from sealign.methods.registry import fit_edit_from_activations, method_of
 from sealign.methods.sea import SEAConfig
 from sealign.methods.targeted_shift import TargetedShiftConfig
+from sealign.models.passages import text_passages
 from sealign.models.sites import resolve_sites
 from sealign.progress import Track, no_progress
 
@@ -155,10 +156,9 @@ def collect_for_candidates(
         checkpoint_dir=checkpoint_dir,
         track=track,
     )
+    passages = text_passages(tokenizer, ordinary_texts())
     texts: dict[str, Any] = {
-        site: collect_text_activations(
-            model, tokenizer, ordinary_texts(), resolve_sites(model, site, layers), track=track
-        )
+        site: collect_token_activations(model, tokenizer, passages, resolve_sites(model, site, layers), track=track)
         for site in dict.fromkeys(config.site for config in configs if isinstance(config, TargetedShiftConfig))
     }
     return {key: dataclasses.replace(own, text=texts.get(key[0])) for key, own in collected.items()}

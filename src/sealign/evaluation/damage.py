@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.edits.attach import apply_edit
 from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
@@ -92,17 +92,6 @@ class Damage:
         return increase_with_bound(self.tokens, np.zeros_like(self.divergence), self.divergence)[1]
 
 
-def bundled_texts() -> list[str]:
-    """Return the paragraphs of the bundled neutral text.
-
-    Example:
-        >>> len(bundled_texts()) > 10
-        True
-    """
-    text = (files("sealign.demonstrations") / "data" / "neutral.txt").read_text(encoding="utf-8")
-    return [paragraph.strip() for paragraph in text.split("\n\n") if paragraph.strip()]
-
-
 @torch.no_grad()
 def text_losses(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
@@ -176,7 +165,7 @@ def measure_damages(
     Raises:
         SettingError: There are fewer than 2 texts.
     """
-    passages = text_passages(tokenizer, bundled_texts() if texts is None else texts)
+    passages = text_passages(tokenizer, neutral_texts() if texts is None else texts)
     return measure_passages(
         model,
         tokenizer,

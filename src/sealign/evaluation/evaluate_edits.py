@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import model_record
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation.answer_task import MAX_NEW_TOKENS, AnswerTask
 from sealign.evaluation.arms import PlannedArm, plan_arms
-from sealign.evaluation.damage import bundled_texts, check_passages, measure_passages
+from sealign.evaluation.damage import check_passages, measure_passages
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.format_remarks import add_format_remarks
 from sealign.evaluation.harness import SealignLM
@@ -89,7 +90,7 @@ def evaluate(
         strengths=config.strengths,
     )
     _check_prefixes(arms, config)
-    neutral = text_passages(tokenizer, bundled_texts() if config.neutral_texts is None else config.neutral_texts)
+    neutral = text_passages(tokenizer, neutral_texts() if config.neutral_texts is None else config.neutral_texts)
     check_passages(neutral)
     settings = _settings(config)
     record = model_record(model, tokenizer)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.prompts import prompts_of
 from sealign.demonstrations.splits import split_demonstrations
@@ -17,7 +18,6 @@ from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import candidate_configs, collect_for_candidates
-from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS, EvaluationConfig
 from sealign.evaluation.finalists import Finalist, choose_finalists
@@ -110,7 +110,7 @@ class Search:
         if config.tasks:
             with task_manager(config.tasks, config.data_dir) as manager:
                 self.items = {task: self._divide_items(manager, task) for task in config.tasks}
-        texts = bundled_texts()
+        texts = neutral_texts()
         self.test_texts = texts[1::2]
         self.texts = DamageTexts.of(
             model,

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
 from sealign.errors import SettingError
-from sealign.evaluation.damage import Damage, bundled_texts, check_passages, measure_passages
+from sealign.evaluation.damage import Damage, check_passages, measure_passages
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.verdict import MAX_DAMAGE
 from sealign.models.passages import Passage, answer_passages, text_passages
@@ -81,7 +82,7 @@ class DamageTexts:
         Raises:
             SettingError: The texts give fewer than 2 passages.
         """
-        passages = text_passages(tokenizer, bundled_texts() if texts is None else texts, length=PASSAGE_LENGTH)
+        passages = text_passages(tokenizer, neutral_texts() if texts is None else texts, length=PASSAGE_LENGTH)
         # Evenly from all texts; a rest of a few tokens would count as much as a whole passage in the interval.
         whole = [passage for passage in passages if len(passage.ids) >= PASSAGE_LENGTH // 2]
         check_passages(whole)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sealign.edits.edit import Edit
 from sealign.errors import ExportError
 from sealign.export.gguf_file import write_small
-from sealign.export.requirements import check_exportable, is_shift, serve_or_attach
+from sealign.export.requirements import check_exportable, check_ungated, is_shift, serve_or_attach
 from sealign.files import check_file, new_file
 
 ARCHITECTURE = "controlvector"
@@ -84,6 +84,7 @@ def read_control_vector(reader: gguf.GGUFReader, *, layers: int, width: int) -> 
 
 
 def _check_control_vector(edit: Edit) -> None:
+    check_ungated(edit)
     if edit.site != "residual":
         raise ExportError(
             f"the edit acts on the site '{edit.site}', but a control vector is added to the residual stream; export a "

@@ -51,8 +51,9 @@ def check_exportable(edit: Edit, *, approximate: bool | None = None) -> None:
             export format has no such option.
 
     Raises:
-        ExportError: The edit has a feature map, or is rescaled and ``approximate`` is not True.
+        ExportError: The edit has a gate or a feature map, or is rescaled and ``approximate`` is not True.
     """
+    check_ungated(edit)
     if not edit.is_affine:
         raise ExportError(
             f"the edit uses the feature map '{edit.feature_map}', which weights cannot compute; "
@@ -63,6 +64,22 @@ def check_exportable(edit: Edit, *, approximate: bool | None = None) -> None:
         raise ExportError(
             f"the edit is rescaled per {edit.normalization}, which is not linear, so it cannot be exported exactly; "
             f"{advice}{serve_or_attach(edit)}, or fit one with normalization=none"
+        )
+
+
+def check_ungated(edit: Edit) -> None:
+    """Raise an error if an edit has a gate, which no export can express.
+
+    Args:
+        edit: The edit to export.
+
+    Raises:
+        ExportError: The edit has a gate.
+    """
+    if edit.is_gated:
+        raise ExportError(
+            "the edit has a gate: it acts only on tokens whose activation passes a threshold, which weights and "
+            f"constant vectors cannot express; {serve_or_attach(edit)}, or fit one without gate"
         )
 
 

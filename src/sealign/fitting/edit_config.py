@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import field_validator
+from pydantic import Field, field_validator, model_validator
 
+from sealign.edits.layer_edit import check_gate_normalization
 from sealign.edits.strength import check_strength
 from sealign.errors import DegenerateError, SettingError
 from sealign.fitting.collect_config import CollectConfig
@@ -28,6 +29,9 @@ class EditConfig(CollectConfig):
             edits that are rescaled. Default: 1 at each layer.
         strength: Strength of the edit, in [-1000, 1000]: 0 leaves the activation unchanged, 1 applies the fitted edit
             in full; negative values and values above 1 are allowed.
+        gate: Share of the tokens of ordinary text that the edit may act on, such as ``0.1``: a probe then selects the
+            tokens that resemble those of the demonstrations. Such an edit runs in Python and in vLLM, and cannot be
+            exported. Default: no gate, so that all tokens are edited.
 
     Raises:
         SettingError: A value is unknown or out of range.
@@ -51,6 +55,7 @@ class EditConfig(CollectConfig):
     module_pattern: str | None = None
     layer_weights: str | Sequence[float] | None = None
     strength: float = 1.0
+    gate: Annotated[float, Field(gt=0, lt=1, examples=[0.1])] | None = None
 
     @field_validator("layer_weights", mode="before")
     @classmethod
@@ -72,6 +77,11 @@ class EditConfig(CollectConfig):
     @classmethod
     def _check_strength(cls, strength: float) -> float:
         return check_strength(strength)
+
+    @model_validator(mode="after")
+    def _check_gate(self) -> Self:
+        check_gate_normalization(self.gate is not None, getattr(self, "normalization", "none"))
+        return self
 
     @property
     def read_site(self) -> str:

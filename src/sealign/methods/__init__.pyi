@@ -26,7 +26,6 @@ from .sea import decompose as decompose
 from .sea import fit_projection as fit_projection
 from .sea import projection_edit as projection_edit
 from .targeted_shift import TargetedShiftConfig as TargetedShiftConfig
-from .targeted_shift import reading_direction as reading_direction
 
 __all__ = [
     "METHODS",
@@ -57,5 +56,4 @@ __all__ = [
     "method_of",
     "parse_settings",
     "projection_edit",
-    "reading_direction",
 ]

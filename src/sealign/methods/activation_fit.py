@@ -10,6 +10,7 @@ from typing import Any
 
 from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit, layer_record
+from sealign.edits.gate import Gate
 from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, SettingError, WorkerError
 from sealign.files import tensors_hash
@@ -21,6 +22,7 @@ from sealign.fitting.collector import Collector
 from sealign.fitting.edit_config import EditConfig
 from sealign.fitting.layer_statistics import SAMPLE, LayerStatistics
 from sealign.fitting.workers import gather_objects, own_share, rank_and_size
+from sealign.methods.gate_fit import fit_gates
 from sealign.methods.method import FitContext, Method
 from sealign.models.sites import resolve_sites, select_layers
 from sealign.models.structure import text_config, unwrap_model
@@ -262,6 +264,12 @@ def _weighted(fit: LayerFit, weight: float) -> LayerFit:
     return dataclasses.replace(fit, layer_edit=fit.layer_edit.scaled(weight), relative_change=change)
 
 
+def _gated(fit: LayerFit, gate: Gate, shares: Mapping[str, float]) -> LayerFit:
+    """Return the fit of a layer with a gate; its relative change stays that of the tokens for which it is open."""
+    layer_edit = dataclasses.replace(fit.layer_edit, gate=gate)
+    return dataclasses.replace(fit, layer_edit=layer_edit, statistics={**fit.statistics, **shares})
+
+
 def build_edit(
     context: FitContext,
     method: str,
@@ -283,6 +291,9 @@ def build_edit(
     if config.layer_weights is not None:
         weights = dict(zip(sorted(fits), map(float, config.layer_weights), strict=True))
         fits = {layer: _weighted(found, weights[layer]) for layer, found in fits.items()}
+    if config.gate is not None:
+        gates = fit_gates(context, config, sorted(fits))
+        fits = {layer: _gated(found, *gates[layer]) for layer, found in fits.items()}
     layer_edits = {layer: fits[layer].layer_edit for layer in sorted(fits)}
     first = next(iter(layer_edits.values()))
     record = context.record(

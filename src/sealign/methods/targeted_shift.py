@@ -17,15 +17,14 @@ from sealign.fitting.activations import Activations
 from sealign.fitting.collect_config import TokenSetting
 from sealign.fitting.collected import Collected
 from sealign.fitting.edit_config import EditConfig
-from sealign.fitting.text_activations import collect_text_activations
+from sealign.fitting.token_activations import collect_token_activations
 from sealign.methods.activation_fit import LayerFit, activation_method, build_edit, chosen_layers
 from sealign.methods.method import FitContext
+from sealign.models.passages import text_passages
 from sealign.models.sites import Site, resolve_sites
 from sealign.spectral.projection import Normalization
+from sealign.spectral.reading_direction import reading_direction
 from sealign.spectral.signature import layer_signature
-
-RIDGE = 0.1
-"""Ridge of the regression, in units of the mean squared activation of a feature over the completions."""
 
 
 class TargetedShiftConfig(EditConfig):
@@ -48,53 +47,13 @@ class TargetedShiftConfig(EditConfig):
     normalization: Normalization = "none"
 
 
-def reading_direction(sides: Float[Tensor, "m d"], ordinary: Float[Tensor, "t d"]) -> Float[Tensor, " d"]:
-    """Return the direction r whose response r . x is 1 on average on demonstrations and near 0 on ordinary text.
-
-    With C and X the matrices of second moments of the rows h and x, and c the mean of the rows h, r is proportional to
-
-        argmin mean (r . h - 1)^2 + mean (r . x)^2 + e |r|^2 = (C + X + e I)^-1 c,      e = RIDGE trace(C) / d.
-
-    Args:
-        sides: Activations h of the completions, positive and negative, (m, d); at least 1 row.
-        ordinary: Activations x of the tokens of ordinary text, (t, d); at least 1 row.
-
-    Returns:
-        r in float64, (d,).
-
-    Raises:
-        DegenerateError: The mean of the completions' activations is zero.
-
-    Example:
-        >>> h, x = torch.tensor([[2.0, 2.0]]), torch.tensor([[0.0, 90.0]])
-        >>> reading_direction(h, x).round(decimals=3)
-        tensor([0.5000, 0.0000], dtype=torch.float64)
-    """
-    rows = torch.cat([sides.double() / len(sides) ** 0.5, ordinary.double() / len(ordinary) ** 0.5])
-    wanted = torch.zeros(len(rows), dtype=torch.float64)
-    wanted[: len(sides)] = len(sides) ** -0.5
-    ridge = RIDGE * float(sides.double().square().mean())
-    center = sides.double().mean(0)
-    if not bool(center.any()):
-        raise DegenerateError("the mean activation of the completions is zero; use another site or token choice")
-    # (A^T A + e I)^-1 A^T b = A^T (A A^T + e I)^-1 b; the smaller one of both systems is solved.
-    count, width = rows.shape
-    eye = torch.eye(min(count, width), dtype=torch.float64)
-    if count < width:
-        read: Tensor = rows.T @ torch.linalg.solve(rows @ rows.T + ridge * eye, wanted)
-    else:
-        read = torch.linalg.solve(rows.T @ rows + ridge * eye, rows.T @ wanted)
-    return read / (read @ center)
-
-
 def _fit(context: FitContext, collected: Collected, config: TargetedShiftConfig) -> Edit:
     layers = chosen_layers(context, config, collected)
     ordinary = collected.stored.text if isinstance(collected.stored, Activations) else None
     if ordinary is None:
         sites = resolve_sites(context.model, config.site, layers, module_pattern=config.module_pattern)
-        ordinary = collect_text_activations(
-            context.model, context.tokenizer, ordinary_texts(), sites, track=context.track
-        )
+        passages = text_passages(context.tokenizer, ordinary_texts())
+        ordinary = collect_token_activations(context.model, context.tokenizer, passages, sites, track=context.track)
     fits = {}
     for layer in context.track(layers, "Fitting layers", len(layers)):
         try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.prompts import load_prompts
 from sealign.demonstrations.sources import load_demonstrations
@@ -16,7 +17,7 @@ from sealign.demonstrations.splits import Holdout, split_demonstrations
 from sealign.edits.attach import apply_edit
 from sealign.edits.edit import Edit
 from sealign.evaluation.answers import Answers, compare_answers
-from sealign.evaluation.damage import Damage, bundled_texts
+from sealign.evaluation.damage import Damage
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS
 from sealign.evaluation.preference import HEADLINES, preference_scores
 from sealign.evaluation.statistics import paired_difference
@@ -94,7 +95,7 @@ def run_demo(
     fitted, held_out = split_demonstrations(demonstrations, holdout=holdout.fraction, seed=seed)
     edit = fit_edit(model, tokenizer, demonstrations, config=config, holdout=holdout, track=track)
     assert isinstance(edit, Edit)
-    form, texts = config.prompt_format, bundled_texts()
+    form, texts = config.prompt_format, neutral_texts()
     if strength is None:
         chosen_on = DamageTexts.of(model, tokenizer, fitted, texts=texts[::2], prompt_format=form, track=track)
         strength = choose_strength(model, tokenizer, edit, chosen_on, limit=config.max_strength, track=track).strength

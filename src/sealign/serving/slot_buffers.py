@@ -47,8 +47,9 @@ class SlotBuffers:
 
         y = x + scale x + (m * (x inner)) outer + constant,        x' = x + strength (q y - x)
 
-    with scale, constant part, strength and rescaling looked up by slot. The operations are the same for every choice
-    of slots and edits, so a graph that was captured once serves every batch. Slot 0 holds no edit.
+    with scale, constant part, strength and rescaling looked up by slot. So are the probe w and the threshold t of a
+    gate: tokens with w . x <= t stay as they are; without a gate, w = 0 and t = -1. The operations are the same for
+    every choice of slots and edits, so a graph that was captured once serves every batch. Slot 0 holds no edit.
 
     Args:
         width: Number of features d.
@@ -77,6 +78,8 @@ class SlotBuffers:
         self._settings = zeros(slots, 3)
         self._mask = zeros(slots, columns)
         self._constant = zeros(slots, width)
+        self._probe = zeros(slots, width)
+        self._threshold = zeros(slots, 1) - 1.0
         # By slot, for edits with a feature map: number of the map, masks of U+ and U-, mean, weights of the parts.
         self._map = zeros(slots, 1)
         self._positive = zeros(slots, columns)
@@ -97,6 +100,9 @@ class SlotBuffers:
             return
         self._settings[slot, 0] = strength
         self._settings[slot, 1] = float(layer_edit.normalization == "token")
+        if layer_edit.gate is not None:
+            self._probe[slot] = layer_edit.gate.probe
+            self._threshold[slot] = layer_edit.gate.threshold
         if isinstance(layer_edit, AffineEdit):
             self._load_affine(slot, layer_edit)
         else:
@@ -145,8 +151,9 @@ class SlotBuffers:
         columns = slice(self._start(slot), self._start(slot) + self._rank)
         self._inner[:, columns] = 0.0
         self._outer[columns] = 0.0
-        for buffer in (self._settings, self._mask, self._constant):
+        for buffer in (self._settings, self._mask, self._constant, self._probe):
             buffer[slot] = 0.0
+        self._threshold[slot] = -1.0
         for buffer in (self._map, self._positive, self._negative, self._mean, self._weights):
             buffer[slot] = 0.0
 
@@ -161,7 +168,7 @@ class SlotBuffers:
     def __call__(self, tokens: Float[Tensor, "t d"], slots: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Return each token edited by its slot, in the type of the tokens; computed in float32.
 
-        Tokens whose slot holds no edit are returned bit for bit.
+        Tokens whose slot holds no edit, or a gate that is closed for them, are returned bit for bit.
 
         Args:
             tokens: Activations, (t, d).
@@ -175,7 +182,8 @@ class SlotBuffers:
         before, after = (torch.linalg.vector_norm(part, dim=-1, keepdim=True) for part in (x, y))
         ratio = torch.where(rescaled > 0, (before / after).nan_to_num(1.0, 1.0), 1.0)  # 1 where y is zero
         edited = torch.lerp(x, y * ratio, strength)
-        return torch.where(strength != 0, edited.to(tokens.dtype), tokens)
+        is_open = (x * self._probe[slots]).sum(-1, keepdim=True) > self._threshold[slots]
+        return torch.where((strength != 0) & is_open, edited.to(tokens.dtype), tokens)
 
     def _in_feature_space(self, name: str, x: Float[Tensor, "t d"], slots: Int[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Return y of the edits that have a feature map; see ``Projection``."""

@@ -6,6 +6,7 @@ from .feature_maps import FEATURE_MAPS as FEATURE_MAPS
 from .feature_maps import FeatureMap as FeatureMap
 from .feature_maps import get_feature_map as get_feature_map
 from .projection import Projection as Projection
+from .reading_direction import reading_direction as reading_direction
 from .signature import layer_signature as layer_signature
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "get_feature_map",
     "layer_signature",
     "leading_spectrum",
+    "reading_direction",
 ]
