@@ -215,3 +215,18 @@ def test_refusals(linear: Path, tmp_path: Path) -> None:
     refused(
         "verify", "--edit", linear, "--against", "vllm=http://x", words=("names no edit; write vllm=http://x#NAME",)
     )
+
+
+def test_a_gated_edit_is_shown_and_not_exported(model_folder: Path, tmp_path: Path) -> None:
+    args: list[object] = ["fit", "--model", model_folder, "--demonstrations", "bundled:fairness", "--output"]
+    args += [tmp_path / "edit", "--demonstrations-limit", 8, "--strength", 1, "--method", "targeted_shift"]
+    passed(*args, "--site", "mlp", "--layers", "1,2", "--set", "gate=0.2")
+    shown = passed("inspect", "--edit", tmp_path / "edit")
+    assert ["0.2"] in [row[1:] for row in shared.table_rows(shown) if row[0] == "gate"]
+    record = json.loads(passed("inspect", "--edit", tmp_path / "edit", "--json"))
+    assert record["layers"]["2"]["statistics"]["gate_neutral_share"] < 0.4
+    for kind in ("lora", "merged"):
+        words = ("the edit has a gate", "serve it with sealign serve")
+        refused("export", kind, "--edit", tmp_path / "edit", "--output", tmp_path / kind, words=words)
+    refused(*args[:-1], "mean_difference", "--gate", "2", "--overwrite", words=("gate is 2.0", "in (0, 1)"))
+    assert listing(tmp_path) == ["edit", *(f"edit/{name}" for name in listing(tmp_path / "edit"))]

@@ -154,7 +154,8 @@ def test_hooks_edit_the_open_tokens(tokenizer: Any) -> None:
     model = build_model("llama", vocab_size=len(tokenizer))
     plain = made_edits.random_edit(model, tokenizer, layers=[2])
     edit = gated(plain)
-    ids, outputs = torch.tensor([[5, 9, 31, 7, 22, 40, 8, 3, 17]]), []
+    ids = torch.tensor([[5, 9, 31, 7, 22, 40, 8, 3, 17]])
+    outputs: list[torch.Tensor] = []
     module = model.model.layers[2].mlp
 
     def run(one: Edit | None) -> torch.Tensor:

@@ -183,3 +183,9 @@ def test_the_card_of_a_fit_is_saved_beside_it(small_edit: sealign.Edit, tmp_path
         ["3", "`model.layers.3.mlp`", "3 + 2"],
     ]
     assert loaded.record.tensors_hash in saved
+
+
+def test_a_gate_is_said() -> None:
+    words = "acts only on tokens that a probe selects"
+    assert words in model_card(make_record(config={"gate": 0.1}))
+    assert words not in model_card(make_record(config={"gate": None}))

@@ -27,16 +27,15 @@ def planted(tokenizer: Any) -> Any:
     return planted_model(len(tokenizer))
 
 
-def _config(**changes: Any) -> sealign.MeanDifferenceConfig:
-    given = {"site": "residual", "layers": (1, 2), "strength": 0.7, "gate": SHARE, "batch_size": 4} | changes
-    return sealign.MeanDifferenceConfig(**given)
+def _config(gate: float | None) -> sealign.MeanDifferenceConfig:
+    return sealign.MeanDifferenceConfig(site="residual", layers=(1, 2), strength=0.7, gate=gate, batch_size=4)
 
 
 @pytest.fixture(scope="module")
 def edits(planted: Any, tokenizer: Any) -> tuple[sealign.Edit, sealign.Edit]:
     """An edit without a gate and with one, of the same demonstrations."""
     items = planted_demonstrations(24)
-    made = [sealign.fit_edit(planted, tokenizer, items, config=_config(gate=gate)) for gate in (None, SHARE)]
+    made = [sealign.fit_edit(planted, tokenizer, items, config=_config(gate)) for gate in (None, SHARE)]
     assert all(isinstance(edit, sealign.Edit) for edit in made)
     return made[0], made[1]  # type: ignore[return-value]
 
@@ -131,6 +130,6 @@ def test_every_method_takes_a_gate_at_the_site_of_its_edit(
 def test_refusals() -> None:
     for share in (0.0, 1.0, -0.1):
         with pytest.raises(SettingError, match=rf"gate is {share}"):
-            _config(gate=share)
+            _config(share)
     with pytest.raises(SettingError, match="a gate edits single tokens, but normalization is 'feature'"):
         sealign.SEAConfig(normalization="feature", gate=0.1)

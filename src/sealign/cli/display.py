@@ -27,6 +27,8 @@ LONGEST_SETTING = 60
 _HEADINGS = {
     "explained_variance_positive": "var. +",
     "explained_variance_negative": "var. -",
+    "gate_neutral_share": "gate, text",
+    "gate_demonstration_share": "gate, own",
 }
 """Headings of statistics; the others are headed by their name."""
 

@@ -108,7 +108,8 @@ def _summary(record: EditRecord) -> str:
     if record.site is None:
         return f"An intervention {source}."
     kind = "low-rank affine" if record.feature_map == "identity" else record.feature_map
-    return f"A {kind} edit of the {record.site} outputs of {len(record.layers)} layers, {source}."
+    gate = " It acts only on tokens that a probe selects." if record.config.get("gate") is not None else ""
+    return f"A {kind} edit of the {record.site} outputs of {len(record.layers)} layers, {source}.{gate}"
 
 
 def _settings(record: EditRecord) -> dict[str, Any]:
