@@ -114,6 +114,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("--shift --centered", {"shift": True, "centered": True}),
     ("--strength 0.3", {"strength": 0.3}),
     ("--strength=-1", {"strength": -1.0}),
+    ("--gate 0.2", {"gate": 0.2}),
     ("--token mean", {"token": "mean"}),
     ("--token random --seed 5", {"token": "random", "seed": 5}),
     ("--neutral generated", {"neutral": "generated"}),
