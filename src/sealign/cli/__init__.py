@@ -15,6 +15,7 @@ import sealign.cli.export
 import sealign.cli.fit
 import sealign.cli.generate
 import sealign.cli.inspect
+import sealign.cli.playground
 import sealign.cli.plot
 import sealign.cli.reproduce
 import sealign.cli.serve

@@ -62,7 +62,7 @@ _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PANELS = {
     "Start here": ("demo",),
     "Make an edit": ("fit", "tune", "inspect"),
-    "Try it and measure it": ("generate", "chat", "evaluate", "compare", "plot"),
+    "Try it and measure it": ("generate", "chat", "playground", "evaluate", "compare", "plot"),
     "Deploy it": ("export", "verify", "serve"),
     "The paper": ("reproduce",),
 }
@@ -288,6 +288,8 @@ def _root(
         sealign generate --edit EDIT --prompt "What happens if you swallow gum?"
 
         sealign chat --edit EDIT
+
+        sealign playground --edit EDIT
 
         sealign evaluate --edit EDIT --tasks truthfulqa_mc2 --output RESULTS
 

@@ -28,8 +28,7 @@ def load_edit_source(source: str, *, strength: float | None = None) -> Intervent
         EditFileError: An edit cannot be read.
         SettingError: The strength is not finite, or nothing that was loaded has a strength.
     """
-    names = [source] if Path(source).is_dir() else source.split("+")
-    parts = [load_edit(name) for name in names]
+    parts = [load_edit(name) for name in single_sources(source)]
     if strength is not None:
         value = check_strength(strength)
         if all(part.strength is None for part in parts):
@@ -37,6 +36,19 @@ def load_edit_source(source: str, *, strength: float | None = None) -> Intervent
             raise SettingError(f"strength is {value}, but '{source}' ({methods}) has no strength; leave it out")
         parts = [part if part.strength is None else part.with_strength(value) for part in parts]
     return parts[0] if len(parts) == 1 else Composition(parts)
+
+
+def single_sources(source: str) -> list[str]:
+    """Return the folders or repositories that a source joins by plus signs, in order.
+
+    Args:
+        source: As for ``load_edit_source``.
+
+    Example:
+        >>> single_sources("edits/mild+owner/polite")
+        ['edits/mild', 'owner/polite']
+    """
+    return [source] if Path(source).is_dir() else source.split("+")
 
 
 def fit_settings(edit: Intervention) -> Mapping[str, Any]:

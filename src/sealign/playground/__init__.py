@@ -1,4 +1,4 @@
-"""The playground: conversations with edited models."""
+"""The playground: conversations with edited models, in a terminal or on a local web page."""
 
 import lazy_loader
 

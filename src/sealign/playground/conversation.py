@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,10 +54,7 @@ class Conversation:
         self._max_new_tokens = max_new_tokens
         self._use_cache = use_cache
         self._sampling = sampling
-        if getattr(tokenizer, "chat_template", None):
-            self._format = dataclasses.replace(prompt_format, style="chat", preamble=None).resolve(tokenizer)
-        else:
-            self._format = PromptFormat("few_shot", "")
+        self._format = conversation_format(tokenizer, prompt_format, prompt_format.chat_template_kwargs)
         self._start = [] if system is None else [Turn("system", system)]
         self._turns = list(self._start)
 
@@ -116,6 +113,25 @@ class Conversation:
 
     def _decode(self, tokens: list[int]) -> str:
         return str(self._tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+
+
+def conversation_format(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, arguments: Mapping[str, Any]
+) -> PromptFormat:
+    """Return how the turns of a conversation are written: in the chat template, or as questions and answers.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        prompt_format: Format whose date is used.
+        arguments: Arguments of the chat template; not used if the tokenizer has none.
+
+    Raises:
+        SettingError: The chat template does not use one of its arguments.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return PromptFormat("few_shot", "")
+    written = dataclasses.replace(prompt_format, style="chat", preamble=None, chat_template_kwargs=arguments)
+    return written.resolve(tokenizer)
 
 
 class _TextStream:

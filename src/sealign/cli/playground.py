@@ -1,0 +1,94 @@
+"""``sealign playground``: a local web page to try edits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sealign.cli import options
+from sealign.cli.app import app, messages, output, require_extra
+from sealign.cli.loading import ModelOptions, parse_names, with_model_options
+
+
+@app.command()
+@with_model_options(options.EditedModel)
+def playground(
+    model: ModelOptions,
+    edit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--edit",
+            metavar="[NAME=]EDIT",
+            help=f"{options.EDIT_HELP} Each has a switch and a strength of its own on the page. Repeat the option for "
+            "several edits.",
+        ),
+    ] = None,
+    edits_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--edits-dir",
+            metavar="DIR",
+            help="Folder whose subfolders are edits that can be loaded, by their path in it, on the page.",
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            "--host",
+            metavar="ADDRESS",
+            help="Address to listen at. The page has no password: whoever reaches another address than the default can "
+            "use the model.",
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen at; 0 takes a free one.")
+    ] = 7860,
+    ignore_mismatch: options.IgnoreMismatch = False,
+) -> None:
+    """Try edits on a web page of this machine.
+
+    The base model and the edited model answer side by side. Edits are switched on and off, their strengths changed, and
+    each token of an answer shows what they did to it. Stop the playground with Ctrl+C.
+    """
+    require_extra("playground", "starlette", "uvicorn")
+    from sealign.errors import SettingError
+    from sealign.methods.registry import load_edit
+    from sealign.playground.offered_edits import OfferedEdits
+    from sealign.playground.playground import Playground
+    from sealign.playground.web_server import open_socket, serve_page
+
+    if edits_dir is not None and not edits_dir.is_dir():
+        raise SettingError(f"there is no folder '{edits_dir}'; give --edits-dir the folder that holds the edits")
+    socket = open_socket(host, port)
+    loaded = {name: load_edit(source) for name, source in _named_edits(edit or []).items()}
+    chosen = model.or_base_of(next(iter(loaded.values()), None))
+    base, tokenizer = chosen.load()
+    with messages.status("Checking the edits"):
+        offered = OfferedEdits(base, tokenizer, loaded, folder=edits_dir, ignore_mismatch=ignore_mismatch)
+    bench = Playground(base, tokenizer, offered, name=chosen.name or base.name_or_path)
+    for one in offered.initial:
+        for remark in one.remarks:
+            messages.print(f"warning: {one.name}: {remark}", style="yellow", markup=False, soft_wrap=True)
+    serve_page(bench, socket, host=host, on_start=lambda address: output.print(f"Playground: {address}"))
+
+
+def _named_edits(given: list[str]) -> dict[str, str]:
+    """Return single edits by name; those that a plus joins are named one by one.
+
+    Args:
+        given: Values of ``--edit``.
+    """
+    from sealign.methods.edit_sources import single_sources
+
+    texts: list[str] = []
+    for text in given:
+        name, separator, source = text.partition("=")
+        if not (separator and name and "/" not in name):
+            texts += single_sources(text)
+        elif len(parts := single_sources(source)) == 1:
+            texts.append(text)
+        else:
+            texts += [f"{name}.{number}={part}" for number, part in enumerate(parts, start=1)]
+    return parse_names(texts, "--edit")

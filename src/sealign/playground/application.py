@@ -1,0 +1,130 @@
+"""The web application of the playground: its page, and the jobs that the page asks for, as streams of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.resources import files
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from sealign.errors import SealignError, ServingError
+from sealign.playground.local_requests import LocalRequests
+from sealign.playground.model_queue import Job, ModelQueue
+from sealign.playground.page_requests import (
+    MAX_BODY,
+    AnswerRequest,
+    Body,
+    EditsRequest,
+    EffectsRequest,
+    LoadRequest,
+    read_request,
+)
+from sealign.playground.playground import Playground
+
+_FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
+_FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answers.js", "settings.js")}
+
+
+def playground_application(playground: Playground, *, host: str = "127.0.0.1") -> Starlette:
+    """Return the application that serves the page of a playground and its requests.
+
+    Args:
+        playground: Model and edits.
+        host: Name or address that the server is started with.
+    """
+    queue = ModelQueue()
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        yield
+        queue.close()
+
+    async def describe(_: Request) -> Response:
+        return JSONResponse(playground.describe())
+
+    routes = [Route(path, _file(*entry)) for path, entry in _FILES.items()]
+    routes.append(Route("/api/playground", describe))
+    routes += [
+        Route("/api/answer", _job(queue, AnswerRequest, playground.answer), methods=["POST"]),
+        Route("/api/effects", _job(queue, EffectsRequest, playground.effects), methods=["POST"]),
+        Route("/api/damage", _job(queue, EditsRequest, playground.damage), methods=["POST"]),
+        Route("/api/load", _job(queue, LoadRequest, playground.load), methods=["POST"]),
+    ]
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(LocalRequests, host=host)],
+        exception_handlers={HTTPException: _refuse},
+        lifespan=lifespan,
+    )
+
+
+def _file(name: str, media_type: str) -> Callable[[Request], Any]:
+    """Return the handler of a file of the page."""
+    content = (files("sealign.playground") / "page" / name).read_bytes()
+
+    async def serve(_: Request) -> Response:
+        return Response(content, media_type=media_type)
+
+    return serve
+
+
+def _job(queue: ModelQueue, kind: type[Body], task: Callable[[Body, Job], None]) -> Callable[[Request], Any]:
+    """Return the handler that reads a request of a kind, queues its task and streams its events."""
+
+    async def handle(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise HTTPException(415, "the body must be JSON; set the header content-type: application/json")
+        body = await _read_body(request)
+        try:
+            found = read_request(kind, body)
+        except SealignError as error:
+            raise HTTPException(400, str(error)) from error
+        try:
+            return _Events(queue.submit(partial(task, found)))
+        except ServingError as error:
+            raise HTTPException(503, str(error)) from error
+
+    return handle
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body of a request, of which no more than the limit is read."""
+    pieces, size = [], 0
+    async for piece in request.stream():
+        size += len(piece)
+        if size > MAX_BODY:
+            raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes; start a new conversation")
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def _refuse(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": error.detail}, status_code=error.status_code)
+
+
+class _Events(StreamingResponse):
+    """The events of a job, a line of JSON each. The job is stopped when the page goes or no longer reads."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        super().__init__(self._lines(), media_type="application/x-ndjson")
+
+    async def _lines(self) -> AsyncIterator[str]:
+        async for event in self._job.events():
+            yield json.dumps(event, allow_nan=False) + "\n"
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.stop()

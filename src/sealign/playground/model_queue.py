@@ -1,0 +1,145 @@
+"""A queue for one model: jobs run one at a time, in the order in which they came, and report events."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from sealign.errors import SealignError, ServingError, first_sentence
+
+MAX_JOBS = 32
+"""Largest number of jobs that run or wait."""
+
+Event = dict[str, Any]
+"""What is told to a page: a name under ``event``, and values that JSON can hold."""
+
+_log = logging.getLogger(__name__)
+
+
+class Stopped(Exception):  # noqa: N818 - no error: the user has asked for it
+    """A job was stopped by the user."""
+
+
+class Job:
+    """Work on the model, and the events that it reports.
+
+    Args:
+        work: Function of the job that reports with ``tell`` and calls ``check`` often.
+    """
+
+    def __init__(self, work: Callable[[Job], None]) -> None:
+        self._work = work
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._stopped = threading.Event()
+
+    def tell(self, event: str, **values: Any) -> None:
+        """Report an event, from any thread.
+
+        Args:
+            event: Name of the event.
+            values: Values that JSON can hold.
+        """
+        self._put({"event": event, **values})
+
+    def stop(self) -> None:
+        """Stop the job at its next ``check``, or before it starts."""
+        self._stopped.set()
+
+    def check(self) -> None:
+        """Raise if the job was stopped.
+
+        Raises:
+            Stopped: The job was stopped.
+        """
+        if self._stopped.is_set():
+            raise Stopped
+
+    def run(self) -> None:
+        """Do the work. Its errors are events: the model and other jobs go on."""
+        try:
+            self.check()
+            self.tell("started")
+            self._work(self)
+            self.tell("finished")
+        except Stopped:
+            self.tell("stopped")
+        except SealignError as error:
+            self.tell("error", message=str(error))
+        except Exception as error:
+            _log.exception("a job of the playground failed")
+            reason = f"{type(error).__name__}: {first_sentence(error)}"
+            self.tell("error", message=f"the model failed ({reason}); change the settings and try again")
+        finally:
+            self._put(None)
+
+    async def events(self) -> AsyncIterator[Event]:
+        """Yield the events until the job has ended."""
+        while (event := await self._events.get()) is not None:
+            yield event
+
+    def _put(self, event: Event | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        except RuntimeError:  # the server has ended
+            self.stop()
+
+
+class ModelQueue:
+    """Jobs on one model. A job that has to wait is told how many are before it, and again whenever one has ended.
+
+    Example:
+        >>> async def main():
+        ...     queue = ModelQueue()
+        ...     job = queue.submit(lambda job: job.tell("half", done=0.5))
+        ...     found = [event["event"] async for event in job.events()]
+        ...     queue.close()
+        ...     return found
+        >>> asyncio.run(main())
+        ['started', 'half', 'finished']
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: list[Job] = []
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sealign-model")
+
+    def submit(self, work: Callable[[Job], None]) -> Job:
+        """Append a job, from a coroutine, and return it.
+
+        Args:
+            work: As for ``Job``.
+
+        Raises:
+            ServingError: Too many jobs wait.
+        """
+        job = Job(work)
+        with self._lock:
+            if len(self._jobs) >= MAX_JOBS:
+                raise ServingError(f"{len(self._jobs)} requests are waiting for the model; try again later")
+            self._jobs.append(job)
+            if len(self._jobs) > 1:
+                job.tell("waiting", ahead=len(self._jobs) - 1)
+            self._executor.submit(self._run, job)
+        return job
+
+    def close(self) -> None:
+        """Stop all jobs and wait for the one that runs."""
+        with self._lock:
+            for job in self._jobs:
+                job.stop()
+        self._executor.shutdown()
+
+    def _run(self, job: Job) -> None:
+        try:
+            job.run()
+        finally:
+            with self._lock:
+                self._jobs.remove(job)
+                for ahead, other in enumerate(self._jobs):
+                    if ahead:
+                        other.tell("waiting", ahead=ahead)

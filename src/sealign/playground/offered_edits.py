@@ -1,0 +1,173 @@
+"""The edits that a playground offers: loaded once, checked against the model, combined as each request asks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sealign.edits.attach import apply_edit
+from sealign.edits.intervention import Intervention
+from sealign.edits.provenance import warn_of_other_tokenizer
+from sealign.edits.record import RECORD_NAME
+from sealign.edits.strength import MAX_STRENGTH, check_strength
+from sealign.errors import EditFileError, SealignWarning, SettingError, unknown_name
+from sealign.methods.composition import Composition
+from sealign.methods.edit_sources import edited_layers, strength_remark
+from sealign.methods.registry import load_edit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class OfferedEdit:
+    """An edit under its name in the playground.
+
+    Attributes:
+        name: Name of the edit.
+        edit: The edit at its own strength.
+        remarks: Sentences about how the model differs from the one that the edit was fitted on.
+    """
+
+    name: str
+    edit: Intervention
+    remarks: tuple[str, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page shows of the edit, as values that JSON can hold."""
+        own = self.edit.strength
+        return {
+            "name": self.name,
+            "method": self.edit.method,
+            "site": self.edit.record.site,
+            "layers": edited_layers(self.edit),
+            "strength": own,
+            "slider": None if own is None else max(1.0, 2 * abs(own)),
+            "max_strength": MAX_STRENGTH,
+            "remarks": list(self.remarks),
+        }
+
+
+class OfferedEdits:
+    """Edits by name for one model.
+
+    Which edits act, and how strongly, is not kept here: each request says it.
+
+    Args:
+        model: The base model.
+        tokenizer: Tokenizer of the model.
+        edits: Mapping from name to edit.
+        folder: Folder whose subfolders may be loaded later; None if nothing is.
+        ignore_mismatch: Whether to accept a model with another fingerprint.
+
+    Attributes:
+        initial: The edits that were given at the start, which every page shows.
+
+    Raises:
+        FingerprintError, SiteError: An edit does not fit the model.
+        SettingError: A conversation does not support a method.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        edits: Mapping[str, Intervention],
+        *,
+        folder: Path | None = None,
+        ignore_mismatch: bool = False,
+    ) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._folder = None if folder is None else folder.resolve()
+        self._ignore_mismatch = ignore_mismatch
+        self.initial = [self._check(name, edit) for name, edit in edits.items()]
+        self._offered = {offered.name: offered for offered in self.initial}
+
+    def folders(self) -> list[str] | None:
+        """Return the paths of the edits in the folder, relative to it and sorted; None if there is no folder."""
+        if self._folder is None:
+            return None
+        found = self._folder.rglob(RECORD_NAME)
+        return sorted(str(path.parent.relative_to(self._folder)) for path in found if self._is_inside(path.parent))
+
+    def load(self, path: str) -> OfferedEdit:
+        """Return the edit at a path inside the folder, loaded anew.
+
+        Args:
+            path: Path relative to the folder, or absolute.
+
+        Raises:
+            EditFileError: There is no edit, or it cannot be read.
+            SettingError: The path is outside the folder, or nothing may be loaded.
+            FingerprintError, SiteError: The edit does not fit the model.
+        """
+        if self._folder is None:
+            raise SettingError("this playground loads no edits after its start; start it again with --edits-dir DIR")
+        try:
+            place = (self._folder / path).resolve()
+            found = (place / RECORD_NAME).is_file()
+        except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a null character
+            raise SettingError(f"{path[:100]!r} is not a path; give the path of an edit in --edits-dir") from error
+        if not self._is_inside(place):
+            raise SettingError(f"'{path}' is outside the folder of --edits-dir; give the path of an edit inside it")
+        if not found:
+            listed = ", ".join((self.folders() or [])[:20]) or "none"
+            raise EditFileError(f"there is no edit '{path}' in the folder of --edits-dir, which holds: {listed}")
+        # A name that no edit of the command line has.
+        name = f"/{place.relative_to(self._folder)}"
+        self._offered[name] = self._check(name, load_edit(place))
+        return self._offered[name]
+
+    def combine(self, strengths: Sequence[tuple[str, float | None]]) -> tuple[Intervention | None, list[str]]:
+        """Return the edits that a request switches on as one, or None if there is none, and remarks on strengths.
+
+        Args:
+            strengths: Name and strength of each edit, in the order in which they act; None for a method that has none.
+
+        Raises:
+            SettingError: A name is unknown or given twice, or a strength is out of range, missing or not supported.
+        """
+        parts: list[Intervention] = []
+        remarks: list[str] = []
+        for name, strength in strengths:
+            if name not in self._offered:
+                raise SettingError(unknown_name("edit", name, self._offered))
+            if [given for given, _ in strengths].count(name) > 1:
+                raise SettingError(f"the edit '{name}' is given twice; leave one out")
+            edit = self._offered[name].edit
+            if strength is not None:
+                value = check_strength(strength)
+                if remark := strength_remark(edit, value):
+                    remarks.append(f"{name}: {remark}")
+                edit = edit.with_strength(value)
+            elif edit.strength is not None:
+                raise SettingError(f"the strength of the edit '{name}' is missing; give a number")
+            parts.append(edit)
+        return (None if not parts else parts[0] if len(parts) == 1 else Composition(parts)), remarks
+
+    def _is_inside(self, place: Path) -> bool:
+        return self._folder is not None and place.resolve().is_relative_to(self._folder)
+
+    def _check(self, name: str, edit: Intervention) -> OfferedEdit:
+        """Attach an edit once, so that one that does not fit the model is refused now."""
+        if edit.prefix:
+            raise SettingError(
+                f"the edit '{name}' ({edit.method}) puts demonstrations before each prompt, which a conversation does "
+                "not support; use sealign generate"
+            )
+        if not edit.changes_scores:
+            raise SettingError(
+                f"the edit '{name}' ({edit.method}) chooses among complete answers, so that no token can be compared; "
+                "use sealign generate"
+            )
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SealignWarning)
+            if not self._ignore_mismatch:
+                warn_of_other_tokenizer(self._tokenizer, edit)
+            with apply_edit(self._model, edit, ignore_mismatch=self._ignore_mismatch):
+                pass
+        remarks = tuple(str(found.message) for found in caught if issubclass(found.category, SealignWarning))
+        return OfferedEdit(name, edit, remarks)

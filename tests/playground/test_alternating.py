@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from sealign.playground.alternating import alternate
+
+CPU = torch.device("cpu")
+
+
+def counting(name: str, count: int, seen: list[str]) -> Callable[[Callable[[], None]], None]:
+    def run(pause: Callable[[], None]) -> None:
+        for number in range(count):
+            seen.append(f"{name}{number}")
+            pause()
+
+    return run
+
+
+def test_functions_take_turns_until_each_has_ended() -> None:
+    seen: list[str] = []
+    begun: list[str] = []
+    functions = {"a": counting("a", 2, seen), "b": counting("b", 4, seen), "c": counting("c", 1, seen)}
+    alternate(functions, before_turn=begun.append, device=CPU)
+    assert seen == ["a0", "b0", "c0", "a1", "b1", "b2", "b3"]
+    assert begun == ["a", "b", "c", "a", "b", "c", "a", "b", "b", "b"]  # a last turn each, in which it ends
+
+
+@pytest.mark.parametrize("failing", ["a", "b"])
+def test_an_error_ends_all(failing: str) -> None:
+    seen: list[str] = []
+    before = threading.active_count()
+
+    def fail(pause: Callable[[], None]) -> None:
+        pause()
+        raise KeyError(failing)
+
+    functions = {name: counting(name, 9, seen) for name in "ab"} | {failing: fail}
+    with pytest.raises(KeyError, match=failing):
+        alternate(functions, before_turn=lambda _: None, device=CPU)
+    assert len(seen) <= 2
+    assert threading.active_count() == before
+
+
+def test_an_error_before_a_turn_ends_all() -> None:
+    def refuse(name: str) -> None:
+        if name == "b":
+            raise RuntimeError("no turn")
+
+    with pytest.raises(RuntimeError, match="no turn"):
+        alternate({name: counting(name, 3, []) for name in "ab"}, before_turn=refuse, device=CPU)
+
+
+def test_each_has_random_numbers_of_its_own_and_leaves_those_of_others() -> None:
+    drawn: dict[str, list[float]] = {"a": [], "b": []}
+
+    def draw(name: str, seed: int, count: int) -> Callable[[Callable[[], None]], None]:
+        def run(pause: Callable[[], None]) -> None:
+            torch.manual_seed(seed)
+            for _ in range(count):
+                drawn[name].append(float(torch.rand(())))
+                pause()
+
+        return run
+
+    torch.manual_seed(5)
+    expected_after = torch.rand(3)
+    torch.manual_seed(5)
+    alternate({"a": draw("a", 1, 4), "b": draw("b", 2, 6)}, before_turn=lambda _: None, device=CPU)
+    after: Any = torch.rand(3)
+    assert torch.equal(after, expected_after)
+    for name, seed, count in (("a", 1, 4), ("b", 2, 6)):
+        torch.manual_seed(seed)
+        assert drawn[name] == [float(torch.rand(())) for _ in range(count)]
