@@ -30,7 +30,7 @@ coverage: env
 	$(RUN)pytest $(PARALLEL) -m "not engines" --cov --cov-report term-missing:skip-covered \
 		tests/spectral tests/edits tests/methods src/sealign/spectral src/sealign/edits src/sealign/methods
 
-# The tests of the report run it in Debian's Chromium, and skip where it is absent.
+# The tests of the report and of the playground run in Debian's Chromium, and skip where it is absent.
 browser:
 	command -v chromium >/dev/null || { apt-get update -qq && \
 		apt-get install -qq --yes --no-install-recommends chromium >/dev/null; }

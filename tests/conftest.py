@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -110,6 +111,21 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded_stand_in(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``smollm2`` be the stand-in in this process."""
     monkeypatch.setattr("sealign.models.loading.embedded_model", lambda: stand_in)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright; not for longer than a module, since an event loop runs meanwhile."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium")
+    if program is None:
+        pytest.skip("Chromium is not installed; run make browser")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        launched = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -50,6 +51,7 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
         "inspect": ["--edit", places.linear],
         "generate": ["--edit", places.linear, "--prompt", "What is ice?", "--max-new-tokens", 6],
         "chat": ["--edit", places.linear, "--max-new-tokens", 6],
+        "playground": ["--edit", f"mild={places.linear}"],
         "evaluate": ["--edit", f"mild={places.linear}", *rows, *to],
         "compare": [*places.results],
         "tune": [*model, *rows, *to],
@@ -150,6 +152,9 @@ class Library:
         measure = found("sealign.evaluation.answer_measures.load_scorer")("distinct-2")
         self.replace("sealign.evaluation.answer_classifier.load_classifier", lambda *_, **__: measure)
         self.replace("sealign.evaluation.judge.LocalJudge", lambda *_, **__: None)
+        self.record("sealign.playground.offered_edits.OfferedEdits")
+        self.replace("sealign.playground.web_server.open_socket", lambda *_: contextlib.nullcontext())
+        self.replace("sealign.playground.web_server.serve_page", nothing)
         self.replace("sealign.serving.launch.require_vllm", nothing)
         self.replace("sealign.serving.launch.server_command", lambda *_, **__: ([], {}))
         self.replace("sealign.serving.launch.start_server", nothing)

@@ -236,7 +236,16 @@ def test_paragraphs_of_help_are_whole(command: str, width: int, monkeypatch: pyt
 
 
 SEVERAL: dict[str, tuple[str, ...]] = {
-    "--edit": ("evaluate", "serve", "export lora", "export merged", "export gguf", "export control-vector"),
+    "--edit": (
+        "evaluate",
+        "playground",
+        "serve",
+        "export lora",
+        "export merged",
+        "export gguf",
+        "export control-vector",
+    ),
+    "--edits-dir": ("playground",),
     "--method": ("evaluate",),
     "--tasks": ("tune",),
     "--max-damage": ("fit", "tune"),
@@ -294,7 +303,7 @@ def test_a_model_is_loaded_with_the_same_options_by_every_command() -> None:
 
 def test_what_is_printed_can_be_json() -> None:
     without = {command for command, made in commands().items() if "--json" not in shared_options(made)}
-    assert without == {"chat", "serve"}
+    assert without == {"chat", "playground", "serve"}
 
 
 def test_options_are_spelled_as_designed() -> None:
@@ -302,6 +311,7 @@ def test_options_are_spelled_as_designed() -> None:
         "fit": "--method --model --demonstrations --output --data-dir --set --seed --dtype --device --plan --json",
         "inspect": "--edit --json",
         "generate": "--model --edit --prompt --strength --dtype --device --ignore-mismatch --json",
+        "playground": "--model --edit --edits-dir --host --port --dtype --device --ignore-mismatch",
         "chat": "--model --edit --strength --dtype --device --ignore-mismatch",
         "demo": "--model --output --strength --seed --dtype --device --json",
         "evaluate": "--model --edit --tasks --data-dir --limit --output --strength --seed --dtype --device --json",

@@ -33,7 +33,7 @@ pytestmark = [
     *HARNESS_WARNINGS,
     pytest.mark.filterwarnings("ignore::sealign.errors.SealignWarning"),
 ]
-for needed in ("gguf", "peft", "lm_eval", "matplotlib", "sklearn", "openai"):
+for needed in ("gguf", "peft", "lm_eval", "matplotlib", "sklearn", "openai", "uvicorn"):
     pytest.importorskip(needed)
 
 NOWHERE = Places(
@@ -152,6 +152,8 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--num-fewshot": (1,),
     "--system-instruction": ("Be brief.",),
     "--name": ("wild",),
+    "--host": ("localhost",),
+    "--port": (9000,),
 }
 """Values of options that differ from the default, with the options that they need."""
 
@@ -185,7 +187,7 @@ def changes(command: str, option: str, places: Places, tmp_path: Path) -> tuple[
     flag = options(command)[option].is_flag
     special: dict[str, list[object]] = {
         "--model": [places.other_model],
-        "--edit": [f"other={places.rescaled}" if command in ("evaluate", "serve") else places.rescaled],
+        "--edit": [f"other={places.rescaled}" if command in ("evaluate", "serve", "playground") else places.rescaled],
         "--output": [tmp_path / "elsewhere"],
         "--demonstrations": ["bundled:politeness"],
         "--data-dir": [data],

@@ -6,8 +6,6 @@ import base64
 import csv
 import dataclasses
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -208,21 +206,6 @@ def test_scores_and_losses_that_are_not_finite(tmp_path: Path) -> None:
     with (tmp_path / "table.csv").open() as file:
         row = next(csv.DictReader(file))
     assert (row["metric"], row["edited"], row["difference"]) == ("mc2", "", "")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Debian's Chromium, driven by Playwright."""
-    from playwright.sync_api import sync_playwright
-
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("Chromium is not installed; run make browser")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        launched = playwright.chromium.launch(executable_path=program, args=arguments)
-        yield launched
-        launched.close()
 
 
 @pytest.mark.slow

@@ -87,9 +87,7 @@ def test_answers_are_those_of_generate(
 
 
 @pytest.mark.parametrize("name", ["gemma3", "mamba", "lfm2", "rwkv"])
-def test_each_answer_has_a_cache_of_its_own(
-    tiny_model: Any, tokenizer: Any, demonstrations: Any, name: str
-) -> None:
+def test_each_answer_has_a_cache_of_its_own(tiny_model: Any, tokenizer: Any, demonstrations: Any, name: str) -> None:
     """Sliding windows, recurrent states and short convolutions."""
     model = tiny_model(name)
     config = sealign.MeanDifferenceConfig(site="residual", layers=(1, 2), strength=4.0)
@@ -131,7 +129,7 @@ def test_an_end_token_ends_one_answer_only(llama: Any, tokenizer: Any, small_edi
 def test_a_stop_leaves_the_model_as_it_was(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     seen = []
 
-    def stop(arm: str, token: int) -> None:
+    def stop(arm: str, _: int) -> None:
         seen.append(arm)
         if len(seen) == 5:
             raise RuntimeError("enough")

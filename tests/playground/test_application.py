@@ -144,7 +144,7 @@ def test_answers_are_those_of_the_models(
         assert end["complete"] is False
         pieces = [event["text"] for event in events if event["event"] == "token" and event["arm"] == arm]
         assert "".join(pieces).strip() == end["text"].rstrip("\N{REPLACEMENT CHARACTER}")
-    assert [event["event"] for event in events][0::len(events) - 1] == ["started", "finished"]
+    assert [event["event"] for event in events][0 :: len(events) - 1] == ["started", "finished"]
 
 
 def test_each_arm_has_its_own_history(client: TestClient, model: Any, tokenizer: Any, edits: Any) -> None:
@@ -192,9 +192,7 @@ def test_an_answer_that_ends(client: TestClient, model: Any, tokenizer: Any) -> 
 def test_effects(client: TestClient, model: Any, tokenizer: Any, edits: Any) -> None:
     earlier = [{"user": "Hello.", "base": "Good day.", "edited": "Hi, hi."}]
     answer = [77, 12, 60, 3, 18]
-    effects = the(
-        asked(client, "effects", message="And ice?", edits=BOTH, earlier=earlier, answer=answer), "effects"
-    )
+    effects = the(asked(client, "effects", message="And ice?", edits=BOTH, earlier=earlier, answer=answer), "effects")
     turns = [("user", "Hello."), ("assistant", "Hi, hi."), ("user", "And ice?")]
     text = tokenizer.apply_chat_template(
         [{"role": role, "content": content} for role, content in turns], tokenize=False, add_generation_prompt=True
@@ -326,9 +324,7 @@ def test_only_the_page_itself_may_ask(client: TestClient, headers: dict[str, str
     assert (status == 200) == ("presets" in response.json())
 
 
-def test_a_crash_leaves_the_playground_usable(
-    client: TestClient, model: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_leaves_the_playground_usable(client: TestClient, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     before = asked(client, "answer", message="What is ice?", edits=STRONG, max_new_tokens=5)
     forward, calls = type(model).forward, []
 

@@ -34,7 +34,7 @@ def test_jobs_run_one_at_a_time_in_order_and_are_told_their_place() -> None:
     free, order, running = threading.Event(), [], threading.Lock()
 
     def work(name: str) -> Callable[[Job], None]:
-        def do(job: Job) -> None:
+        def do(_: Job) -> None:
             assert running.acquire(blocking=False)
             assert free.wait(30)
             order.append(name)
@@ -77,10 +77,10 @@ def test_a_job_that_is_stopped_ends_and_one_that_waits_never_starts() -> None:
 
 
 def test_an_error_is_an_event_and_the_queue_goes_on(caplog: pytest.LogCaptureFixture) -> None:
-    def refuse(job: Job) -> None:
+    def refuse(_: Job) -> None:
         raise SettingError("strength is 2000; try 1")
 
-    def crash(job: Job) -> None:
+    def crash(_: Job) -> None:
         raise RuntimeError("CUDA out of memory. Tried to allocate 9 bytes")
 
     async def main(queue: ModelQueue) -> list[list[Event]]:
@@ -100,8 +100,11 @@ def test_too_many_jobs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_queue, "MAX_JOBS", 2)
     free = threading.Event()
 
+    def wait(_: Job) -> None:
+        assert free.wait(30)
+
     async def main(queue: ModelQueue) -> None:
-        jobs = [queue.submit(lambda job: free.wait(30) and None) for _ in range(2)]
+        jobs = [queue.submit(wait) for _ in range(2)]
         with pytest.raises(ServingError, match="2 requests are waiting for the model; try again later"):
             queue.submit(lambda job: None)
         free.set()

@@ -7,7 +7,9 @@ import pytest
 from sealign.playground.token_texts import TokenTexts, token_name
 
 
-@pytest.mark.parametrize("text", ["The river froze.", "a \N{SNOWMAN} b\n\n  c", "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve \U0001f9ca!"])
+@pytest.mark.parametrize(
+    "text", ["The river froze.", "a \N{SNOWMAN} b\n\n  c", "na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve \U0001f9ca!"]
+)
 def test_the_texts_of_tokens_are_the_text(tokenizer: Any, text: str) -> None:
     ids = tokenizer.encode(text)
     texts = TokenTexts(tokenizer)

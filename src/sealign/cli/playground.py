@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from sealign.cli import options
 from sealign.cli.app import app, messages, output, require_extra
@@ -30,7 +31,8 @@ def playground(
         typer.Option(
             "--edits-dir",
             metavar="DIR",
-            help="Folder whose subfolders are edits that can be loaded, by their path in it, on the page.",
+            help="Folder whose subfolders are edits that can be loaded while the server runs; the page loads them "
+            "by their path in it.",
         ),
     ] = None,
     host: Annotated[
@@ -55,23 +57,25 @@ def playground(
     require_extra("playground", "starlette", "uvicorn")
     from sealign.errors import SettingError
     from sealign.methods.registry import load_edit
+    from sealign.models.embedded_model import EMBEDDED
     from sealign.playground.offered_edits import OfferedEdits
     from sealign.playground.playground import Playground
     from sealign.playground.web_server import open_socket, serve_page
 
     if edits_dir is not None and not edits_dir.is_dir():
         raise SettingError(f"there is no folder '{edits_dir}'; give --edits-dir the folder that holds the edits")
-    socket = open_socket(host, port)
-    loaded = {name: load_edit(source) for name, source in _named_edits(edit or []).items()}
-    chosen = model.or_base_of(next(iter(loaded.values()), None))
-    base, tokenizer = chosen.load()
-    with messages.status("Checking the edits"):
-        offered = OfferedEdits(base, tokenizer, loaded, folder=edits_dir, ignore_mismatch=ignore_mismatch)
-    bench = Playground(base, tokenizer, offered, name=chosen.name or base.name_or_path)
-    for one in offered.initial:
-        for remark in one.remarks:
-            messages.print(f"warning: {one.name}: {remark}", style="yellow", markup=False, soft_wrap=True)
-    serve_page(bench, socket, host=host, on_start=lambda address: output.print(f"Playground: {address}"))
+    sources = _named_edits(edit or [])
+    with open_socket(host, port) as bound:
+        loaded = {name: load_edit(source) for name, source in sources.items()}
+        chosen = model.or_base_of(next(iter(loaded.values()), None))
+        base, tokenizer = chosen.load()
+        with messages.status("Checking the edits"):
+            offered = OfferedEdits(base, tokenizer, loaded, folder=edits_dir, ignore_mismatch=ignore_mismatch)
+        for one in offered.initial:
+            for remark in one.remarks:
+                messages.print(f"[yellow]warning:[/] {escape(f'{one.name}: {remark}')}", soft_wrap=True)
+        served = Playground(base, tokenizer, offered, name=chosen.name or EMBEDDED)
+        serve_page(served, bound, host=host, on_start=lambda address: output.print(f"Playground: {address}"))
 
 
 def _named_edits(given: list[str]) -> dict[str, str]:

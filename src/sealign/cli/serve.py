@@ -28,7 +28,8 @@ def serve(
         typer.Option(
             "--edits-dir",
             metavar="DIR",
-            help="Folder whose subfolders are edits that an administrator can load, by name, while the server runs.",
+            help="Folder whose subfolders are edits that can be loaded while the server runs; an administrator loads "
+            "them by name.",
         ),
     ] = None,
     max_edits: Annotated[

@@ -35,7 +35,7 @@ _FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answer
 
 
 def playground_application(playground: Playground, *, host: str = "127.0.0.1") -> Starlette:
-    """Return the application that serves the page of a playground and its requests.
+    """Return the application that serves the page of a playground and its requests; its jobs are in ``state.queue``.
 
     Args:
         playground: Model and edits.
@@ -59,12 +59,14 @@ def playground_application(playground: Playground, *, host: str = "127.0.0.1") -
         Route("/api/damage", _job(queue, EditsRequest, playground.damage), methods=["POST"]),
         Route("/api/load", _job(queue, LoadRequest, playground.load), methods=["POST"]),
     ]
-    return Starlette(
+    application = Starlette(
         routes=routes,
         middleware=[Middleware(LocalRequests, host=host)],
         exception_handlers={HTTPException: _refuse},
         lifespan=lifespan,
     )
+    application.state.queue = queue
+    return application
 
 
 def _file(name: str, media_type: str) -> Callable[[Request], Any]:

@@ -115,7 +115,8 @@ class Playground:
             SettingError: A setting or a token is out of range.
         """
         edit, _ = self._edits.combine(request.strengths)
-        size = self._model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        embeddings: Any = self._model.get_input_embeddings()
+        size = embeddings.weight.shape[0]
         if max(request.answer) >= size:
             raise SettingError(f"answer has the token {max(request.answer)}, but the model has {size} tokens")
         prompt = self._prompt(request, EDITED_ARM)

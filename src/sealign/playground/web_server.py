@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 import uvicorn
 
@@ -53,24 +55,26 @@ def serve_page(playground: Playground, bound: socket.socket, *, host: str, on_st
     )
     port = bound.getsockname()[1]
     name = f"[{host}]" if ":" in host else host
-    server = _Server(config, lambda: on_start(f"http://{name}:{port}/"))
-    try:
+    server = _Server(config, lambda: on_start(f"http://{name}:{port}/"), application.state.queue.close)
+    with suppress(KeyboardInterrupt):  # raised again by the server after its shutdown
         server.run(sockets=[bound])
-    except KeyboardInterrupt:  # raised again by the server after its shutdown
-        pass
-    finally:
-        bound.close()
 
 
 class _Server(uvicorn.Server):
-    """Server that says when it has started."""
+    """Server that says when it has started, and stops the jobs before it waits for their streams to end."""
 
-    def __init__(self, config: uvicorn.Config, started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, say_started: Callable[[], None], stop_jobs: Callable[[], None]) -> None:
         super().__init__(config)
-        self._say_started = started
+        self._say_started = say_started
+        self._stop_jobs = stop_jobs
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start, and say so."""
         await super().startup(sockets)
         if self.started:
             self._say_started()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop the jobs, then the server."""
+        await asyncio.to_thread(self._stop_jobs)
+        await super().shutdown(sockets)

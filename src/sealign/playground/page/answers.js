@@ -44,7 +44,7 @@ export class Exchange {
 
   finish({ arm, text, complete }) {
     this.arms[arm].answer = text;
-    if (!complete) this.arms[arm].side.append(element("p", { className: "note", textContent: "Longest answer reached." }));
+    if (!complete) this.arms[arm].side.append(element("p", { className: "note", textContent: "Cut off at the maximum number of tokens." }));
   }
 
   // What was said so far stays in the conversation.

@@ -60,6 +60,7 @@ async function answer(text) {
   send.disabled = true;
   stop.disabled = false;
   message.value = "";
+  byId("preset").value = "";
   try {
     await ask("api/answer", { ...context, ...sampling }, {
       started: () => say("Answering"),
@@ -117,11 +118,8 @@ byId("reset").addEventListener("click", () => {
   complain(null);
   message.focus();
 });
-byId("preset").addEventListener("change", (event) => {
-  if (event.target.value) message.value = event.target.value;
-  event.target.value = "";
-  message.focus();
-});
+// The arrow keys go through the prompts, so the focus stays.
+byId("preset").addEventListener("change", (event) => { if (event.target.value) message.value = event.target.value; });
 
 byId("measure").addEventListener("click", async () => {
   const place = byId("damage");
