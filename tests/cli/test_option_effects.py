@@ -154,6 +154,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--name": ("wild",),
     "--host": ("localhost",),
     "--port": (9000,),
+    "--server": ("http://127.0.0.1:9",),
 }
 """Values of options that differ from the default, with the options that they need."""
 

@@ -96,6 +96,25 @@ def test_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     refused("playground", words=("pip install 'sealign[playground]'",))
 
 
+def test_a_server_runs_the_model(served: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.setattr("sealign.playground.served_playground.ServedPlayground", lambda *given: given)
+    result = run("playground", "--server", "http://gpu:8000", "--edit", "mild", "--edit", "harsh", "--port", 0)
+    assert result.exit_code == 0, result.stderr
+    assert served == [("http://gpu:8000", ["mild", "harsh"])]
+    monkeypatch.undo()
+    refused("playground", "--server", "http://127.0.0.1:9", "--port", 0, words=("http://127.0.0.1:9 did not answer",))
+    for option, *value in (
+        ("--model", "smollm2"),
+        ("--edits-dir", tmp_path),
+        ("--ignore-mismatch",),
+        ("--dtype", "float32"),
+        ("--trust-remote-code",),
+    ):
+        words = (f"{option} has no effect with --server", "leave it out")
+        refused("playground", "--server", "http://gpu:8000", option, *value, words=words)
+
+
 @pytest.mark.slow
 def test_as_a_process(model_folder: Path, edit_folder: Path) -> None:
     """It prints its address once the page can be opened, keeps to this machine, and ends at Ctrl+C."""

@@ -114,6 +114,27 @@ def test_too_many_jobs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run(main)
 
 
+def test_several_jobs_at_once() -> None:
+    together = threading.Barrier(2)
+
+    def meet(job: Job) -> None:
+        together.wait(30)
+        job.tell("met")
+
+    async def main(_: ModelQueue) -> list[list[Event]]:
+        queue = ModelQueue(at_once=2)
+        jobs = [queue.submit(meet) for _ in range(4)]
+        found = list(await asyncio.gather(*map(events, jobs)))
+        queue.close()
+        return found
+
+    first, second, third, fourth = run(main)
+    assert first == second == [{"event": "started"}, {"event": "met"}, {"event": "finished"}]
+    assert third[0] == {"event": "waiting", "ahead": 1}
+    assert fourth[0] == {"event": "waiting", "ahead": 2}
+    assert third[-1] == fourth[-1] == {"event": "finished"}
+
+
 def test_closing_stops_what_runs() -> None:
     def endless(job: Job) -> None:
         while True:

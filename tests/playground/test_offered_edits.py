@@ -39,11 +39,11 @@ def test_what_the_page_is_told(llama: Any, tokenizer: Any, small_edit: sealign.E
         "site": "mlp",
         "layers": [1, 3],
         "strength": 0.7,
-        "slider": 1.4,
+        "slider": 2.8,
         "max_strength": 1000.0,
         "remarks": [],
     }
-    assert (other["site"], other["layers"], other["slider"]) == ("residual", [1, 2], 5.0)
+    assert (other["site"], other["layers"], other["slider"]) == ("residual", [1, 2], 10.0)
     assert our_hooks(llama) == 0
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import sealign
 from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
+from tests.playground.stub_server import running
 from tests.tiny_models import build_model
 
 pytestmark = pytest.mark.slow
@@ -46,8 +45,6 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    import uvicorn
-
     model = build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
     words = copy.deepcopy(tokenizer)
     words.chat_template = "{% if mood is defined %}{{ mood }} {% endif %}" + words.chat_template
@@ -60,16 +57,8 @@ def served(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     shift.save_pretrained(folder / "late")
     offered = OfferedEdits(model, words, {"mild": edit, "shift": shift}, folder=folder)
     application = playground_application(Playground(model, words, offered, name="tiny model"))
-    server = uvicorn.Server(uvicorn.Config(application, port=0, log_level="warning", ws="none"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Served(f"http://127.0.0.1:{port}/", model, words, edit)
-    server.should_exit = True
-    thread.join(30)
-    assert not thread.is_alive()
+    with running(application) as url:
+        yield Served(url, model, words, edit)
 
 
 class Visitor:
@@ -307,7 +296,7 @@ def test_switches_and_the_order_of_edits(browser: Any, served: Served) -> None:
     assert slider.input_value() == "1"
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert page.get_by_label("Strength of shift", exact=True).input_value() == "1.04"
+    assert page.get_by_label("Strength of shift", exact=True).input_value() == "1.08"
     visitor.close(served)
 
 

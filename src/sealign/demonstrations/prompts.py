@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sealign.demonstrations.bundled import BUNDLED_PREFIX, bundled_path
+from sealign.demonstrations.bundled import BUNDLED_PREFIX, bundled_behaviours, bundled_path
 from sealign.demonstrations.demonstration import Demonstration, Turn, check_history, check_text, prompt_hash
 from sealign.demonstrations.preference_rows import message_turns
 from sealign.demonstrations.row_files import FORMATS, Row, read_rows
@@ -89,6 +89,16 @@ def load_prompts(source: str | Path) -> list[Prompt]:
     if not prompts:
         raise DemonstrationError(f"'{path}' is empty; write one prompt per line")
     return prompts
+
+
+def bundled_prompts() -> dict[str, list[str]]:
+    """Return the texts of the prompts of each bundled behaviour, by its name.
+
+    Example:
+        >>> bundled_prompts()["positivity"][0]
+        'How is your new haircut?'
+    """
+    return {name: [prompt.text for prompt in load_prompts(f"bundled:{name}")] for name in bundled_behaviours()}
 
 
 def _placed(place: str, row: Row) -> Prompt:

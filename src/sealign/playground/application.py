@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -28,20 +28,23 @@ from sealign.playground.page_requests import (
     LoadRequest,
     read_request,
 )
-from sealign.playground.playground import Playground
+
+if TYPE_CHECKING:
+    from sealign.playground.playground import Playground
+    from sealign.playground.served_playground import ServedPlayground
 
 _FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
 _FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answers.js", "settings.js")}
 
 
-def playground_application(playground: Playground, *, host: str = "127.0.0.1") -> Starlette:
+def playground_application(playground: Playground | ServedPlayground, *, host: str = "127.0.0.1") -> Starlette:
     """Return the application that serves the page of a playground and its requests; its jobs are in ``state.queue``.
 
     Args:
-        playground: Model and edits.
+        playground: Model and edits, here or on a server.
         host: Name or address that the server is started with.
     """
-    queue = ModelQueue()
+    queue = ModelQueue(playground.at_once)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -1,4 +1,4 @@
-"""A queue for one model: jobs run one at a time, in the order in which they came, and report events."""
+"""A queue for a model: jobs run in the order in which they came, and report events."""
 
 from __future__ import annotations
 
@@ -90,7 +90,10 @@ class Job:
 
 
 class ModelQueue:
-    """Jobs on one model. A job that has to wait is told how many are before it, and again whenever one has ended.
+    """Jobs on a model. A job that has to wait is told how many are before it, and again whenever one has ended.
+
+    Args:
+        at_once: Number of jobs that run at the same time; more than 1 only where a server runs the model.
 
     Example:
         >>> async def main():
@@ -103,10 +106,11 @@ class ModelQueue:
         ['started', 'half', 'finished']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = 1) -> None:
+        self._at_once = at_once
         self._lock = threading.Lock()
         self._jobs: list[Job] = []
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="sealign-model")
+        self._executor = ThreadPoolExecutor(at_once, thread_name_prefix="sealign-model")
 
     def submit(self, work: Callable[[Job], None]) -> Job:
         """Append a job, from a coroutine, and return it.
@@ -122,8 +126,7 @@ class ModelQueue:
             if len(self._jobs) >= MAX_JOBS:
                 raise ServingError(f"{len(self._jobs)} requests are waiting for the model; try again later")
             self._jobs.append(job)
-            if len(self._jobs) > 1:
-                job.tell("waiting", ahead=len(self._jobs) - 1)
+            self._tell_place(len(self._jobs) - 1)
             self._executor.submit(self._run, job)
         return job
 
@@ -140,6 +143,10 @@ class ModelQueue:
         finally:
             with self._lock:
                 self._jobs.remove(job)
-                for ahead, other in enumerate(self._jobs):
-                    if ahead:
-                        other.tell("waiting", ahead=ahead)
+                for place in range(len(self._jobs)):
+                    self._tell_place(place)
+
+    def _tell_place(self, place: int) -> None:
+        ahead = place - self._at_once + 1
+        if ahead > 0:
+            self._jobs[place].tell("waiting", ahead=ahead)

@@ -45,7 +45,7 @@ class OfferedEdit:
             "site": self.edit.record.site,
             "layers": edited_layers(self.edit),
             "strength": own,
-            "slider": None if own is None else max(1.0, 2 * abs(own)),
+            "slider": None if own is None else 4 * abs(own) or 1.0,
             "max_strength": MAX_STRENGTH,
             "remarks": list(self.remarks),
         }

@@ -6,9 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from sealign.demonstrations.bundled import bundled_behaviours
 from sealign.demonstrations.demonstration import Turn
-from sealign.demonstrations.prompts import load_prompts
+from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import SettingError
 from sealign.evaluation.damage import measure_damages
 from sealign.evaluation.journal import Journal
@@ -42,7 +41,12 @@ class Playground:
         tokenizer: Tokenizer of the model.
         edits: The edits.
         name: Name of the model.
+
+    Attributes:
+        at_once: Number of jobs that the model does at the same time.
     """
+
+    at_once = 1
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, edits: OfferedEdits, *, name: str
@@ -61,9 +65,7 @@ class Playground:
             "folders": self._edits.folders(),
             "template_arguments": dict(self._fitted_format.chat_template_kwargs) if templated else None,
             "max_new_tokens": MAX_NEW_TOKENS,
-            "presets": {
-                name: [prompt.text for prompt in load_prompts(f"bundled:{name}")] for name in bundled_behaviours()
-            },
+            "presets": bundled_prompts(),
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
@@ -128,6 +130,7 @@ class Playground:
         spoken = [effect.divergence for effect in found if effect.token not in ends]
         job.tell(
             "effects",
+            at_least=False,
             mean_divergence=_finite(sum(spoken) / len(spoken)) if spoken else None,
             tokens=[
                 {
@@ -167,6 +170,7 @@ class Playground:
         )
         job.tell(
             "damage",
+            at_least=False,
             texts=len(found.tokens),
             loss_increase=_finite(found.loss_increase),
             loss_interval=[_finite(end) for end in found.loss_interval],

@@ -6,12 +6,16 @@ import asyncio
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import uvicorn
 
 from sealign.errors import SettingError
 from sealign.playground.application import playground_application
-from sealign.playground.playground import Playground
+
+if TYPE_CHECKING:
+    from sealign.playground.playground import Playground
+    from sealign.playground.served_playground import ServedPlayground
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -39,11 +43,13 @@ def open_socket(host: str, port: int) -> socket.socket:
     return opened
 
 
-def serve_page(playground: Playground, bound: socket.socket, *, host: str, on_start: Callable[[str], None]) -> None:
+def serve_page(
+    playground: Playground | ServedPlayground, bound: socket.socket, *, host: str, on_start: Callable[[str], None]
+) -> None:
     """Serve the page until the process is interrupted.
 
     Args:
-        playground: Model and edits.
+        playground: Model and edits, here or on a server.
         bound: Socket of ``open_socket``.
         host: Name or address that the socket was opened with.
         on_start: Function that is called with the address of the page when it can be opened.

@@ -11,6 +11,12 @@ const visible = (name) => name.replaceAll(" ", "\u00b7").replaceAll("\n", "\u21b
 // Share of the full colour: seen from 0.01 nats on, nearly full at 2 nats.
 const share = (divergence) => (divergence === null ? 1 : Math.sqrt(1 - Math.exp(-divergence)));
 
+function shade(divergence) {
+  const patch = element("span", { className: "token", textContent: divergence });
+  patch.style.setProperty("--share", share(divergence));
+  return patch;
+}
+
 export class Exchange {
   constructor(message, edits) {
     this.id = `exchange-${count++}`;
@@ -66,10 +72,10 @@ export class Exchange {
   }
 
   // Shade the tokens of the edited answer, and let mouse and arrow keys choose one of them.
-  showEffects({ tokens, mean_divergence }) {
+  showEffects({ tokens, mean_divergence, at_least }) {
     const { text, side, tokens: parts } = this.arms.edited;
-    const mean = mean_divergence === null ? "" : ` on average ${nats(mean_divergence)} nats per token.`;
-    const legend = element("span", { className: "legend" }, "0", element("span", { className: "scale" }), "2 nats");
+    const mean = mean_divergence === null ? "" : ` on average ${at_least ? "at least " : ""}${nats(mean_divergence)} nats per token.`;
+    const legend = element("span", { className: "legend" }, "Shades:", ...[0.01, 0.1, 0.5, 2].map(shade));
     side.append(element("p", { className: "note mean" }, `KL from base:${mean} `, legend));
     const detail = element("div", { className: "detail", hidden: true });
     detail.setAttribute("aria-live", "polite");
@@ -84,7 +90,7 @@ export class Exchange {
       chosen = index;
       parts[index].span.setAttribute("aria-selected", "true");
       text.setAttribute("aria-activedescendant", parts[index].span.id);
-      detail.replaceChildren(...describeToken(tokens[index]));
+      detail.replaceChildren(...describeToken(tokens[index], at_least));
       detail.hidden = false;
     };
     parts.forEach(({ span }, index) => {
@@ -109,9 +115,9 @@ export class Exchange {
   }
 }
 
-function describeToken(effect) {
+function describeToken(effect, atLeast) {
   const name = element("span", { className: "name", textContent: visible(effect.name) });
-  const change = `: ${percent(effect.base)} in the base model, ${percent(effect.edited)} edited; KL ${nats(effect.divergence)} nats`;
+  const change = `: ${percent(effect.base)} in the base model, ${percent(effect.edited)} edited; KL ${atLeast ? "at least " : ""}${nats(effect.divergence)} nats`;
   const tables = element("div", { className: "tables" });
   for (const [title, found] of [["Base", effect.base_alternatives], ["Edited", effect.edited_alternatives]]) {
     const table = element("table", {}, element("caption", { textContent: `Likeliest, ${title.toLowerCase()}` }));

@@ -90,8 +90,10 @@ async function answer(text) {
   const ids = exchange.editedIds;
   if (!ids.length) return;
   try {
-    say("Comparing the tokens of the edited answer");
-    await ask("api/effects", { ...context, answer: ids }, { effects: (event) => exchange.showEffects(event) });
+    await ask("api/effects", { ...context, answer: ids }, {
+      started: () => say("Comparing the tokens of the edited answer"),
+      effects: (event) => exchange.showEffects(event),
+    });
   } catch (error) {
     complain(error);
   }
@@ -134,7 +136,7 @@ byId("measure").addEventListener("click", async () => {
       progress: (event) => { place.textContent = `Measuring: ${event.done} of ${event.total} batches`; },
       damage: (event) => {
         place.textContent = `${describeEdits(edits)}: loss ${of(event.loss_increase, true)} ${between(event.loss_interval, true)}, KL `
-          + `${of(event.divergence)} ${between(event.divergence_interval)} nats per token on ${event.texts} neutral texts, 95 % intervals`;
+          + `${event.at_least ? "at least " : ""}${of(event.divergence)} ${between(event.divergence_interval)} nats per token on ${event.texts} neutral texts, 95 % intervals`;
       },
     });
   } catch (error) {

@@ -8,6 +8,9 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+// A strength that was chosen by a search has many digits.
+const brief = (strength) => String(Number(strength.toPrecision(4)));
+
 // A layer list such as 3, 9-29.
 function ranges(layers) {
   const runs = [];
@@ -25,8 +28,8 @@ export function showEdit(edit) {
   const at = shown.findIndex((other) => other.edit.name === edit.name);
   const id = `edit-${at < 0 ? shown.length : at}`;
   const onOff = element("input", { type: "checkbox", id, checked: true });
-  const own = edit.strength === null ? "no strength" : `own strength ${edit.strength}`;
-  const place = edit.layers.length ? `${edit.site}, layers ${ranges(edit.layers)}` : "";
+  const own = edit.strength === null ? "" : `own strength ${brief(edit.strength)}`;
+  const place = edit.layers.length ? `${edit.site}, layer${edit.layers.length > 1 ? "s" : ""} ${ranges(edit.layers)}` : "";
   const about = [edit.method, place, own].filter(Boolean).join("; ");
   const row = element("div", { className: "edit" });
   row.append(element("label", { className: "switch", htmlFor: id }, onOff, edit.name));
@@ -64,7 +67,7 @@ export function activeEdits() {
 
 export function describeEdits(edits) {
   if (!edits.length) return "no edit";
-  return edits.map(({ name, strength }) => (strength === null ? name : `${name} ${strength}`)).join(", ");
+  return edits.map(({ name, strength }) => (strength === null ? name : `${name} ${brief(strength)}`)).join(", ");
 }
 
 // The rules of --chat-template-arg: a value is JSON where it is JSON, else text.
