@@ -292,11 +292,11 @@ def test_switches_and_the_order_of_edits(browser: Any, served: Served) -> None:
     expect(page.locator("#problem")).to_contain_text("no edit is switched on")
     # A slider by keyboard moves the number, and the number the slider.
     slider = page.get_by_label("Strength of shift, slider")
-    page.get_by_label("Strength of shift", exact=True).fill("1")
-    assert slider.input_value() == "1"
+    page.get_by_label("Strength of shift", exact=True).fill("1.6")
+    assert slider.input_value() == "1.6"
     slider.focus()
     page.keyboard.press("ArrowRight")
-    assert page.get_by_label("Strength of shift", exact=True).input_value() == "1.08"
+    assert page.get_by_label("Strength of shift", exact=True).input_value() == "1.68"
     visitor.close(served)
 
 

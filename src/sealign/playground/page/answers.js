@@ -12,7 +12,7 @@ const visible = (name) => name.replaceAll(" ", "\u00b7").replaceAll("\n", "\u21b
 const share = (divergence) => (divergence === null ? 1 : Math.sqrt(1 - Math.exp(-divergence)));
 
 function shade(divergence) {
-  const patch = element("span", { className: "token", textContent: divergence });
+  const patch = element("span", { className: "shade", textContent: divergence });
   patch.style.setProperty("--share", share(divergence));
   return patch;
 }
