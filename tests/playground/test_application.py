@@ -14,12 +14,15 @@ import torch
 from starlette.testclient import TestClient
 
 import sealign
+from sealign.demonstrations.splits import split_demonstrations
 from sealign.evaluation.damage import measure_damage
+from sealign.evaluation.fit_and_judge import fit_and_judge
 from sealign.methods.composition import Composition
 from sealign.playground import playground as playground_module
 from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.page_requests import MAX_BODY
+from sealign.playground.pasted_rows import read_pasted
 from sealign.playground.playground import Playground
 from sealign.playground.token_effects import token_effects
 from tests.conftest import our_hooks
@@ -242,9 +245,64 @@ def test_an_edit_that_is_loaded_later(client: TestClient) -> None:
     assert [edit["name"] for edit in client.get("/api/playground").json()["edits"]] == ["mild", "shift"]
 
 
+ROWS = "\n".join(
+    json.dumps({"prompt": f"{word} or not?", "positive": f"Yes, {word}.", "negative": f"No, never {word}."})
+    for word in ["ice", "snow", "rain", "fog", "sun", "wind", "hail", "dew", "mist", "frost", "thaw", "cloud"]
+)
+
+
+def test_a_fit_and_its_verdict(client: TestClient, model: Any, tokenizer: Any, tmp_path: Path) -> None:
+    events = asked(client, "fit", name="new", method="mean_difference", rows=ROWS)
+    expected = fit_and_judge(model, tokenizer, read_pasted(ROWS), config=sealign.MeanDifferenceConfig())
+    verdict, edit = the(events, "verdict"), the(events, "edit")
+    assert (verdict["word"], verdict["sentence"]) == (expected.verdict.word, expected.verdict.sentence)
+    assert verdict["held_out"] == expected.held_out == 4
+    margin = expected.effects[0]
+    assert margin.random is not None
+    assert verdict["margin"] == [margin.edited.difference, margin.edited.low, margin.edited.high]
+    assert verdict["random"] == [margin.random.difference, margin.random.low, margin.random.high]
+    assert verdict["divergence"] == expected.damage["edited"].mean_divergence
+    stages = {event["stage"] for event in events if event["event"] == "progress"}
+    assert {"Collecting activations", "Choosing the strength", "Scoring held-out demonstrations"} <= stages
+    # It acts under its name, which other pages are not told.
+    name = edit["name"]
+    assert re.fullmatch("new#[0-9a-f]{8}", name)
+    assert (edit["method"], edit["strength"]) == ("mean_difference", expected.edit.strength)
+    answer = asked(client, "answer", message="What is ice?", edits=[{"name": name, "strength": 9}], max_new_tokens=6)
+    with sealign.apply_edit(model, expected.edit, strength=9.0):
+        assert tokens(answer, "edited") == generated(model, tokenizer, [("user", "What is ice?")], 6)
+    assert name not in client.get("/api/playground").text
+    # It is saved with the strength of the page.
+    saved = the(asked(client, "save", name=name, strength=0.25, folder="mine"), "saved")
+    assert saved["path"] == str(tmp_path / "mine")
+    assert sealign.load_edit(tmp_path / "mine").hash == expected.edit.with_strength(0.25).hash
+    again = asked(client, "save", name=name, strength=0.5, folder="mine")[-1]
+    assert again["event"] == "error"
+    assert sealign.load_edit(tmp_path / "mine").strength == 0.25
+
+
+def test_a_bundled_behaviour_is_fitted(client: TestClient) -> None:
+    events = asked(client, "fit", name="short", method="mean_difference", behaviour="conciseness")
+    assert "the positive completion is shorter in" in the(events, "remark")["message"]
+    assert the(events, "verdict")["held_out"] == len(
+        split_demonstrations(sealign.load_demonstrations("bundled:conciseness"), holdout=0.3, seed=0)[1]
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
+        ("fit", {"name": "../x", "method": "sea", "rows": ROWS}, "cannot name an edit"),
+        ("fit", {"name": "x", "method": "icl", "rows": ROWS}, "unknown method 'icl'"),
+        ("fit", {"name": "x", "method": "sea"}, "give one of the two"),
+        ("fit", {"name": "x", "method": "sea", "rows": ROWS, "behaviour": "fairness"}, "give one of the two"),
+        ("fit", {"name": "x", "method": "sea", "behaviour": "fairnes"}, "did you mean 'fairness'?"),
+        ("fit", {"name": "x", "method": "sea", "rows": ROWS + "\n{"}, "the text, line 13: not JSON"),
+        ("fit", {"name": "x", "method": "sea", "rows": ROWS.partition("\n")[0]}, "the text has 1 demonstrations"),
+        ("save", {"name": "mild", "strength": 1, "folder": "../out"}, "cannot name an edit"),
+        ("save", {"name": "mild", "strength": 1, "folder": "late"}, "late"),
+        ("save", {"name": "mild", "strength": 1001, "folder": "new"}, "must be in [-1000, 1000]"),
+        ("save", {"name": "none", "strength": 1, "folder": "new"}, "unknown edit 'none'"),
         ("answer", {"message": "x", "edits": [{"name": "mild", "strength": 1000.5}]}, "must be in [-1000, 1000]"),
         ("damage", {"edits": [{"name": "mild", "strength": -2000}]}, "must be in [-1000, 1000]"),
         ("effects", {"message": "x", "edits": [{"name": "no", "strength": 1}], "answer": [4]}, "unknown edit 'no'"),

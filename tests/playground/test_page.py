@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Served:
     model: Any
     tokenizer: Any
     edit: sealign.Edit
+    folder: Path
 
     def answer(self, text: str, length: int, strength: float | None) -> str:
         """What transformers answers, edited if there is a strength."""
@@ -58,7 +60,7 @@ def served(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     offered = OfferedEdits(model, words, {"mild": edit, "shift": shift}, folder=folder)
     application = playground_application(Playground(model, words, offered, name="tiny model"))
     with running(application) as url:
-        yield Served(url, model, words, edit)
+        yield Served(url, model, words, edit, folder)
 
 
 class Visitor:
@@ -328,6 +330,48 @@ def test_an_edit_is_loaded_and_the_template_has_arguments(browser: Any, served: 
     page.fill("#template-arguments", "")
     page.fill("#system", "Be brief.")
     assert visitor.say("What is ice?")[0] != plain
+    visitor.close(served)
+
+
+def test_an_edit_is_fitted_judged_and_saved(browser: Any, served: Served) -> None:
+    visitor = Visitor(browser, served, width=390)
+    page = visitor.page
+    page.select_option("#fit-method", "mean_difference")
+    page.set_input_files("#fit-file", {"name": "big.csv", "mimeType": "text/csv", "buffer": b"x" * (2**20 + 1)})
+    expect(page.locator("#problem")).to_contain_text("big.csv has 1048577 bytes, more than 1048576; use sealign fit")
+    rows = b"prompt,positive\na,b\n"
+    page.set_input_files("#fit-file", {"name": "rows.csv", "mimeType": "text/csv", "buffer": rows})
+    expect(page.locator("#fit-rows")).to_have_value(rows.decode())
+    page.click("#fit")
+    expect(page.locator("#problem")).to_contain_text("the text")
+    # Stopped, by keyboard.
+    page.select_option("#fit-source", "fairness")
+    assert page.locator("#fit-rows").is_disabled()
+    page.focus("#fit")
+    page.keyboard.press("Enter")
+    expect(page.locator("#fit-result")).to_contain_text(" of ")
+    assert page.locator("#fit-progress").is_visible()
+    page.focus("#fit-stop")
+    page.keyboard.press("Enter")
+    expect(page.locator("#fit-result")).to_contain_text("Stopped")
+    assert page.locator(".edit").count() == 2
+    # And once more, to its end.
+    page.fill("#fit-name", "fair")
+    page.click("#fit")
+    page.locator(".edit").nth(2).wait_for()
+    result = page.locator("#fit-result").inner_text()
+    assert re.search("^(Helps|No evidence|Harms|Broken)", result), result
+    assert "held-out demonstrations, nats per token: edited " in result
+    assert "fair#" in page.locator(".edit").nth(2).inner_text()
+    page.get_by_label(re.compile("^Folder to save fair#")).fill("mine")
+    page.get_by_role("button", name="Save").click()
+    expect(page.locator(".edit").nth(2)).to_contain_text("Saved to ")
+    assert sealign.load_edit(served.folder / "mine").method == "mean_difference"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    # Another page does not have it until it loads it.
+    other = Visitor(browser, served)
+    assert other.page.locator(".edit").count() == 2
+    other.close(served)
     visitor.close(served)
 
 

@@ -163,7 +163,9 @@ def test_damage(client: TestClient, model: Any, tokenizer: Any, edits: Any) -> N
         ("answer", {"message": " "}, "the message is empty"),
         ("effects", {"message": "x", "edits": [{"name": "other"}], "answer": [4]}, "unknown edit 'other'"),
         ("damage", {}, "no edit is switched on"),
-        ("load", {"path": "late"}, "the server's administrator loads its edits"),
+        ("load", {"path": "late"}, "not loaded, fitted or saved with --server"),
+        ("fit", {"name": "x", "method": "sea", "behaviour": "fairness"}, "not loaded, fitted or saved with --server"),
+        ("save", {"name": "mild", "folder": "x"}, "not loaded, fitted or saved with --server"),
     ],
 )
 def test_what_is_refused(client: TestClient, job: str, body: dict[str, Any], words: str) -> None:

@@ -1,21 +1,15 @@
-"""The demo's result, repeated step by step with the functions of the library."""
+"""The demo's result."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import pytest
-
 import sealign
 from sealign.demonstrations.prompts import load_prompts
 from sealign.demonstrations.splits import split_demonstrations
 from sealign.evaluation.answers import compare_answers
-from sealign.evaluation.preference import preference_scores
-from sealign.evaluation.statistics import paired_difference
-from sealign.evaluation.verdict import judge_effects
+from sealign.evaluation.fit_and_judge import fit_and_judge
 from sealign.reproduce.embedded_demo import ANSWERED, DEMO_BEHAVIOURS, run_demo
-from tests.conftest import our_hooks
 
 
 def test_topics_of_the_demo_are_unseen() -> None:
@@ -27,45 +21,15 @@ def test_topics_of_the_demo_are_unseen() -> None:
         }
 
 
-def test_all_results_are_those_of_the_library(llama: Any, tokenizer: Any) -> None:
+def test_the_demo_fits_judges_and_answers(llama: Any, tokenizer: Any) -> None:
     config = sealign.MeanDifferenceConfig(layers=(1, 2))
-    steps: list[str] = []
-
-    def track(items: Any, what: str, _how_many: int) -> Any:
-        steps.append(what)
-        return items
-
-    result = run_demo(llama, tokenizer, "formality", config=config, seed=5, track=track)
-    fitted, held_out = split_demonstrations(sealign.load_demonstrations("bundled:formality"), holdout=0.3, seed=5)
-    edit = sealign.fit_edit(llama, tokenizer, fitted, config=config)
-    assert isinstance(edit, sealign.Edit)
-    edit = edit.with_strength(result.edit.strength)
-    assert result.edit.hash == edit.hash
-    assert result.edit.record.fitted_on == [item.hash for item in fitted]
-    assert result.held_out == len(held_out)
+    result = run_demo(llama, tokenizer, "formality", config=config, seed=5)
+    demonstrations = sealign.load_demonstrations("bundled:formality")
+    expected = fit_and_judge(llama, tokenizer, demonstrations, config=config, seed=5)
+    assert result.edit.hash == expected.edit.hash
+    assert (result.held_out, result.effects, result.verdict) == (expected.held_out, expected.effects, expected.verdict)
     prompts = [prompt.text for prompt in load_prompts("bundled:formality")[:ANSWERED]]
-    assert result.answers == compare_answers(llama, tokenizer, edit, prompts, max_new_tokens=48)
-
-    def score(arm: sealign.Edit) -> Any:
-        with sealign.apply_edit(llama, arm):
-            return preference_scores(llama, tokenizer, held_out)
-
-    base, edited, turned = score(edit.with_strength(0.0)), score(edit), score(edit.reversed())
-    drawn = [score(edit.randomized(5 + offset)) for offset in (0, 1, 2)]
-    for effect in result.effects:
-        columns = [scores[effect.name].numerators for scores in (base, edited, turned, *drawn)]
-        random = np.mean(columns[3:], axis=0)
-        assert effect.random is not None
-        assert effect.over_random is not None
-        assert effect.reversed is not None
-        assert effect.edited == paired_difference(columns[0], columns[1], seed=5)
-        assert effect.reversed == paired_difference(columns[0], columns[2], seed=5)
-        assert effect.random.difference == pytest.approx(float(np.mean(random - columns[0])))
-        assert effect.over_random.difference == pytest.approx(float(np.mean(columns[1] - random)))
-    assert result.verdict == judge_effects(result.effects, result.damage["edited"].loss_increase)
-    assert set(result.damage) == set(result.domain_damage) == {"edited", "random directions", "reversed"}
-    assert {"Collecting activations", "Choosing the strength", "Scoring formality", "Measuring damage"} <= set(steps)
-    assert our_hooks(llama) == 0
+    assert result.answers == compare_answers(llama, tokenizer, expected.edit, prompts, max_new_tokens=48)
 
 
 def test_a_given_strength_is_used(llama: Any, tokenizer: Any) -> None:

@@ -10,6 +10,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,7 +26,9 @@ from sealign.playground.page_requests import (
     Body,
     EditsRequest,
     EffectsRequest,
+    FitRequest,
     LoadRequest,
+    SaveRequest,
     read_request,
 )
 
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from sealign.playground.served_playground import ServedPlayground
 
 _FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
-_FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answers.js", "settings.js")}
+_FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answers.js", "settings.js", "fitting.js")}
 
 
 def playground_application(playground: Playground | ServedPlayground, *, host: str = "127.0.0.1") -> Starlette:
@@ -52,7 +55,7 @@ def playground_application(playground: Playground | ServedPlayground, *, host: s
         queue.close()
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(playground.describe())
+        return JSONResponse(await run_in_threadpool(playground.describe))
 
     routes = [Route(path, _file(*entry)) for path, entry in _FILES.items()]
     routes.append(Route("/api/playground", describe))
@@ -61,6 +64,8 @@ def playground_application(playground: Playground | ServedPlayground, *, host: s
         Route("/api/effects", _job(queue, EffectsRequest, playground.effects), methods=["POST"]),
         Route("/api/damage", _job(queue, EditsRequest, playground.damage), methods=["POST"]),
         Route("/api/load", _job(queue, LoadRequest, playground.load), methods=["POST"]),
+        Route("/api/fit", _job(queue, FitRequest, playground.fit), methods=["POST"]),
+        Route("/api/save", _job(queue, SaveRequest, playground.save), methods=["POST"]),
     ]
     application = Starlette(
         routes=routes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from sealign.errors import EditFileError, SealignWarning, SettingError, unknown_
 from sealign.methods.composition import Composition
 from sealign.methods.edit_sources import edited_layers, strength_remark
 from sealign.methods.registry import load_edit
+from sealign.serving.settings import check_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,6 +122,38 @@ class OfferedEdits:
         name = f"/{place.relative_to(self._folder)}"
         self._offered[name] = self._check(name, load_edit(place))
         return self._offered[name]
+
+    def add(self, name: str, edit: Intervention) -> OfferedEdit:
+        """Return an edit that was fitted here, under a name that other pages cannot guess.
+
+        Args:
+            name: Beginning of the name.
+            edit: The edit.
+        """
+        unique = f"{name}#{secrets.token_hex(4)}"
+        self._offered[unique] = self._check(unique, edit)
+        return self._offered[unique]
+
+    def save(self, name: str, strength: float | None, folder: str) -> Path:
+        """Save an edit to a new folder in the folder of edits, and return its path.
+
+        Args:
+            name: Name of the edit.
+            strength: Strength to save it with.
+            folder: Name of the new folder.
+
+        Raises:
+            EditFileError: The folder exists.
+            ServingError: The name of the folder is not valid.
+            SettingError: There is no folder of edits, the edit is unknown, or the strength is out of range.
+        """
+        if self._folder is None:
+            raise SettingError("this playground saves no edits; start it again with --edits-dir DIR")
+        edit, _ = self.combine([(name, strength)])
+        assert edit is not None
+        path = self._folder / check_name(folder)
+        edit.save_pretrained(path)
+        return path
 
     def combine(self, strengths: Sequence[tuple[str, float | None]]) -> tuple[Intervention | None, list[str]]:
         """Return the edits that a request switches on as one, or None if there is none, and remarks on strengths.

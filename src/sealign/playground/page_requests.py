@@ -129,6 +129,32 @@ class LoadRequest(PageRequest):
     path: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
+class FitRequest(PageRequest):
+    """Demonstrations to fit an edit on and to judge it by.
+
+    Attributes:
+        name: Name of the edit.
+        method: Name of a method that edits activations.
+        behaviour: Name of a bundled behaviour, or None.
+        rows: Demonstrations as text, if no behaviour is named.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    method: str
+    behaviour: str | None = None
+    rows: str | None = None
+
+
+class SaveRequest(ActiveEdit):
+    """An edit that was fitted on the page, to be saved at a strength.
+
+    Attributes:
+        folder: Name of the new folder in the folder of edits.
+    """
+
+    folder: str
+
+
 def read_request(kind: type[Body], body: bytes) -> Body:
     """Return the request in a body of JSON.
 

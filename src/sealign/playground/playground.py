@@ -6,12 +6,18 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from sealign.demonstrations.bundled import BUNDLED_PREFIX
 from sealign.demonstrations.demonstration import Turn
 from sealign.demonstrations.prompts import bundled_prompts
-from sealign.errors import SettingError
+from sealign.demonstrations.sources import load_demonstrations
+from sealign.errors import SettingError, check_choice
 from sealign.evaluation.damage import measure_damages
+from sealign.evaluation.fit_and_judge import fit_and_judge
 from sealign.evaluation.journal import Journal
+from sealign.evaluation.preference import length_note
+from sealign.fitting.edit_config import EditConfig
 from sealign.methods.edit_sources import fit_settings
+from sealign.methods.registry import METHODS, get_method
 from sealign.models.generation import end_tokens, room_for_answer
 from sealign.models.prompt_format import prompt_format_of
 from sealign.playground.answering import BASE_ARM, EDITED_ARM, answer_both
@@ -19,18 +25,26 @@ from sealign.playground.conversation import conversation_format
 from sealign.playground.model_queue import Job
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.page_requests import (
+    MAX_BODY,
     MAX_NEW_TOKENS,
     AnswerRequest,
     ConversationRequest,
     EditsRequest,
     EffectsRequest,
+    FitRequest,
     LoadRequest,
+    SaveRequest,
 )
+from sealign.playground.pasted_rows import read_pasted
 from sealign.playground.token_effects import Alternative, token_effects
 from sealign.playground.token_texts import TokenTexts, token_name
+from sealign.serving.settings import check_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FITTED_METHODS = tuple(name for name, method in METHODS.items() if issubclass(method.config, EditConfig))
+"""Methods that an edit can be fitted with on the page: those that edit activations."""
 
 
 class Playground:
@@ -64,7 +78,9 @@ class Playground:
             "edits": [offered.describe() for offered in self._edits.initial],
             "folders": self._edits.folders(),
             "template_arguments": dict(self._fitted_format.chat_template_kwargs) if templated else None,
+            "methods": list(FITTED_METHODS),
             "max_new_tokens": MAX_NEW_TOKENS,
+            "max_body": MAX_BODY,
             "presets": bundled_prompts(),
         }
 
@@ -189,6 +205,65 @@ class Playground:
             SealignError: As for ``OfferedEdits.load``.
         """
         job.tell("edit", **self._edits.load(request.path).describe())
+
+    def fit(self, request: FitRequest, job: Job) -> None:
+        """Fit an edit on a part of the demonstrations, judge it on the others, and report the verdict and the edit.
+
+        The strength is the largest one within the damage budget, as in ``sealign fit``.
+
+        Args:
+            request: Demonstrations and method.
+            job: Job to report to.
+
+        Raises:
+            DemonstrationError: A demonstration is malformed, or there are too few.
+            ServingError: The name is not valid.
+            SettingError: The method edits no activations.
+        """
+        check_name(request.name)
+        check_choice("method", request.method, FITTED_METHODS)
+        config = get_method(request.method).config()
+        assert isinstance(config, EditConfig)
+        if (request.behaviour is None) == (request.rows is None):
+            raise SettingError("demonstrations are either rows or those of a bundled behaviour; give one of the two")
+        if request.behaviour is None:
+            demonstrations = read_pasted(request.rows or "")
+        else:
+            demonstrations = load_demonstrations(f"{BUNDLED_PREFIX}{request.behaviour}")
+        if remark := length_note(self._tokenizer, demonstrations):
+            job.tell("remark", message=remark)
+
+        def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
+            for done, item in enumerate(items):
+                job.check()
+                job.tell("progress", stage=description, done=done, total=total)
+                yield item
+
+        found = fit_and_judge(self._model, self._tokenizer, demonstrations, config=config, track=track)
+        margin = found.effects[0]
+        assert margin.random is not None
+        job.tell(
+            "verdict",
+            word=found.verdict.word,
+            sentence=found.verdict.sentence,
+            held_out=found.held_out,
+            margin=[_finite(value) for value in (margin.edited.difference, margin.edited.low, margin.edited.high)],
+            random=[_finite(value) for value in (margin.random.difference, margin.random.low, margin.random.high)],
+            divergence=_finite(found.damage["edited"].mean_divergence),
+        )
+        job.tell("edit", **self._edits.add(request.name, found.edit).describe())
+
+    def save(self, request: SaveRequest, job: Job) -> None:
+        """Save an edit in the folder of edits, and report the path.
+
+        Args:
+            request: The edit, its strength and the name of the folder.
+            job: Job to report to.
+
+        Raises:
+            SealignError: As for ``OfferedEdits.save``.
+        """
+        job.tell("saved", path=str(self._edits.save(request.name, request.strength, request.folder)))
 
     def _prompt(self, request: ConversationRequest, arm: str) -> list[int]:
         """Return the token ids of the conversation of an arm, in which its own answers were given."""

@@ -18,12 +18,15 @@ from sealign.evaluation.damage import bundled_texts, increase_interval
 from sealign.playground.answering import BASE_ARM, EDITED_ARM
 from sealign.playground.model_queue import Job
 from sealign.playground.page_requests import (
+    MAX_BODY,
     MAX_NEW_TOKENS,
     AnswerRequest,
     ConversationRequest,
     EditsRequest,
     EffectsRequest,
+    FitRequest,
     LoadRequest,
+    SaveRequest,
 )
 from sealign.serving.settings import REQUEST_KEY
 
@@ -68,13 +71,21 @@ class ServedPlayground:
 
     def describe(self) -> dict[str, Any]:
         """Return what the page shows before anything is asked, as values that JSON can hold."""
-        edit: dict[str, Any] = {"method": "with the server's strength", "site": None, "layers": [], "strength": None, "remarks": []}
+        edit: dict[str, Any] = {
+            "method": "with the server's strength",
+            "site": None,
+            "layers": [],
+            "strength": None,
+            "remarks": [],
+        }
         return {
             "model": f"{self._model} at {self._url}",
             "edits": [edit | {"name": name} for name in self._edits],
             "folders": None,
             "template_arguments": {},
+            "methods": [],
             "max_new_tokens": MAX_NEW_TOKENS,
+            "max_body": MAX_BODY,
             "presets": bundled_prompts(),
         }
 
@@ -201,13 +212,16 @@ class ServedPlayground:
             at_least=True,
         )
 
-    def load(self, request: LoadRequest, job: Job) -> None:  # noqa: ARG002 - as a playground without a server
-        """Raise: the edits of a server are loaded by its administrator.
+    def load(self, request: LoadRequest | FitRequest | SaveRequest, job: Job) -> None:  # noqa: ARG002
+        """Raise: edits are not loaded, fitted or saved where a server runs the model.
 
         Raises:
             SettingError: Always.
         """
-        raise SettingError(f"'{request.path}' cannot be loaded here; the server's administrator loads its edits")
+        raise SettingError("edits are not loaded, fitted or saved with --server, whose administrator loads its edits")
+
+    fit = load
+    save = load
 
     def _selected(self, request: EditsRequest) -> str | None:
         """Return the name of the edit that a request switches on, or None."""

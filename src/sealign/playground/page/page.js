@@ -1,6 +1,7 @@
 // The page: it keeps the conversation and all settings, and sends with each request what that request needs.
 
 import { Exchange } from "./answers.js";
+import { enableFitting } from "./fitting.js";
 import { activeEdits, describeEdits, element, readContext, readSampling, showEdit, showTemplateArguments } from "./settings.js";
 
 const byId = (id) => document.getElementById(id);
@@ -170,6 +171,7 @@ async function start() {
   byId("folders").append(...(about.folders ?? []).map((path) => element("option", { value: path })));
   if (!about.edits.length && about.folders === null) byId("edits").textContent = "This playground was started without an edit.";
   showTemplateArguments(about.template_arguments);
+  enableFitting(about, ask, complain);
   byId("max-new-tokens").max = about.max_new_tokens;
   for (const [behaviour, prompts] of Object.entries(about.presets)) {
     const group = element("optgroup", { label: behaviour });

@@ -24,6 +24,7 @@ function ranges(layers) {
 
 const shown = [];
 
+// Show an edit, and return its row and a function that gives its present strength.
 export function showEdit(edit) {
   const at = shown.findIndex((other) => other.edit.name === edit.name);
   const id = `edit-${at < 0 ? shown.length : at}`;
@@ -50,6 +51,7 @@ export function showEdit(edit) {
   if (at < 0) byId("edits").append(row);
   else shown[at].row.replaceWith(row);
   shown[at < 0 ? shown.length : at] = { edit, onOff, number, row };
+  return { row, strength: () => (number === null ? null : Number(checked(number, `Strength of ${edit.name}`))) };
 }
 
 function checked(field, name) {
