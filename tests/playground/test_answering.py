@@ -98,7 +98,15 @@ def test_each_answer_has_a_cache_of_its_own(tiny_model: Any, tokenizer: Any, dem
         assert found["edited"] == alone(model, PROMPTS["edited"], 11)
 
 
-@pytest.mark.parametrize("config", [sealign.DoLaConfig(), sealign.ICDConfig()], ids=["dola", "icd"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        sealign.DoLaConfig(),
+        sealign.ICDConfig(),
+        sealign.LoRAFTConfig(learning_rate=0.05),
+    ],
+    ids=["dola", "icd", "lora_ft"],
+)
 def test_methods_that_change_decoding(llama: Any, tokenizer: Any, demonstrations: Any, config: Any) -> None:
     edit = sealign.fit_edit(llama, tokenizer, demonstrations, config=config)
     found, _ = both(llama, tokenizer, edit)

@@ -336,6 +336,7 @@ def test_an_edit_is_loaded_and_the_template_has_arguments(browser: Any, served: 
 def test_an_edit_is_fitted_judged_and_saved(browser: Any, served: Served) -> None:
     visitor = Visitor(browser, served, width=390)
     page = visitor.page
+    page.get_by_text("Fit an edit").press("Enter")
     page.select_option("#fit-method", "mean_difference")
     page.set_input_files("#fit-file", {"name": "big.csv", "mimeType": "text/csv", "buffer": b"x" * (2**20 + 1)})
     expect(page.locator("#problem")).to_contain_text("big.csv has 1048577 bytes, more than 1048576; use sealign fit")

@@ -3,6 +3,10 @@
 import { describeEdits, element } from "./settings.js";
 
 let count = 0;
+// Where the mouse was moved to last: when the page scrolls below a resting mouse, nothing is pointed at.
+let resting = "";
+const position = (event) => `${event.screenX},${event.screenY}`;
+document.addEventListener("pointermove", (event) => { resting = position(event); });
 
 const nats = (value) => (value === null ? "not finite" : value.toFixed(3));
 const percent = (log) => (log === null ? "none" : `${(100 * Math.exp(log)).toPrecision(3)} %`);
@@ -101,7 +105,7 @@ export class Exchange {
       span.setAttribute("role", "option");
       span.setAttribute("aria-selected", "false");
       span.style.setProperty("--share", share(tokens[index].divergence));
-      span.addEventListener("pointerenter", () => choose(index));
+      span.addEventListener("pointerenter", (event) => { if (position(event) !== resting) choose(index); });
       span.addEventListener("click", () => choose(index));
     });
     text.addEventListener("focus", () => { if (chosen < 0) choose(0); });
