@@ -76,3 +76,37 @@ def test_each_has_random_numbers_of_its_own_and_leaves_those_of_others() -> None
     for name, seed, count in (("a", 1, 4), ("b", 2, 6)):
         torch.manual_seed(seed)
         assert drawn[name] == [float(torch.rand(())) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("device", "given"), [("cuda:1", ("cuda:1",)), ("mps", ())])
+def test_the_generator_of_the_device_is_kept_too(
+    monkeypatch: pytest.MonkeyPatch, device: str, given: tuple[str, ...]
+) -> None:
+    """With a stand-in for the module of the device, whose random numbers count up from the seed."""
+
+    class Module:
+        state = 100
+
+        def get_rng_state(self, *of: torch.device) -> int:
+            assert tuple(map(str, of)) == given
+            return self.state
+
+        def set_rng_state(self, state: int, *of: torch.device) -> None:
+            assert tuple(map(str, of)) == given
+            self.state = state
+
+    module, drawn = Module(), {"a": [], "b": []}  # type: tuple[Module, dict[str, list[int]]]
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+
+    def draw(name: str, seed: int) -> Callable[[Callable[[], None]], None]:
+        def run(pause: Callable[[], None]) -> None:
+            module.state = seed
+            for _ in range(3):
+                module.state += 1
+                drawn[name].append(module.state)
+                pause()
+
+        return run
+
+    alternate({"a": draw("a", 10), "b": draw("b", 20)}, before_turn=lambda _: None, device=torch.device(device))
+    assert (drawn, module.state) == ({"a": [11, 12, 13], "b": [21, 22, 23]}, 100)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections.abc import Iterator
@@ -11,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("openai")
 
@@ -24,7 +21,7 @@ from sealign.evaluation.damage import measure_damage
 from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
-from sealign.playground.served_playground import LIKELIEST, ServedPlayground, divergence_bound
+from sealign.playground.served_playground import ServedPlayground
 from tests.playground.stub_server import StubServer, running
 from tests.tiny_models import build_model
 
@@ -213,14 +210,3 @@ def test_servers_that_are_refused(url: str, model: Any, tokenizer: Any, edits: A
         pytest.raises(ServingError, match="ignores edits; start it with sealign serve"),
     ):
         ServedPlayground(other, ["mild"])
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=25, max_size=25), st.lists(st.floats(0.01, 1), min_size=25, max_size=25))
-def test_the_bound_is_below_the_divergence(first: list[float], second: list[float]) -> None:
-    p, q = (np.array(each) / sum(each) for each in (first, second))
-    exact = float((p * np.log(p / q)).sum())
-    listed = [{int(i): (math.log(each[i]), "") for i in np.argsort(-each)[:LIKELIEST]} for each in (p, q)]
-    assert divergence_bound(*listed) <= exact + 1e-12
-    whole = [{i: (math.log(value), "") for i, value in enumerate(each)} for each in (p, q)]
-    assert divergence_bound(*whole) == pytest.approx(exact, abs=1e-9)
-    assert divergence_bound({1: (0.0, "")}, {2: (0.0, "")}) == 0.0

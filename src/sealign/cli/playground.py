@@ -36,7 +36,7 @@ def playground(
             "--edits-dir",
             metavar="DIR",
             help="Folder whose subfolders are edits that can be loaded while the server runs; the page loads them "
-            "by their path in it.",
+            "by their path in it, and saves new ones there.",
         ),
     ] = None,
     host: Annotated[

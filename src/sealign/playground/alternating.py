@@ -102,12 +102,15 @@ class _RandomState:
     """The state of torch's generators on the CPU and on a device."""
 
     def __init__(self, device: torch.device) -> None:
-        self._modules: list[Any] = [torch] if device.type == "cpu" else [torch, torch.get_device_module(device)]
+        self._generators: list[tuple[Any, tuple[torch.device, ...]]] = [(torch, ())]
+        if device.type != "cpu":
+            # Of the devices of a kind, each has a generator; there is only one MPS device.
+            self._generators.append((torch.get_device_module(device), () if device.type == "mps" else (device,)))
         self.save()
 
     def save(self) -> None:
-        self._states = [module.get_rng_state() for module in self._modules]
+        self._states = [module.get_rng_state(*device) for module, device in self._generators]
 
     def restore(self) -> None:
-        for module, state in zip(self._modules, self._states, strict=True):
-            module.set_rng_state(state)
+        for (module, device), state in zip(self._generators, self._states, strict=True):
+            module.set_rng_state(state, *device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import ServingError, SettingError, first_sentence
 from sealign.evaluation.damage import bundled_texts, increase_interval
 from sealign.playground.answering import BASE_ARM, EDITED_ARM
+from sealign.playground.listed_tokens import ListedTokens, divergence_bound, likeliest_tokens
 from sealign.playground.model_queue import Job
 from sealign.playground.page_requests import (
     MAX_BODY,
@@ -32,9 +32,6 @@ from sealign.serving.settings import REQUEST_KEY
 
 LIKELIEST = 20
 """Number of tokens whose log-probabilities are asked for at each position; vLLM's own limit by default."""
-
-Position = Mapping[int, tuple[float, str]]
-"""Log-probability and text of the likeliest tokens of one position, and of the token that came."""
 
 
 class ServedPlayground:
@@ -170,8 +167,8 @@ class ServedPlayground:
                     "divergence": divergence_bound(before, after),
                     "base": before[token][0],
                     "edited": after[token][0],
-                    "base_alternatives": _alternatives(before),
-                    "edited_alternatives": _alternatives(after),
+                    "base_alternatives": likeliest_tokens(before),
+                    "edited_alternatives": likeliest_tokens(after),
                 }
             )
         divergences = [effect["divergence"] for effect in tokens]
@@ -254,7 +251,7 @@ class ServedPlayground:
         """Return the answer of a route of vLLM's own, which is not below ``/v1``."""
         return self._client.post(f"{self._url}/{path}", cast_to=object, body=body)
 
-    def _positions(self, ids: Sequence[int], name: str | None) -> list[Position]:
+    def _positions(self, ids: Sequence[int], name: str | None) -> list[ListedTokens]:
         """Return the log-probabilities at each position of a text; nothing at the first."""
         answer: Any = self._client.completions.create(
             model=self._model,
@@ -296,28 +293,6 @@ async def _watch(job: Job) -> None:
         await asyncio.sleep(0.1)
 
 
-def divergence_bound(base: Position, edited: Position) -> float:
-    """Return a lower bound of KL(base || edited), in nats, from the log-probabilities of the likeliest tokens.
-
-    Tokens that both models list are kept, and all others are taken as one outcome, with probability 1 - sum p. Merging
-    outcomes never raises a divergence (the data-processing inequality).
-
-    Args:
-        base, edited: Log-probabilities of the likeliest tokens of a position under each model.
-
-    Example:
-        >>> from math import log
-        >>> round(divergence_bound({1: (log(0.5), "a")}, {1: (log(0.25), "a")}), 3)
-        0.144
-    """
-    both = base.keys() & edited.keys()
-    pairs = [(math.exp(base[token][0]), math.exp(edited[token][0])) for token in both]
-    rest = [max(1 - sum(side), 0.0) for side in zip(*pairs, strict=True)] if pairs else [1.0, 1.0]
-    if rest[1] > 0:  # what is left of one model, by rounding, where nothing is left of the other
-        pairs.append((rest[0], rest[1]))
-    return max(sum(p * math.log(p / q) for p, q in pairs if p > 0 and q > 0), 0.0)
-
-
 def _messages(request: ConversationRequest, arm: str) -> list[dict[str, str]]:
     """Return the conversation of an arm, in which its own answers were given."""
     if not request.message.strip():
@@ -327,8 +302,3 @@ def _messages(request: ConversationRequest, arm: str) -> list[dict[str, str]]:
         found.append({"role": "user", "content": exchange.user})
         found.append({"role": "assistant", "content": getattr(exchange, arm)})
     return [*found, {"role": "user", "content": request.message}]
-
-
-def _alternatives(position: Position, count: int = 5) -> list[dict[str, Any]]:
-    likeliest = sorted(position.values(), reverse=True)[:count]
-    return [{"name": name, "log_probability": log} for log, name in likeliest]
