@@ -13,7 +13,8 @@ from openai import AsyncOpenAI, NotFoundError, OpenAI, OpenAIError
 
 from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import ServingError, SettingError, first_sentence
-from sealign.evaluation.damage import bundled_texts, increase_interval
+from sealign.evaluation.damage import bundled_texts
+from sealign.evaluation.increase import increase_interval
 from sealign.playground.answering import BASE_ARM, EDITED_ARM
 from sealign.playground.listed_tokens import ListedTokens, divergence_bound, likeliest_tokens
 from sealign.playground.model_queue import Job
