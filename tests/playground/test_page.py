@@ -368,6 +368,7 @@ def test_an_edit_is_fitted_judged_and_saved(browser: Any, served: Served) -> Non
     page.get_by_role("button", name="Save").click()
     expect(page.locator(".edit").nth(2)).to_contain_text("Saved to ")
     assert sealign.load_edit(served.folder / "mine").method == "mean_difference"
+    assert page.locator("#folders option").evaluate_all("all => all.map(one => one.value)") == ["late", "mine"]
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     # Another page does not have it until it loads it.
     other = Visitor(browser, served)

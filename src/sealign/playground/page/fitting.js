@@ -17,7 +17,12 @@ function addSaving({ row, strength }, edit, ask, complain) {
     complain(null);
     try {
       const body = { name: edit.name, strength: strength(), folder: folder.value.trim() };
-      await ask("api/save", body, { saved: (event) => { said.textContent = `Saved to ${event.path}`; } });
+      await ask("api/save", body, {
+        saved: (event) => {
+          said.textContent = `Saved to ${event.path}`;
+          byId("folders").append(element("option", { value: body.folder }));
+        },
+      });
     } catch (error) {
       complain(error);
     }
