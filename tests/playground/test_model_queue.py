@@ -96,6 +96,13 @@ def test_an_error_is_an_event_and_the_queue_goes_on(caplog: pytest.LogCaptureFix
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [RuntimeError]  # not the refusal
 
 
+def test_a_job_that_follows_another_does_not_wait() -> None:
+    async def main(queue: ModelQueue) -> list[Event]:
+        return [event for _ in range(200) for event in await events(queue.submit(lambda job: None))]
+
+    assert run(main) == [{"event": "started"}, {"event": "finished"}] * 200
+
+
 def test_too_many_jobs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_queue, "MAX_JOBS", 2)
     free = threading.Event()

@@ -59,23 +59,30 @@ class Job:
         if self._stopped.is_set():
             raise Stopped
 
-    def run(self) -> None:
-        """Do the work. Its errors are events: the model and other jobs go on."""
+    def run(self) -> Event:
+        """Do the work, and return its last event. An error is one: the model and other jobs go on."""
         try:
             self.check()
             self.tell("started")
             self._work(self)
-            self.tell("finished")
         except Stopped:
-            self.tell("stopped")
+            return {"event": "stopped"}
         except SealignError as error:
-            self.tell("error", message=str(error))
+            return {"event": "error", "message": str(error)}
         except Exception as error:
             _log.exception("a job of the playground failed")
             reason = f"{type(error).__name__}: {first_sentence(error)}"
-            self.tell("error", message=f"the model failed ({reason}); change the settings and try again")
-        finally:
-            self._put(None)
+            return {"event": "error", "message": f"the model failed ({reason}); change the settings and try again"}
+        return {"event": "finished"}
+
+    def end(self, event: Event) -> None:
+        """Report the last event.
+
+        Args:
+            event: Result of ``run``.
+        """
+        self._put(event)
+        self._put(None)
 
     async def events(self) -> AsyncIterator[Event]:
         """Yield the events until the job has ended."""
@@ -138,13 +145,13 @@ class ModelQueue:
         self._executor.shutdown()
 
     def _run(self, job: Job) -> None:
-        try:
-            job.run()
-        finally:
-            with self._lock:
-                self._jobs.remove(job)
-                for place in range(len(self._jobs)):
-                    self._tell_place(place)
+        last = job.run()
+        # The job has left the queue before its end is known, so that a request which follows it does not wait.
+        with self._lock:
+            self._jobs.remove(job)
+            for place in range(len(self._jobs)):
+                self._tell_place(place)
+        job.end(last)
 
     def _tell_place(self, place: int) -> None:
         ahead = place - self._at_once + 1

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from openai import AsyncOpenAI, NotFoundError, OpenAI, OpenAIError
 
+from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import ServingError, SettingError, first_sentence
-from sealign.evaluation.damage import bundled_texts
 from sealign.evaluation.increase import increase_interval
 from sealign.playground.answering import BASE_ARM, EDITED_ARM
 from sealign.playground.listed_tokens import ListedTokens, divergence_bound, likeliest_tokens
@@ -189,7 +189,7 @@ class ServedPlayground:
         if name is None:
             raise SettingError("no edit is switched on, so there is no damage to measure; switch one on")
         rows: list[list[float]] = []
-        texts = bundled_texts()
+        texts = neutral_texts()
         for done, text in enumerate(texts):
             job.check()
             job.tell("progress", done=done, total=len(texts))
