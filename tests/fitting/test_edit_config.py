@@ -22,6 +22,7 @@ def test_defaults() -> None:
         "layers": "last:21/32",
         "module_pattern": None,
         "layer_weights": None,
+        "gate": None,
         "strength": 1.0,
     }
     assert EditConfig() == EditConfig()
