@@ -69,8 +69,8 @@ class Visitor:
     def __init__(self, browser: Any, served: Served, *, width: int = 1400, scheme: str = "light") -> None:
         self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(20_000)
-        expect.set_options(timeout=20_000)
+        self.page.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
         self.said: list[str] = []
         self.asked: list[str] = []
         self.page.on("console", lambda message: self.said.append(message.text))

@@ -40,7 +40,7 @@ def config(models: list[str], data_dir: Path, tmp_path_factory: pytest.TempPathF
         model=models[0],
         models=(models[1],),
         data_dir=data_dir,
-        limit=6,
+        limit=4,
         demonstrations={"halueval_qa": 52, "bbq": 9},
         dtype="float32",
     )
