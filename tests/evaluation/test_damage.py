@@ -135,12 +135,11 @@ def test_the_interval_of_the_damage_covers_and_a_divergence_is_not_negative() ->
 def test_a_strong_edit_does_much_more_damage_than_a_mild_one(smollm2: Any) -> None:
     """A strong edit of many layers may score higher on MC2, but its damage shows that it breaks the model."""
     model, tokenizer = smollm2
-    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=60)
+    demonstrations = sealign.load_demonstrations("bundled:truthfulness", limit=24)
     config = sealign.SEAConfig(explained_variance=0.9, centered=True)
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=config)
     texts = neutral_texts()[:2]
-    strong = measure_damage(model, tokenizer, edit, texts=texts)
-    mild = measure_damage(model, tokenizer, edit.with_strength(0.25), texts=texts)
+    strong, mild = measure_damages(model, tokenizer, [edit, edit.with_strength(0.25)], texts=texts)
     assert 2.5 < strong.base_loss < 4.5
     assert strong.loss_increase > 3 * max(mild.loss_increase, 0.01)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import logging
 from collections.abc import Iterator
@@ -97,7 +98,7 @@ def read_pretrained(
 
     arguments = source.arguments(revision, trust_remote_code)
     try:
-        with quiet_transformers():
+        with quiet_transformers(), _gguf_read_once() if source.gguf_file else contextlib.nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(source.place, **arguments)
             config = None if source.gguf_file else AutoConfig.from_pretrained(source.place, **arguments)
             loaded: Any = auto_model(config).from_pretrained(
@@ -133,6 +134,26 @@ def loading_error(name: str, source: ModelSource, error: Exception) -> ModelErro
     """
     remedy = "check the name and the network" if source.on_hub else "check the files, or download them again"
     return ModelError(f"cannot load model '{name}': {first_sentence(error)}; {remedy}")
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """Let transformers read the fields of a GGUF file and make its map of names once inside a ``with`` block.
+
+    It reads them for the tokenizer, the configuration and the weights, and makes the map for every module: half of the
+    time of a conversion.
+    """
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    originals = {name: getattr(gguf, name) for name in names}
+    for name, original in originals.items():
+        setattr(gguf, name, functools.cache(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(gguf, name, original)
 
 
 @contextlib.contextmanager
