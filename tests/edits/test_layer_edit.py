@@ -22,7 +22,8 @@ from sealign.edits.feature_map_edit import FeatureMapEdit
 from sealign.edits.layer_edit import LayerEdit
 from sealign.errors import ActivationError, NormalizationError, SettingError
 from sealign.methods.sea import projection_edit
-from sealign.spectral.projection import COMBINES, NORMALIZATIONS
+from sealign.spectral.feature_maps import FEATURE_MAPS
+from sealign.spectral.projection import COMBINES, NORMALIZATIONS, Projection
 from tests.edits.allocations import Allocations
 from tests.edits.edit_data import WIDTH, bits, draw, make_affine, make_projection
 from tests.shapes import unchecked
@@ -424,6 +425,19 @@ def test_autocast_changes_nothing(feature_map: str, normalization: Any) -> None:
         for grad in (False, True):
             with torch.set_grad_enabled(grad):
                 assert torch.equal(edit(tokens, 0.7), expected)
+
+
+@pytest.mark.parametrize("feature_map", FEATURE_MAPS)
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_gradients_are_finite_where_a_feature_of_all_tokens_becomes_zero(feature_map: str, normalization: Any) -> None:
+    """As the inverse of the squared exponential gives for values of 1 and more, to which it clips."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        factors = [torch.linalg.qr(torch.randn(WIDTH, k))[0] for k in (3, 2)]
+        projection = Projection(*factors, torch.randn(WIDTH), feature_map)  # type: ignore[call-arg,arg-type]
+        tokens = (3 * torch.randn(2, WIDTH)).requires_grad_()
+        edited = projection_edit(projection, normalization=normalization)(tokens, 0.7)
+        assert torch.autograd.grad(edited.square().sum(), tokens)[0].isfinite().all(), seed
 
 
 @pytest.mark.slow

@@ -156,5 +156,6 @@ class Projection:
 def norm_ratio(x: Tensor, y: Tensor, axis: int) -> Tensor:
     """Return |x| / |y| along an axis, and 1 where y is zero."""
     norm = torch.linalg.vector_norm(y, dim=axis, keepdim=True)
-    ratio = torch.linalg.vector_norm(x, dim=axis, keepdim=True) / norm
+    # Division by zero would make the gradient NaN, though its result is not used.
+    ratio = torch.linalg.vector_norm(x, dim=axis, keepdim=True) / torch.where(norm > 0, norm, 1.0)
     return torch.where(norm > 0, ratio, 1.0)
