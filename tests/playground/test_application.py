@@ -26,26 +26,9 @@ from sealign.playground.pasted_rows import read_pasted
 from sealign.playground.playground import Playground
 from sealign.playground.token_effects import token_effects
 from tests.conftest import our_hooks
-from tests.tiny_models import build_model
 
 STRONG = [{"name": "mild", "strength": 3.0}]
 BOTH = [{"name": "mild", "strength": 3.0}, {"name": "shift", "strength": -2.0}]
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer: Any) -> Any:
-    return build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def edits(model: Any, tokenizer: Any) -> dict[str, sealign.Edit]:
-    items = sealign.load_demonstrations("bundled:fairness", limit=6)
-    sea = sealign.SEAConfig(rank=(3, 2), layers=(1, 3), strength=0.7, batch_size=4)
-    mean = sealign.MeanDifferenceConfig(site="residual", layers=(1, 2), strength=0.5)
-    return {
-        "mild": sealign.fit_edit(model, tokenizer, items, config=sea),
-        "shift": sealign.fit_edit(model, tokenizer, items, config=mean),
-    }
 
 
 @pytest.fixture

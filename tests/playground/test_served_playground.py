@@ -23,23 +23,12 @@ from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
 from sealign.playground.served_playground import ServedPlayground
 from tests.playground.stub_server import StubServer, running
-from tests.tiny_models import build_model
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Any) -> Any:
-    return build_model("llama", vocab_size=len(tokenizer), max_position_embeddings=2048)
-
-
-@pytest.fixture(scope="module")
-def edits(model: Any, tokenizer: Any) -> dict[str, sealign.Edit]:
-    items = sealign.load_demonstrations("bundled:fairness", limit=6)
-    sea = sealign.SEAConfig(rank=(3, 2), layers=(1, 3), strength=3.0, batch_size=4)
-    mean = sealign.MeanDifferenceConfig(site="residual", layers=(1, 2), strength=2.0)
-    return {
-        "mild": sealign.fit_edit(model, tokenizer, items, config=sea),
-        "shift": sealign.fit_edit(model, tokenizer, items, config=mean),
-    }
+def edits(edits: dict[str, sealign.Edit]) -> dict[str, sealign.Edit]:
+    """So strong that answers change, since a server has the strengths of its edits."""
+    return {"mild": edits["mild"].with_strength(3.0), "shift": edits["shift"].with_strength(2.0)}
 
 
 @pytest.fixture

@@ -153,6 +153,9 @@ Tasks = Annotated[str, TASKS]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each task.")
 ]
+EDITS_DIR = typer.Option(
+    "--edits-dir", metavar="DIR", help="Folder whose subfolders are edits that can be loaded while the server runs;"
+)
 MAX_DAMAGE = typer.Option("--max-damage", min=0, metavar="X", help="Damage budget, in nats per token.")
 EditStrength = Annotated[float | None, typer.Option("--strength", metavar="X", help=STRENGTH_HELP)]
 Strength = Annotated[

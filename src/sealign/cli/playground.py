@@ -32,12 +32,7 @@ def playground(
     ] = None,
     edits_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--edits-dir",
-            metavar="DIR",
-            help="Folder whose subfolders are edits that can be loaded while the server runs; the page loads them "
-            "by their path in it, and saves new ones there.",
-        ),
+        options.with_note(options.EDITS_DIR, "the page loads them by their path in it, and saves new ones there."),
     ] = None,
     host: Annotated[
         str,

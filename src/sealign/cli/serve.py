@@ -25,12 +25,7 @@ def serve(
     ] = None,
     edits_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--edits-dir",
-            metavar="DIR",
-            help="Folder whose subfolders are edits that can be loaded while the server runs; an administrator loads "
-            "them by name.",
-        ),
+        options.with_note(options.EDITS_DIR, "an administrator loads them by name."),
     ] = None,
     max_edits: Annotated[
         int,

@@ -17,11 +17,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import SealignError, ServingError
 from sealign.playground.local_requests import LocalRequests
 from sealign.playground.model_queue import Job, ModelQueue
 from sealign.playground.page_requests import (
     MAX_BODY,
+    MAX_NEW_TOKENS,
     AnswerRequest,
     Body,
     EditsRequest,
@@ -55,7 +57,8 @@ def playground_application(playground: Playground | ServedPlayground, *, host: s
         queue.close()
 
     async def describe(_: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(playground.describe))
+        limits = {"max_new_tokens": MAX_NEW_TOKENS, "max_body": MAX_BODY, "presets": bundled_prompts()}
+        return JSONResponse(await run_in_threadpool(playground.describe) | limits)
 
     routes = [Route(path, _file(*entry)) for path, entry in _FILES.items()]
     routes.append(Route("/api/playground", describe))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from sealign.demonstrations.bundled import BUNDLED_PREFIX
 from sealign.demonstrations.demonstration import Turn
-from sealign.demonstrations.prompts import bundled_prompts
 from sealign.demonstrations.sources import load_demonstrations
 from sealign.errors import SettingError, check_choice
 from sealign.evaluation.damage import measure_damages
@@ -25,8 +24,6 @@ from sealign.playground.conversation import conversation_format
 from sealign.playground.model_queue import Job
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.page_requests import (
-    MAX_BODY,
-    MAX_NEW_TOKENS,
     AnswerRequest,
     ConversationRequest,
     EditsRequest,
@@ -71,7 +68,7 @@ class Playground:
         self._damages = Journal(None)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows before anything is asked, as values that JSON can hold."""
+        """Return what the page shows of the model and its edits at first, as values that JSON can hold."""
         templated = bool(getattr(self._tokenizer, "chat_template", None))
         return {
             "model": self._name,
@@ -79,9 +76,6 @@ class Playground:
             "folders": self._edits.folders(),
             "template_arguments": dict(self._fitted_format.chat_template_kwargs) if templated else None,
             "methods": list(FITTED_METHODS),
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "max_body": MAX_BODY,
-            "presets": bundled_prompts(),
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:

@@ -12,15 +12,12 @@ import numpy as np
 from openai import AsyncOpenAI, NotFoundError, OpenAI, OpenAIError
 
 from sealign.demonstrations.bundled import neutral_texts
-from sealign.demonstrations.prompts import bundled_prompts
 from sealign.errors import ServingError, SettingError, first_sentence
 from sealign.evaluation.increase import increase_interval
 from sealign.playground.answering import BASE_ARM, EDITED_ARM
 from sealign.playground.listed_tokens import ListedTokens, divergence_bound, likeliest_tokens
 from sealign.playground.model_queue import Job
 from sealign.playground.page_requests import (
-    MAX_BODY,
-    MAX_NEW_TOKENS,
     AnswerRequest,
     ConversationRequest,
     EditsRequest,
@@ -68,7 +65,7 @@ class ServedPlayground:
         self._refuse_other_server()
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page shows before anything is asked, as values that JSON can hold."""
+        """Return what the page shows of the model and its edits at first, as values that JSON can hold."""
         edit: dict[str, Any] = {
             "method": "with the server's strength",
             "site": None,
@@ -82,9 +79,6 @@ class ServedPlayground:
             "folders": None,
             "template_arguments": {},
             "methods": [],
-            "max_new_tokens": MAX_NEW_TOKENS,
-            "max_body": MAX_BODY,
-            "presets": bundled_prompts(),
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
