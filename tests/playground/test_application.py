@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -395,8 +396,13 @@ def test_two_pages_do_not_see_each_others_settings(client: TestClient) -> None:
         threading.Thread(target=lambda n=number: together.update({n: asked(client, "answer", **settings(n))}))
         for number in range(4)
     ]
+    queue, free = client.app.state.queue, threading.Event()
+    queue._executor.submit(free.wait, 30)  # the model is busy until all have asked
     for thread in threads:
         thread.start()
+    while len(queue._jobs) < len(threads) and all(thread.is_alive() for thread in threads):
+        time.sleep(0.01)
+    free.set()
     for thread in threads:
         thread.join()
     waited = 0

@@ -122,15 +122,17 @@ def test_too_many_jobs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_several_jobs_at_once() -> None:
-    together = threading.Barrier(2)
+    together, submitted = threading.Barrier(2), threading.Event()
 
     def meet(job: Job) -> None:
         together.wait(30)
         job.tell("met")
+        assert submitted.wait(30)
 
     async def main(_: ModelQueue) -> list[list[Event]]:
         queue = ModelQueue(at_once=2)
         jobs = [queue.submit(meet) for _ in range(4)]
+        submitted.set()
         found = list(await asyncio.gather(*map(events, jobs)))
         queue.close()
         return found

@@ -100,7 +100,7 @@ def test_what_is_cancelled_goes_on_to_its_end(llama: Any, small_edit: sealign.Ed
 
     async def cancelled(work: Any) -> None:
         task = asyncio.ensure_future(work)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)  # it begins, and waits for a thread or a request
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
