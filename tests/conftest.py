@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,10 +26,14 @@ import tests.shapes
 tests.shapes.install()
 
 import torch  # noqa: E402
+import typer.testing  # noqa: E402
 
 import sealign  # noqa: E402
 from sealign.models.embedded_model import embedded_model  # noqa: E402
 from tests.tiny_models import build_model, save_stand_in  # noqa: E402
+
+# The runner builds all commands of the application again for each line that it runs.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 # A deadline would measure what else the machine does.
 settings.register_profile("sealign", deadline=None)
@@ -101,7 +106,7 @@ def smollm2() -> Any:
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random model that answers in a fraction of the embedded model's time, with its depth."""
+    """A folder with a random model that answers in a fraction of the embedded model's time."""
     folder = tmp_path_factory.mktemp("stand-in")
     save_stand_in(embedded_model(), folder)
     return folder

@@ -264,7 +264,7 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
 
 
 def save_stand_in(source: Path, folder: Path, **changes: Any) -> Any:
-    """Save a narrow random model with the depth and the special tokens of the model in a folder.
+    """Save a narrow random model with half the depth and the special tokens of the model in a folder.
 
     The vocabulary is trained on the bundled text: with the model's own, most of the time would go into logits.
     """
@@ -274,7 +274,7 @@ def save_stand_in(source: Path, folder: Path, **changes: Any) -> Any:
     texts = [file.read_text(encoding="utf-8") for data in folders for file in data.iterdir() if file.is_file()]
     tokenizer = AutoTokenizer.from_pretrained(source).train_new_from_iterator(texts, 3000, show_progress=False)
     config = AutoConfig.from_pretrained(source)
-    sizes = _GATED | {"num_hidden_layers": config.num_hidden_layers, "head_dim": 12}
+    sizes = _GATED | {"num_hidden_layers": config.num_hidden_layers // 2, "head_dim": 12}
     kept = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     length = {"max_position_embeddings": config.max_position_embeddings}
     model = build_model("llama", vocab_size=len(tokenizer), **(sizes | kept | length | changes))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -22,16 +20,6 @@ from tests.tiny_models import build_model
 
 pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
-SCRIPT = """
-import time
-
-from tests.evaluation.test_killed_run import run
-
-run("killed", lambda *_: time.sleep(0.3))
-"""
-"""Evaluates in a process of its own; each pass of the model takes long enough to be interrupted."""
-
-
 def run(output: str, before_pass: Any = None, folder: Path = Path()) -> None:
     """Evaluate the edit in a folder on the tasks in it."""
     model, tokenizer = sealign.load_model(str(folder / "model"), dtype="float32", device="cpu")
@@ -42,6 +30,11 @@ def run(output: str, before_pass: Any = None, folder: Path = Path()) -> None:
     )
     edit = sealign.load_edit(folder / "edit")
     evaluate(model, tokenizer, {"edit": edit}, config=config, output=folder / output)
+
+
+def slow_pass(*_: Any) -> None:
+    """Let each pass of the model take long enough to be interrupted."""
+    time.sleep(0.3)
 
 
 def finished(folder: Path) -> dict[str, list[str]]:
@@ -68,19 +61,18 @@ def test_killed_in_the_middle_of_a_batch_and_continued(tokenizer: Any, demonstra
     write_truthfulqa(tmp_path / "data", 24)
     run("whole", folder=tmp_path)
 
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])  # libraries are imported once for all processes
     kept: dict[str, list[str]] = {}
     for more in (1, 3, 2):
-        root = str(Path(__file__).resolve().parents[2])
-        code = f"import sys; sys.path.insert(0, {root!r})\n{SCRIPT}"
-        running = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        while running.poll() is None and count(finished(tmp_path / "killed")) < count(kept) + more:
+        running = processes.Process(target=run, args=("killed", slow_pass, tmp_path))
+        running.start()
+        while running.is_alive() and count(finished(tmp_path / "killed")) < count(kept) + more:
             time.sleep(0.02)
-        assert running.poll() is None, "it finished before it could be killed"
+        assert running.is_alive(), "it finished before it could be killed"
         time.sleep(0.1)  # into the next batch
-        running.send_signal(signal.SIGKILL)
-        running.wait()
+        running.kill()
+        running.join()
         assert not (tmp_path / "killed" / "results.json").exists()
         found = finished(tmp_path / "killed")
         assert_nothing_lost(kept, found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from lm_eval import evaluator
@@ -57,12 +59,14 @@ def run_task(
         loaded_task.set_fewshot_seed(seed=FEW_SHOT_SEED)
         if max_new_tokens is not None:
             loaded_task.set_config(key="generation_kwargs", value={"max_gen_toks": max_new_tokens}, update=True)
+        if items is not None:
+            loaded_task.doc_iterator = functools.partial(_chosen_docs, loaded_task)
     # The harness divides by probabilities that underflow if a model is broken; ``item_scores`` does not.
     with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
         found = evaluator.evaluate(
             lm=lm,
             task_dict=loaded,
-            samples=None if items is None else {name: list(numbers) for name, numbers in items.items()},
+            samples=None if items is None else {name: sorted(set(numbers)) for name, numbers in items.items()},
             bootstrap_iters=0,
             log_samples=True,
             system_instruction=system_instruction,
@@ -70,3 +74,9 @@ def run_task(
             fewshot_as_multiturn=apply_chat_template,
         )
     return TaskSamples.of(task, found)
+
+
+def _chosen_docs(task: Any, *, samples: Sequence[int], **_: Any) -> Iterator[tuple[int, Any]]:
+    """Yield (position, document) of the chosen documents of a task, as the harness does, without reading the others."""
+    docs = task.eval_docs
+    return enumerate(docs[number] for number in samples)

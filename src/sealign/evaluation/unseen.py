@@ -67,7 +67,7 @@ def choose_items(
         fitted: Result of ``fitted_prompts``.
 
     Raises:
-        SettingError: The edits were fitted on all items.
+        SettingError: The edits were fitted on all items of the task or of a member.
     """
     chosen, asked = {}, 0
     for name, member in manager.load([task])["tasks"].items():
@@ -76,12 +76,12 @@ def choose_items(
         unseen = set(unseen_items(items, fitted))
         chosen[name] = [number for number in numbers if number in unseen]
         asked += len(numbers)
-    kept = sum(map(len, chosen.values()))
-    if asked and not kept:
-        raise SettingError(
-            f"the edits were fitted on all {asked} items of task '{task}'; leave the task out, or fit with a holdout"
-        )
-    return chosen, asked - kept
+        if numbers and not chosen[name]:  # the harness would take an empty choice for all items
+            raise SettingError(
+                f"the edits were fitted on all {len(numbers)} items of task '{name}'; leave the task out, or fit with "
+                "a holdout"
+            )
+    return chosen, asked - sum(map(len, chosen.values()))
 
 
 def seen_note(prompts: Iterable[Prompt], edits: Iterable[Intervention]) -> str | None:

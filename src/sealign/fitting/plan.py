@@ -43,8 +43,8 @@ SINGLE_ROUNDS = 14
 DOUBLE_ROUNDS = 4
 """Typical number of rounds of subspace iteration in float64."""
 
-MAX_ROWS = 512
-"""Maximum number of rows in the product whose rate is measured; the rate does not grow beyond."""
+MAX_ROWS, MAX_WIDTH = 512, 4096
+"""Maximum number of rows, and of features, in the product whose rate is measured; the rate does not grow beyond."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +247,7 @@ def measure_tflops(rows: int, width: int, dtype: torch.dtype, device: torch.devi
         >>> measure_tflops(16, 64, torch.float32) > 0
         True
     """
+    width = min(width, MAX_WIDTH)
     x = torch.randn(min(max(1, rows), MAX_ROWS), width, device=device).to(dtype)
     weight = torch.randn(4 * width, width, device=device).to(dtype)
     best = float("inf")
