@@ -20,6 +20,7 @@ from tests.tiny_models import build_model
 
 pytestmark = [pytest.mark.slow, *HARNESS_WARNINGS]
 
+
 def run(output: str, before_pass: Any = None, folder: Path = Path()) -> None:
     """Evaluate the edit in a folder on the tasks in it."""
     model, tokenizer = sealign.load_model(str(folder / "model"), dtype="float32", device="cpu")
