@@ -33,9 +33,9 @@ from sealign.models.embedded_model import embedded_model  # noqa: E402
 from tests.tiny_models import build_model, save_stand_in  # noqa: E402
 
 # The runner builds all commands of the application again for each line that it runs.
-typer.testing._get_command = functools.cache(typer.testing._get_command)
+vars(typer.testing)["_get_command"] = functools.cache(typer.main.get_command)
 
-os.fsync = lambda _: None  # waits for the disk; what a power cut leaves cannot be tested
+os.fsync = lambda fd: None
 
 # A deadline would measure what else the machine does.
 settings.register_profile("sealign", deadline=None)

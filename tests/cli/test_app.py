@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 
 import sealign
 from sealign.cli import options
-from sealign.cli.app import ORDER, PANELS, app, messages, output
+from sealign.cli.app import ORDER, PANELS, app
+from sealign.cli.consoles import messages, output
 from sealign.cli.display import track
 from sealign.cli.method_options import method_flags, method_options
 from sealign.demonstrations.demonstration import Demonstration
@@ -472,6 +473,39 @@ def test_a_slow_step_says_what_it_is(monkeypatch: pytest.MonkeyPatch, capsys: py
         while not (said := capsys.readouterr().err) and time.monotonic() < deadline:
             time.sleep(0.01)
     assert said == "Loading the model ...\n"
+
+
+@pytest.mark.usefixtures("clock")
+def test_what_the_library_does_is_printed_where_it_is_asked_for(model_folder: Path, tmp_path: Path) -> None:
+    args: tuple[object, ...] = ("fit", "--model", model_folder, "--demonstrations", "bundled:fairness")
+    args += ("--demonstrations-limit", 4, "--method", "difference_operator", "--layers", 2, "--overwrite")
+    args += ("--output", tmp_path / "edit")
+    told = {}
+    for given in ((), ("--verbose",), ("-vv",), ("--quiet",)):
+        result = run(*given, *args)
+        assert result.exit_code == 0, result.stderr
+        told[given] = [re.sub(r"^[\d:]{8} ", "", line) for line in result.stderr.splitlines() if "replaced" not in line]
+    assert told[()] == told["--quiet",] == []
+    assert told["--verbose",][:3] == [
+        f"sealign.models.loading: loaded {model_folder} from {model_folder} as torch.float32 on cpu",
+        "sealign.methods.registry: fitting difference_operator on 4 demonstrations",
+        "sealign.fitting.collector: collected activations of 4 demonstrations at residual [2]; 0 of 1 batches were "
+        "kept from an earlier run",
+    ]
+    assert told["--verbose",][3].startswith("sealign.evaluation.strength_choice: chose strength 0.")
+    assert set(told["-vv",]) > set(told["--verbose",])
+    refused("-q", "-v", "inspect", "--edit", "x", words=("--verbose and --quiet exclude each other; leave out one",))
+
+
+def test_quiet_shows_no_progress(clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(messages, "shows_progress", False)
+    for terminal in (False, True):
+        monkeypatch.setattr(messages, "_force_terminal", terminal)
+        for _ in track(range(3), "Scoring", 3):
+            clock[0] += 100
+        with messages.status("Loading the model"):
+            messages.say("Measuring")
+    assert capsys.readouterr() == ("", "")
 
 
 # --- as a process of its own ---

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 from sealign.cli.line_input import LineInput
 from sealign.errors import ModelError
 from sealign.models.sampling import Sampling

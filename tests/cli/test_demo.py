@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 
 import sealign
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 from sealign.models import embedded_model
 from sealign.reproduce import embedded_demo as demo
 from sealign.reproduce.embedded_demo import DEMO_BEHAVIOURS, BehaviourResult, run_demo

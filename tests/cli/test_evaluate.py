@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 from sealign.cli.tune import STAGES
 from sealign.evaluation.comparison import report_edits
 from sealign.evaluation.results import Results

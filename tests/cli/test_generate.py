@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 from sealign.evaluation.answers import compare_answers
 from sealign.models import loading
 from sealign.models.prompt_format import PromptFormat

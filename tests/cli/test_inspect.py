@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 from tests.cli import test_app as shared
 from tests.cli.test_app import passed, refused, table_rows
 

@@ -396,7 +396,8 @@ def test_two_pages_do_not_see_each_others_settings(client: TestClient) -> None:
         threading.Thread(target=lambda n=number: together.update({n: asked(client, "answer", **settings(n))}))
         for number in range(4)
     ]
-    queue, free = client.app.state.queue, threading.Event()
+    application: Any = client.app
+    queue, free = application.state.queue, threading.Event()
     queue._executor.submit(free.wait, 30)  # the model is busy until all have asked
     for thread in threads:
         thread.start()

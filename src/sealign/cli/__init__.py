@@ -5,8 +5,6 @@ Heavy modules are imported inside the commands, so that ``sealign --help`` is fa
 
 from __future__ import annotations
 
-import warnings
-
 import sealign.cli.chat
 import sealign.cli.compare
 import sealign.cli.demo
@@ -21,12 +19,11 @@ import sealign.cli.reproduce
 import sealign.cli.serve
 import sealign.cli.tune
 import sealign.cli.verify  # noqa: F401
-from sealign.cli.app import app, show_warning
+from sealign.cli.app import app
 
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line."""
-    warnings.showwarning = show_warning
     app()

@@ -4,58 +4,26 @@ from __future__ import annotations
 
 import errno
 import inspect
+import logging
 import os
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any, TextIO, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from sealign import __version__
-from sealign.errors import SealignError, SealignWarning
+from sealign.cli.consoles import messages, output, print_log, show_warning
+from sealign.errors import SealignError, SettingError
 from sealign.spellings import respelled
 
 ERROR_EXIT_CODE = 2
 
 CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 
-_python_warning = warnings.showwarning
-
-output = Console(highlight=False)
-"""Console of the results: standard output."""
-
-
-class _Messages(Console):
-    """Console whose status off a terminal is a line, if what it describes takes long."""
-
-    seconds_between_lines = 15.0
-    """Time after which progress that is not on a terminal is a line, once and again."""
-
-    def status(self, status: Any, **settings: Any) -> Any:
-        return super().status(status, **settings) if self.is_terminal else self._say_if_slow(str(status))
-
-    @contextmanager
-    def _say_if_slow(self, what: str) -> Iterator[None]:
-        timer = threading.Timer(self.seconds_between_lines, lambda: self.print(f"{what} ...", markup=False))
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
-
-
-messages = _Messages(stderr=True, highlight=False)
-"""Console of progress and errors: standard error."""
-
-
-_show_other_warning = warnings.showwarning
 _RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -121,7 +89,7 @@ class _Group(PlainGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = show_warning
                 return super().invoke(ctx)
         except SealignError as error:
             _fail(str(error))
@@ -138,14 +106,6 @@ class _Group(PlainGroup):
             _fail(_describe(error))
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
-    """Print a warning of ours as one line, without the line of code."""
-    if issubclass(category, SealignWarning):
-        messages.print(f"[yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
-    else:
-        _show_other_warning(message, category, *place, **settings)
-
-
 def _is_out_of_memory(error: Exception) -> bool:
     """Return whether Python or torch ran out of memory; torch has no type of its own for the memory of the CPU."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
@@ -159,21 +119,6 @@ def _describe(error: OSError) -> str:
         remedy = "free some space, or choose another --output or, for the cache, another folder with SEALIGN_CACHE"
         return f"cannot write{place}: {reason}; nothing was half-written; {remedy}"
     return f"cannot read or write{place}: {reason}; nothing was half-written; check the path and its permissions"
-
-
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
-    """Print a warning of Sealign like an error, and others as Python does; for ``warnings.showwarning``."""
-    if issubclass(category, SealignWarning):
-        messages.print(f"[bold yellow]warning:[/] {escape(str(message))}", soft_wrap=True)
-    else:
-        _python_warning(message, category, filename, lineno, file, line)
 
 
 def _fail(sentence: str) -> None:
@@ -196,8 +141,6 @@ def require_extra(extra: str, *modules: str) -> None:
 
 def quiet_harness() -> None:
     """Silence the progress bars and log lines of the evaluation harness; call this before importing it."""
-    import logging
-
     os.environ["TQDM_DISABLE"] = "1"
     os.environ.setdefault("LOGLEVEL", "ERROR")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -272,6 +215,13 @@ def _root(
     version: Annotated[  # noqa: ARG001 - read by its callback
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "--verbose", "-v", count=True, show_default=False, help="Print what the library does; twice for more of it."
+        ),
+    ] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print results, warnings and errors alone.")] = False,
 ) -> None:
     """Fit, measure and deploy edits of the activations of language models.
 
@@ -307,6 +257,10 @@ def _root(
     {"prompt": ..., "positive": ..., "negative": ...}. MODEL is a Hub id, a folder, a GGUF file, or smollm2. Options may
     be spelled the British or the American way.
     """
+    if verbose and quiet:
+        raise SettingError("--verbose and --quiet exclude each other; leave out one")
+    messages.shows_progress = not quiet
+    print_log(verbose)
     if context.invoked_subcommand != "serve":  # the server is tuned by vLLM
         _wait_without_spinning()
 

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import option_values, options
-from sealign.cli.app import app, output
+from sealign.cli.app import app
+from sealign.cli.consoles import output
 from sealign.cli.line_input import HISTORY_NAME, LineInput
 from sealign.cli.loading import ModelOptions, load_edit, say_strength, with_model_options
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output
+from sealign.cli.app import app
+from sealign.cli.consoles import messages, output
 
 
 @app.command()

@@ -10,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from sealign.cli import option_values, options
-from sealign.cli.app import app, output
+from sealign.cli.app import app
+from sealign.cli.consoles import output
 from sealign.cli.loading import ModelOptions, say_strength, with_default, with_model_options
 
 if TYPE_CHECKING:

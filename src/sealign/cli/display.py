@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sealign.cli.app import messages, output
+from sealign.cli.consoles import messages, output
 from sealign.cli.plan_display import duration
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ _HEADINGS = {
 
 def track(items: Iterable[Any], what: str, how_many: int) -> Iterable[Any]:
     """Return the items, showing on standard error how far they are consumed: a bar on a terminal, else a few lines."""
+    if not messages.shows_progress:
+        yield from items
+        return
     if not messages.is_terminal:
         yield from _say_now_and_then(items, what, how_many)
         return
@@ -49,7 +52,7 @@ def _say_now_and_then(items: Iterable[Any], what: str, how_many: int) -> Iterabl
         now = time.monotonic()
         if done and now - said >= messages.seconds_between_lines:
             left = duration((now - start) / done * (how_many - done))
-            messages.print(f"{what}: {done} of {how_many}, about {left} left", markup=False, soft_wrap=True)
+            messages.say(f"{what}: {done} of {how_many}, about {left} left")
             said = now
         yield item
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.app import app, quiet_harness, recorded_command, require_extra
+from sealign.cli.consoles import messages, output
 from sealign.cli.judging import load_judge
 from sealign.cli.loading import ModelOptions, load_named, parse_names, with_model_options
 from sealign.cli.measuring import (

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 
 if TYPE_CHECKING:
     from sealign.evaluation.comparison import Comparison, EditReport, Row

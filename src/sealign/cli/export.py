@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, messages, output, panel_of, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, panel_of, require_extra
+from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, say_strength, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
 

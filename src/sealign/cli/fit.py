@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import Commands, PlainCommand, app, messages, output
+from sealign.cli.app import Commands, PlainCommand, app
+from sealign.cli.consoles import messages, output
 from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, say_strength, with_model_options
 from sealign.spellings import respelled
 
@@ -227,7 +228,7 @@ def _fit(
         loaded, tokenizer = model.load()
         # Like progress bars, shown on a terminal only: redirected output holds results and errors.
         if first and messages.is_terminal and isinstance(config, EditConfig):
-            messages.print(plan_line(plan_fit(loaded, tokenizer, demonstrations, config)), soft_wrap=True)
+            messages.say(plan_line(plan_fit(loaded, tokenizer, demonstrations, config)))
         edit = fit_edit(
             loaded,
             tokenizer,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import app, messages
+from sealign.cli.app import app
+from sealign.cli.consoles import messages
 from sealign.cli.loading import ModelOptions, load_edit, with_model_options
 
 if TYPE_CHECKING:

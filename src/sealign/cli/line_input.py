@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from sealign.cli.app import output
+from sealign.cli.consoles import output
 
 HISTORY_NAME = "chat_history"
 """File name of the history in the cache folder."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sealign.cli.app import messages
+from sealign.cli.consoles import messages
 from sealign.folders import MARK_NAME
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import Commands, PlainGroup, app, output, panel_of, require_extra
+from sealign.cli.app import Commands, PlainGroup, app, panel_of, require_extra
+from sealign.cli.consoles import output
 from sealign.cli.loading import ModelOptions, load_edit, with_default, with_model_options
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import ERROR_EXIT_CODE, app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.app import ERROR_EXIT_CODE, app, quiet_harness, recorded_command, require_extra
+from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import UNLESS_EQUAL, say_replaced
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import app, messages
+from sealign.cli.app import app
+from sealign.cli.consoles import messages
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -64,7 +65,7 @@ def serve(
             loras=not no_lora,
             arguments=context.args,
         )
-    messages.print("Starting vLLM", style="dim")
+    messages.say("Starting vLLM")
     start_server(command, variables)
 
 

@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import option_values, options
-from sealign.cli.app import app, messages, output, quiet_harness, recorded_command, require_extra
+from sealign.cli.app import app, quiet_harness, recorded_command, require_extra
+from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, with_default, with_model_options
 from sealign.cli.outputs import say_cards, say_replaced
 
@@ -167,10 +168,7 @@ def tune(
     )
     used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns, tasks=tasks)
     loaded, tokenizer = model.load()
-    messages.print(
-        f"{len(used)} demonstrations are split by prompt into three parts: to fit, to compare and to test.",
-        soft_wrap=True,
-    )
+    messages.say(f"{len(used)} demonstrations are split by prompt into three parts: to fit, to compare and to test.")
     result = run(
         loaded,
         tokenizer,
@@ -200,7 +198,7 @@ def _say_stages(track: Track) -> Track:
         for name in STAGES.keys() - said:
             if what.startswith(name):
                 said.add(name)
-                messages.print(STAGES[name], soft_wrap=True)
+                messages.say(STAGES[name])
         return track(items, what, how_many)
 
     return say_and_track

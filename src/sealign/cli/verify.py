@@ -10,7 +10,8 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import app, messages, output, require_extra
+from sealign.cli.app import app, require_extra
+from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, load_edit, with_model_options
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,8 @@ from sealign.versions import library_versions
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 def evaluate(
@@ -173,6 +176,7 @@ def _score_arms(
         started = time.perf_counter()
         yield
         arms[arm].record.seconds[task] = round(time.perf_counter() - started, 3)
+        _log.info("scored %s on %s in %.1f s", arm, task, arms[arm].record.seconds[task])
 
     modules = [arm.edit.modules for arm in arms.values() if arm.edit is not None]
     with task_manager(config.tasks, config.data_dir) as manager, share_layers(model, modules):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 PASSAGE_LENGTH = 48
 """Number of tokens at which neutral text is split, so that the interval of its damage rests on many passages."""
@@ -259,6 +262,8 @@ def choose_strength(
                 model, tokenizer, [edit.with_strength(strength)], journal=journal
             )
             room = budget.room(neutral, domain, bounds=not rough)
+            where = "a part of the texts" if rough else "all texts"
+            _log.debug("strength %.4g could be %.3g times as large within the budget, on %s", strength, room, where)
             aim = AIM
             if rough:
                 aim = ROUGH_AIM
@@ -273,6 +278,7 @@ def choose_strength(
         if best is None:
             ((neutral, domain),) = texts.measure(model, tokenizer, [edit.with_strength(0.0)], journal=journal)
             best = StrengthChoice(0.0, neutral, domain)
+    _log.info("chose strength %.4g by the damage budget", best.strength)
     return best
 
 

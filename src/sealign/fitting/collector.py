@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,10 @@ class Collector:
         batches = [order[i : i + self.config.batch_size] for i in range(0, len(order), self.config.batch_size)]
         result: dict[str, list[Tensor]] = {}
         prefix: tuple[Prefix, dict[str, dict[int, Tensor]]] | None = None
+        reused = 0
         for number, batch in enumerate(self.track(batches, "Collecting activations", len(batches))):
             rows = store.load("activations", number)
+            reused += rows is not None
             if rows is None:
                 prefix = prefix or self._run_prefix([sequence.ids for sequence in sequences])
                 rows = self._run_batch(batch, demonstrations, *prefix)
@@ -126,6 +131,11 @@ class Collector:
             widths = {name: block.shape[1] for name, block in rows.items()}
             result = result or _empty_result(widths, len(demonstrations), file)
             self._copy_rows(rows, batch, result)
+        places = ", ".join(f"{site} {[each.layer for each in own]}" for site, own in self.sites.items())
+        _log.info(
+            "collected activations of %d demonstrations at %s; %d of %d batches were kept from an earlier run",
+            len(demonstrations), places, reused, len(batches),
+        )  # fmt: skip
         return {
             (site, token): Activations(
                 site,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +34,8 @@ from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 _ALL = (SEA, DIFFERENCE_OPERATOR, TARGETED_SHIFT, MEAN_DIFFERENCE, ITI, LEACE, ICL, DOLA, CD, ICD, BEST_OF_N, LORA_FT)
 
@@ -161,6 +164,7 @@ def fit_edit(
     method, used = check_fit(config, demonstrations)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     context = FitContext(model, tokenizer, used, holdout=holdout, checkpoint_dir=folder, keep=keep, track=track)
+    _log.info("fitting %s on %d demonstrations", method.name, len(used))
     return method.fit(context, config)
 
 

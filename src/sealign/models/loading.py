@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import weakref
 from collections.abc import Sequence
@@ -32,6 +33,8 @@ from sealign.models.pretrained import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 HUB_TIMEOUT = 10.0
 """Largest number of seconds to wait for the Hub's answer whether a model exists."""
@@ -141,6 +144,7 @@ def load_model(
         if target.type == "cpu" and model.dtype == torch.float16 and chosen == "auto":
             model = model.float()
         model = model.to(target)
+    _log.info("loaded %s from %s as %s on %s", name, source.place, model.dtype, model.device)
     return model.eval(), tokenizer
 
 
