@@ -176,11 +176,3 @@ def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None)
             f"'{text}' is neither a folder nor a repository that can be downloaded from the Hub "
             f"({type(error).__name__}); check the name and the network"
         ) from error
-
-
-def cache_dir() -> Path:
-    """Return the folder for converted models and unfinished work: ``SEALIGN_CACHE``, or the user's cache folder."""
-    from platformdirs import user_cache_path
-
-    configured = os.environ.get("SEALIGN_CACHE")
-    return Path(configured) if configured else user_cache_path("sealign", appauthor=False)

@@ -67,6 +67,8 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
         "verify": ["--edit", places.linear, "--against", f"lora={places.adapter}", "--max-new-tokens", 4],
         "serve": ["--edit", f"mild={places.linear}"],
         "reproduce": ["table-activations", *model, *to],
+        "cache list": [],
+        "cache clear": [],
     }
 
 
@@ -155,6 +157,7 @@ class Library:
         self.record("sealign.playground.offered_edits.OfferedEdits")
         self.replace("sealign.playground.web_server.open_socket", lambda *_: contextlib.nullcontext())
         self.replace("sealign.playground.web_server.serve_page", nothing)
+        self.replace("sealign.cache.clear_cache", lambda *_: ([], []))
         self.replace("sealign.serving.launch.require_vllm", nothing)
         self.replace("sealign.serving.launch.server_command", lambda *_, **__: ([], {}))
         self.replace("sealign.serving.launch.start_server", nothing)

@@ -155,6 +155,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--host": ("localhost",),
     "--port": (9000,),
     "--server": ("http://127.0.0.1:9",),
+    "--kinds": ("history",),
 }
 """Values of options that differ from the default, with the options that they need."""
 

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub import HfApi
 
 import sealign
+from sealign.cache import cache_dir
 from sealign.errors import ModelError
-from sealign.files import cache_dir
 from sealign.models import embedded_model as embedded
 from sealign.models.devices import choose_device, choose_dtype
 from sealign.models.loading import checkpoint_folder, load_skeleton, locate_model, open_checkpoint

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sealign
+from sealign.cache import cache_dir
 from sealign.export.lora import ADAPTER_TENSORS, export_lora
-from sealign.files import cache_dir
 from sealign.models.loading import checkpoint_folder
 from sealign.serving.edit_loader import adapter_key
 from tests.edit_server import EditServer, completion_body

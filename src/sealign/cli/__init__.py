@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that ``sealign --help`` is fa
 
 from __future__ import annotations
 
+import sealign.cli.cache
 import sealign.cli.chat
 import sealign.cli.compare
 import sealign.cli.demo

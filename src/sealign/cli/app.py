@@ -33,6 +33,7 @@ PANELS = {
     "Try it and measure it": ("generate", "chat", "playground", "evaluate", "compare", "plot"),
     "Deploy it": ("export", "verify", "serve"),
     "The paper": ("reproduce",),
+    "Housekeeping": ("cache",),
 }
 """The commands in the order in which they are used, by the panel of the help text."""
 

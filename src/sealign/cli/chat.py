@@ -52,11 +52,11 @@ def chat(
     Commands in the conversation switch the edit on and off, change its strength and compare answers. With several
     values of --strength, each message is answered at each of them, in a conversation of its own.
     """
+    from sealign.cache import cache_dir
     from sealign.edits.attach import apply_edit
     from sealign.edits.provenance import warn_of_other_tokenizer
     from sealign.errors import SettingError
     from sealign.evaluation.answers import check_sampling
-    from sealign.files import cache_dir
     from sealign.methods.edit_sources import fit_settings, load_edit_source
     from sealign.models.prompt_format import prompt_format_of
     from sealign.playground.conversation import Conversation

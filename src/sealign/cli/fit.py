@@ -213,11 +213,11 @@ def _fit(
     budget: float | None,
 ) -> tuple[Intervention | None, StrengthChoice | None]:
     """Fit a method, and return the edit and the choice of its strength in the first worker, None in the others."""
+    from sealign.cache import cache_dir
     from sealign.cli.display import track
     from sealign.cli.plan_display import plan_line
     from sealign.edits.edit import Edit
     from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
-    from sealign.files import cache_dir
     from sealign.fitting.edit_config import EditConfig
     from sealign.fitting.plan import plan_fit
     from sealign.fitting.workers import worker_group

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
+from sealign.cache import cache_dir
 from sealign.errors import ModelError, first_sentence
-from sealign.files import cache_dir, hold_lock
+from sealign.files import hold_lock
 from sealign.folders import new_folder
 from sealign.models.pretrained import gguf_source, quiet_transformers, read_pretrained
 

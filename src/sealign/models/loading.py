@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sealign.cache import cache_dir
 from sealign.errors import ModelError, first_sentence, suggestion
-from sealign.files import cache_dir
 from sealign.models.checkpoint_tensors import (
     INDEX_NAME,
     CheckpointTensors,

@@ -10,10 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from sealign.cache import cache_dir
 from sealign.edits.edit import Edit
 from sealign.edits.record import RECORD_NAME
 from sealign.errors import ServingError
-from sealign.files import cache_dir, locate_folder
+from sealign.files import locate_folder
 from sealign.models.embedded_model import EMBEDDED
 from sealign.models.loading import checkpoint_folder
 from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_slots
