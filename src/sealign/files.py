@@ -14,6 +14,10 @@ from torch import Tensor
 
 from sealign.errors import EditFileError
 from sealign.folders import check_parent, restore_folder, temporary_path
+from sealign.hub import hub_access
+
+EDIT_FILES = ("edit.json", "edit.safetensors", "README.md")
+"""Names of the files of an edit: its record, its tensors and its card."""
 
 
 def check_file(path: Path, *, overwrite: bool = False, sources: Sequence[str | Path] = ()) -> bool:
@@ -170,7 +174,8 @@ def locate_folder(folder_or_repo_id: str | Path, *, revision: str | None = None)
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(text, revision=revision, allow_patterns=["edit.*", "README.md"]))
+        with hub_access():
+            return Path(snapshot_download(text, revision=revision, allow_patterns=list(EDIT_FILES)))
     except Exception as error:  # the Hub client raises many unrelated types
         raise EditFileError(
             f"'{text}' is neither a folder nor a repository that can be downloaded from the Hub "

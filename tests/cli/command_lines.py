@@ -67,6 +67,9 @@ def command_lines(places: Places, output: Path) -> dict[str, list[object]]:
         "verify": ["--edit", places.linear, "--against", f"lora={places.adapter}", "--max-new-tokens", 4],
         "serve": ["--edit", f"mild={places.linear}"],
         "reproduce": ["table-activations", *model, *to],
+        "edits search": [],
+        "edits pull": ["owner/polite", *to],
+        "edits push": [places.linear, "owner/polite"],
         "cache list": [],
         "cache clear": [],
     }
@@ -158,6 +161,9 @@ class Library:
         self.replace("sealign.playground.web_server.open_socket", lambda *_: contextlib.nullcontext())
         self.replace("sealign.playground.web_server.serve_page", nothing)
         self.replace("sealign.cache.clear_cache", lambda *_: ([], []))
+        self.replace("sealign.edits.gallery.search_edits", nothing)
+        self.replace("sealign.edits.gallery.push_edit", lambda *_, **__: "https://huggingface.co/owner/polite/commit/1")
+        self.replace("sealign.edits.gallery.pull_edit", lambda *_, **__: edit.record)
         self.replace("sealign.serving.launch.require_vllm", nothing)
         self.replace("sealign.serving.launch.server_command", lambda *_, **__: ([], {}))
         self.replace("sealign.serving.launch.start_server", nothing)

@@ -156,6 +156,7 @@ VALUES: dict[str, tuple[object, ...]] = {
     "--port": (9000,),
     "--server": ("http://127.0.0.1:9",),
     "--kinds": ("history",),
+    "--base-model": ("owner/model",),
 }
 """Values of options that differ from the default, with the options that they need."""
 

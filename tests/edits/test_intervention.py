@@ -226,7 +226,8 @@ class FakeApi:
     def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> None:
         self.calls.append(("create", repo_id, private, exist_ok))
 
-    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> Any:
+    def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], commit_message: str) -> Any:
+        assert allow_patterns == ["edit.json", "edit.safetensors", "README.md"]
         self.calls.append(("upload", repo_id, commit_message))
         type(self).uploaded = contents(Path(folder_path))
         return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")

@@ -5,9 +5,10 @@ import re
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 
 import sealign
-from sealign.edits.model_card import model_card, show_effect
+from sealign.edits.model_card import model_card, show_effect, shown_effect
 from sealign.edits.record import EditRecord, LayerRecord
 from tests.edits.edit_data import make_record
 
@@ -57,7 +58,7 @@ def test_the_front_matter_is_valid_for_the_hub(name: str) -> None:
     assert card.startswith("---\n")
     found = front_matter(card)
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    assert list(found) == (["base_model"] if named else []) + ["library_name", "tags"]
+    assert list(found) == (["base_model"] if named else []) + ["library_name", "tags", "sealign"]
     assert found.get("base_model") == (name if named else None)
     assert all(type(tag) is str for tag in found["tags"])
     assert metadata(card).to_dict() == found
@@ -121,13 +122,19 @@ def test_a_setting_of_the_fit_does_not_replace_that_of_the_edit() -> None:
 def test_the_effect_is_said_or_shown() -> None:
     card = model_card(make_record())
     assert "\n## Effect\n\nNot evaluated." in card
-    first = show_effect(card, "**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |")
+    first = show_effect(card, "**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |", verdict="helps", loss_increase=0.01234)
     assert "\n## Effect\n\n**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |\n\n## Settings\n" in first
     assert "Not evaluated" not in first
-    second = show_effect(first, "**Harms.**")
-    assert second == show_effect(card, "**Harms.**")
+    assert shown_effect(first) == "**Helps** by \\1.\n\n| a |\n| --- |\n| 1 |"
+    facts = {"method": "sea", "verdict": "helps", "loss_increase": 0.0123}
+    assert ModelCard(first).data.to_dict() == ModelCard(card).data.to_dict() | {"sealign": facts}
+    harms: dict[str, Any] = {"verdict": "harms: a 'colon'", "loss_increase": 1.0}
+    second = show_effect(first, "**Harms.**", **harms)
+    assert second == show_effect(card, "**Harms.**", **harms)
+    assert ModelCard(second).data.to_dict()["sealign"]["verdict"] == "harms: a 'colon'"
     assert table(second, "Settings") == table(card, "Settings")
-    assert show_effect("# My own card\n", "**Harms.**") == "# My own card\n"
+    assert show_effect("# My own card\n", "**Harms.**", **harms) == "# My own card\n"
+    assert shown_effect("# My own card\n") == ""
 
 
 def test_a_method_that_does_not_edit_activations() -> None:

@@ -9,6 +9,7 @@ import sealign.cli.cache
 import sealign.cli.chat
 import sealign.cli.compare
 import sealign.cli.demo
+import sealign.cli.edits
 import sealign.cli.evaluate
 import sealign.cli.export
 import sealign.cli.fit

@@ -31,7 +31,7 @@ PANELS = {
     "Start here": ("demo",),
     "Make an edit": ("fit", "tune", "inspect"),
     "Try it and measure it": ("generate", "chat", "playground", "evaluate", "compare", "plot"),
-    "Deploy it": ("export", "verify", "serve"),
+    "Deploy it": ("export", "verify", "serve", "edits"),
     "The paper": ("reproduce",),
     "Housekeeping": ("cache",),
 }

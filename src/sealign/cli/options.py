@@ -39,7 +39,7 @@ Revision = Annotated[
     typer.Option(
         "--revision",
         metavar="REVISION",
-        help=r"Branch, tag or commit of a model on the Hub. \[default: main]",
+        help=r"Branch, tag or commit on the Hub. \[default: main]",
         rich_help_panel=LOADING,
     ),
 ]

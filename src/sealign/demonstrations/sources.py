@@ -13,6 +13,7 @@ from sealign.demonstrations.demonstration import Demonstration
 from sealign.demonstrations.preference_rows import Parse, preference_parser
 from sealign.demonstrations.row_files import FORMATS, PlacedRows, Row, read_rows
 from sealign.errors import DemonstrationError, first_sentence, unknown_name
+from sealign.hub import hub_access
 
 CROWS_PROMPT_WORDS = 3
 """Smallest number of shared first words with which a pair of CrowS-Pairs is a demonstration."""
@@ -149,7 +150,8 @@ def _read_hub(repository: str, subset: str | None, split: str) -> PlacedRows:
             f"loading '{repository}' from the Hub needs the datasets extra: pip install 'sealign[datasets]'"
         ) from error
     try:
-        rows = load_dataset(repository, subset, split=split)
+        with hub_access():
+            rows = load_dataset(repository, subset, split=split)
     except Exception as error:  # the Hub client raises many unrelated types
         raise DemonstrationError(
             f"cannot load dataset '{repository}' from the Hub ({_reason(error)}); "

@@ -203,21 +203,18 @@ class Intervention(ABC):
     def push_to_hub(self, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
         """Upload the intervention to a model repository of the Hugging Face Hub, and return the URL of the commit.
 
+        The card says that it was not evaluated; ``push_edit`` uploads a folder whose card shows its effect.
+
         Args:
             repo_id: Repository as ``owner/name``; created if it does not exist.
             private: Whether a new repository is private.
             token: Access token with write permission; the token of the stored login if None.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: The Hub refuses the upload.
+            EditFileError: The Hub cannot be reached or refuses the upload.
         """
-        from huggingface_hub import HfApi
+        from sealign.edits.gallery import push_edit
 
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             self.save_pretrained(Path(temporary) / "edit")
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=Path(temporary) / "edit", commit_message="Upload Sealign edit"
-            )
-        return str(commit.commit_url)
+            return push_edit(Path(temporary) / "edit", repo_id, private=private, token=token)

@@ -43,11 +43,17 @@ with sealign.apply_edit(model, edit):
 """
 
 
-_NOT_EVALUATED = """Not evaluated. Measure what the edit gains and what it costs with:
+NOT_EVALUATED = """Not evaluated. Measure what the edit gains and what it costs with:
 
 ```sh
 sealign evaluate --edit PATH --demonstrations SOURCE --output RESULTS
 ```"""
+"""Section on the effect of an edit that was not evaluated."""
+
+MEASURED = "sealign"
+"""Name of the card's metadata on the method and, after an evaluation, on its verdict."""
+
+_FACTS = re.compile(rf"^{MEASURED}:\n(?:  .*\n)+", re.MULTILINE)
 
 _EFFECT = re.compile(r"(?<=^## Effect\n\n).*?(?=\n\n## )", re.DOTALL | re.MULTILINE)
 
@@ -66,6 +72,7 @@ def model_card(record: EditRecord) -> str:
         library_name="sealign",
         base_model=record.model.id if _is_repository(record.model.id) else None,
         tags=["sealign", "activation-editing", record.method.replace("_", "-")],
+        sealign={"method": record.method},
     )
     return _CARD.format(
         metadata=metadata.to_yaml(),
@@ -74,21 +81,41 @@ def model_card(record: EditRecord) -> str:
         quoted_model=json.dumps(record.model.id)
         + (f', revision="{record.model.revision}"' if record.model.revision else ""),
         summary=_summary(record),
-        effect=_NOT_EVALUATED,
+        effect=NOT_EVALUATED,
         settings=markdown_table(("setting", "value"), _settings(record).items()),
         layers=_layers(record),
         provenance=markdown_table(("what", "value"), _provenance(record).items()),
     )
 
 
-def show_effect(card: str, effect: str) -> str:
-    """Return the card of an edit with a description of its measured effect in place of what was there.
+def show_effect(card: str, effect: str, *, verdict: str, loss_increase: float) -> str:
+    """Return the card of an edit with its measured effect, in the section on it and in the metadata.
 
     Args:
         card: Card of the edit; a card without a section "Effect" stays as it is.
         effect: Markdown without headings.
+        verdict: Verdict of the evaluation.
+        loss_increase: Increase of the loss on neutral text, in nats per token.
     """
-    return _EFFECT.sub(lambda _: effect, card, count=1)
+    import yaml
+
+    def with_verdict(found: re.Match[str]) -> str:
+        facts = yaml.safe_load(found[0])[MEASURED] | {"verdict": verdict, "loss_increase": round(loss_increase, 4)}
+        return str(yaml.safe_dump({MEASURED: facts}, sort_keys=False))
+
+    if _EFFECT.search(card) is None:
+        return card
+    return _FACTS.sub(with_verdict, _EFFECT.sub(lambda _: effect, card, count=1), count=1)
+
+
+def shown_effect(card: str) -> str:
+    """Return the section of a card on the measured effect; empty if there is none.
+
+    Args:
+        card: Card of an edit.
+    """
+    found = _EFFECT.search(card)
+    return "" if found is None else found[0]
 
 
 def _is_repository(name: str) -> bool:

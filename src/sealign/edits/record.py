@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from sealign.demonstrations.splits import Holdout
+from sealign.files import EDIT_FILES
 from sealign.models.fingerprint import model_fingerprint, template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
 from sealign.models.weights import weights_hash, weights_type
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 FORMAT = "sealign.edit"
 FORMAT_VERSION = 3
 
-RECORD_NAME = "edit.json"
+RECORD_NAME = EDIT_FILES[0]
 """File name of the record."""
 
-TENSORS_NAME = "edit.safetensors"
+TENSORS_NAME = EDIT_FILES[1]
 """File name of the tensors."""
 
-CARD_NAME = "README.md"
+CARD_NAME = EDIT_FILES[2]
 """File name of the model card."""
 
 

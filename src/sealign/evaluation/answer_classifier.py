@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sealign.errors import MeasureError, SettingError, unknown_name
 from sealign.evaluation.answer_measures import ArmAnswer, checked_name, split_name
+from sealign.hub import hub_access
 from sealign.models.weights import weights_digest
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _load_classifier(model: str, device: str) -> TextClassificationPipeline:
     from transformers import pipeline
 
     try:
-        found: Any = pipeline("text-classification", model=model, device=device)
+        with hub_access(Path(model) if Path(model).is_dir() else model):
+            found: Any = pipeline("text-classification", model=model, device=device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise SettingError(
             f"cannot load the classifier '{model}' ({type(error).__name__}: {str(error).splitlines()[0]:.200}); give "

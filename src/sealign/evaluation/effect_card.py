@@ -40,7 +40,12 @@ def write_effects(results: Results, reports: Sequence[EditReport]) -> list[Path]
         if report is None:
             continue
         before = card.read_text(encoding="utf-8")
-        after = show_effect(before, effect_text(results, report, own_strength=edit.strength))
+        after = show_effect(
+            before,
+            effect_text(results, report, own_strength=edit.strength),
+            verdict=report.verdict.word,
+            loss_increase=report.damage[report.edit].loss_increase,
+        )
         if after != before:
             write_bytes(card, after.encode())
             written.append(card)

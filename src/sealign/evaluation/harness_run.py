@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from sealign.errors import SettingError
 from sealign.evaluation.harness import SealignLM
+from sealign.evaluation.local_tasks import load_task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 
@@ -46,7 +47,7 @@ def run_task(
         SettingError: The harness fixes the number of examples of the task at 0.
     """
     # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
-    loaded = manager.load([task])
+    loaded = load_task(manager, task)
     for loaded_task in loaded["tasks"].values():
         fixed = loaded_task.get_config("num_fewshot")
         if fixed == 0 and num_fewshot:

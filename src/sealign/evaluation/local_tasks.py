@@ -15,7 +15,8 @@ import lm_eval.tasks
 import yaml
 from lm_eval.tasks import TaskManager
 
-from sealign.errors import SettingError, unknown_name
+from sealign.errors import SettingError, first_sentence, unknown_name
+from sealign.hub import hub_access
 
 _CHOICE = {"validation": "truthful_qa/multiple_choice/validation.jsonl"}
 
@@ -79,13 +80,34 @@ def task_manager(tasks: Sequence[str], data_dir: str | Path | None = None) -> It
             raise SettingError(unknown_name("task", name, LOCAL_TASKS) + ", or any task of lm-evaluation-harness")
     if data_dir is None:
         assert known is not None
-        yield known
+        with hub_access():
+            yield known
         return
     with tempfile.TemporaryDirectory() as folder:
         for name in tasks:
             config = _local_config(name, Path(data_dir))
             (Path(folder) / f"{name}.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         yield TaskManager(include_path=folder, include_defaults=False)
+
+
+def load_task(manager: TaskManager, task: str) -> dict[str, Any]:
+    """Return a task or group as the harness loads it, with its data.
+
+    Args:
+        manager: Task manager that knows the task.
+        task: Name of the task or group.
+
+    Raises:
+        SettingError: The data cannot be loaded.
+    """
+    try:
+        found: dict[str, Any] = manager.load([task])
+    except Exception as error:  # the Hub client and the harness raise many unrelated types
+        raise SettingError(
+            f"the data of task '{task}' cannot be loaded ({type(error).__name__}: {first_sentence(error)}); check the "
+            "network, or give a local folder with data_dir (--data-dir)"
+        ) from error
+    return found
 
 
 @functools.cache

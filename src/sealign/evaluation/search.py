@@ -25,7 +25,7 @@ from sealign.evaluation.harness import SealignLM
 from sealign.evaluation.harness_run import run_task
 from sealign.evaluation.item_scores import headline_metrics
 from sealign.evaluation.journal import Journal
-from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.local_tasks import load_task, task_manager
 from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import ANSWERS, Results
 from sealign.evaluation.scan import ScannedCandidate, scan_csv
@@ -129,7 +129,7 @@ class Search:
 
     def _divide_items(self, manager: TaskManager, task: str) -> tuple[list[int], list[int]]:
         """Return the numbers of the development items and of the test items of a task."""
-        items = list(manager.load([task])["tasks"][task].eval_docs)[: self.config.limit]
+        items = list(load_task(manager, task)["tasks"][task].eval_docs)[: self.config.limit]
         parts = (self.fitted, self.development, self.tested)
         return divide_items(task, items, parts, holdout=self.config.holdout, seed=self.config.seed)
 

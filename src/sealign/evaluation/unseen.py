@@ -13,6 +13,7 @@ from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
 from sealign.evaluation.evaluation_config import EvaluationConfig
+from sealign.evaluation.local_tasks import load_task
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -70,7 +71,7 @@ def choose_items(
         SettingError: The edits were fitted on all items of the task or of a member.
     """
     chosen, asked = {}, 0
-    for name, member in manager.load([task])["tasks"].items():
+    for name, member in load_task(manager, task)["tasks"].items():
         items = list(member.eval_docs)
         numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
         unseen = set(unseen_items(items, fitted))
