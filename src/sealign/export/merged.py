@@ -23,7 +23,7 @@ from sealign.export.requirements import serve_or_attach
 from sealign.folders import MARK_NAME, check_folder, new_folder
 from sealign.models.checkpoint_tensors import INDEX_NAME, CheckpointTensors, checkpoint_tensors, weight_files
 from sealign.models.output_matrices import BIAS_SWITCHES
-from sealign.models.pretrained import auto_model
+from sealign.models.pretrained import empty_model
 from sealign.models.structure import text_config
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
@@ -110,8 +110,7 @@ def _structure(source: Path, **changes: Any) -> nn.Module:
     config = AutoConfig.from_pretrained(source)
     for name, value in changes.items():
         setattr(config.get_text_config(decoder=True), name, value)
-    with torch.device("meta"):
-        model: nn.Module = auto_model(config).from_config(config)
+    model: nn.Module = empty_model(config)
     return model.eval()
 
 

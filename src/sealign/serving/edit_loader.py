@@ -15,6 +15,7 @@ from sealign.edits.edit import Edit
 from sealign.errors import ServingError
 from sealign.export.verify import PROMPTS
 from sealign.models.fingerprint import check_fingerprint
+from sealign.models.pretrained import empty_model
 from sealign.serving.served_edits import ServedEdit, ServedEdits
 from sealign.serving.settings import ServerSettings, check_name, is_lora
 
@@ -111,14 +112,8 @@ class EditLoader:
 
     def _check_model(self, edit: Edit) -> None:
         """Raise FingerprintError if the served model is not the one that the edit was fitted on."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
         if self._model is None:
-            with torch.device("meta"):
-                self._model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                    self._engine.vllm_config.model_config.hf_config
-                )
+            self._model = empty_model(self._engine.vllm_config.model_config.hf_config)
         check_fingerprint(self._model, edit.base_model.fingerprint, edit.base_model.id)
 
     async def _load_into_slot(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
