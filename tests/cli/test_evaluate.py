@@ -243,6 +243,7 @@ def test_answers_to_prompts(edit_folder: Path, tmp_path: Path, monkeypatch: pyte
         assert f"answers {metric}" in text
     assert "Rows without p have no aim" in text
     results = Results.load(tmp_path / "out")
+    assert "answers letters" in passed("compare", tmp_path / "out", tmp_path / "out")
     task = results.tasks["answers"]
     assert task.questions == ["What is ice?", "Who bakes bread?", "Why?"]
     assert task.metrics["letters"].arms["mild"].numerators == [float(len(text)) for text in task.answers["mild"]]

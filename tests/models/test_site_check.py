@@ -108,6 +108,16 @@ def test_a_module_before_the_output_matrix_is_refused(llama: Any) -> None:
     assert resolve_sites(llama, RESIDUAL, [1], module_pattern=path)[0].path == path.format(layer=1)
 
 
+def test_numbers_that_are_not_finite_are_the_reason(tokenizer: Any) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    assert len(resolve_sites(model, RESIDUAL, [0])) == 1
+    for site in SITES:
+        with pytest.raises(SiteError, match=r"layer of 'model.layers.2.*' holds NaN or infinity, so nothing can be re"):
+            resolve_sites(model, site, [2])
+
+
 def test_layers_that_do_not_run_on_text_are_refused(tokenizer: Any, demonstrations: Any) -> None:
     """The cross-attention layers of Llama 3.2 Vision."""
     import transformers

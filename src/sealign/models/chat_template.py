@@ -122,7 +122,7 @@ def dated_template(tokenizer: PreTrainedTokenizerBase, name: str | None, date: s
 
 
 def _opening(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], text: str, arguments: Mapping[str, Any]
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], text: str, arguments: Mapping[str, Any]
 ) -> str:
     """Return what a template writes between a prompt and its answer; empty for thoughts, which are closed instead.
 
@@ -134,7 +134,7 @@ def _opening(
     if "add_generation_prompt" not in _template(tokenizer, arguments.get("chat_template")):
         return ""  # what follows is then the name of the role, which such templates leave to the model
     content = _ANSWER if isinstance(messages[-1]["content"], str) else [{"type": "text", "text": _ANSWER}]
-    answered = [*messages, {"role": "assistant", "content": content}]
+    answered: list[dict[str, Any]] = [*messages, {"role": "assistant", "content": content}]
     try:
         whole = str(tokenizer.apply_chat_template(answered, tokenize=False, **arguments))
     except Exception:  # as above; a template may take no answer

@@ -115,6 +115,7 @@ class _Probe:
         self._shape: tuple[int, ...] | None = None  # None until the module has run
         self._change = torch.empty(0)
         self._kept = 1.0  # share of the change that arrives where it was made; 0 if nothing arrives
+        self._is_finite = True  # whether the output of the layer is
         self._beside = True  # whether the layer's input reaches the layer's output beside the module
 
     def install(self, stack: ExitStack) -> None:
@@ -153,6 +154,7 @@ class _Probe:
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Measure what has become of the change, and whether the row with other tokens still differs."""
         plain, changed, other = self._rows(output[0] if isinstance(output, tuple | list) else output).unbind(-3)
+        self._is_finite = bool(torch.isfinite(plain).all())
         energy = (changed - plain).float().square()
         total = float(energy.sum())
         self._kept = float(energy[..., self._width // 2].sum()) / total if total else 0.0
@@ -182,6 +184,11 @@ class _Probe:
                 f"the output of '{self._path}' for {ROWS} sequences of {TOKENS} tokens has the shape "
                 f"{self._shape or 'of no tensor'}, so it cannot be read as the {what}, which has {self._width} "
                 "features for each token; choose another site, or name another module with module_pattern"
+            )
+        if not self._is_finite:
+            raise SiteError(
+                f"the output of the layer of '{self._path}' holds NaN or infinity, so nothing can be read there; check "
+                "the weights of the model, or load it with --dtype float32"
             )
         if not self._beside:
             inside = [f"{self._path}.{name}" for name, part in self.module.named_modules() if _is_leaf_matrix(part)]
