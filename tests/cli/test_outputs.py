@@ -133,8 +133,10 @@ def test_gguf_files_are_not_replaced(linear: Path, tmp_path: Path) -> None:
     args = ("export", "gguf", "--edit", linear, "--base", base, "--overwrite", "--output")
     for more in ((), ("--lora",)):
         refused(*args, link, *more, words=("link.gguf' is the file that is read from",))
-    refused(*args[:-2], "--output", linear / "edit.json", words=("edit.json' exists already",))
     refused("export", "control-vector", *args[2:], base, words=("base.gguf' is the file that is read from",))
+    for command in ("gguf", "control-vector"):
+        own = linear / "edit.json"
+        refused("export", command, *args[2:], own, words=("edit.json' is the file that is read from",))
     assert base.read_bytes() == b"weights"
 
 
