@@ -590,15 +590,12 @@ def test_a_setting_in_either_spelling_is_the_same(
     assert sealign.load_edit(tmp_path / "edit").settings["centered"] is True
 
 
-def test_an_option_of_one_value_is_given_once(rows: Path, tmp_path: Path) -> None:
-    """The first value would be ignored without a word."""
-    args = ("--demonstrations", rows, "--output", tmp_path / "edit")
-    words = ("--rank is given 2 times, but has one value; give it once",)
-    refused("fit", *args, "--rank", 1, "--rank=2", words=words)
-    refused("fit", *args, "--normalisation", "none", "--normalization", "token", words=("--normalization is given 2",))
-    several = "--strength is given 2 times, but has one value; separate several values by commas"
-    refused("generate", "--edit", "x", "--prompt", "a", "--strength", 1, "--strength", 2, words=(several,))
-    refused("plot", "sweep", rows, "--output", "x", "--output", "y", words=("--output is given 2 times",))
+def test_a_list_is_given_by_one_option(rows: Path, tmp_path: Path) -> None:
+    """The first values would be left out without a word."""
+    words = ("--strength is given 2 times; give it once, with commas between the values",)
+    refused("generate", "--edit", "x", "--prompt", "a", "--strength", 1, "--strength=2", words=words)
+    args = ("--demonstrations", rows, "--output", tmp_path / "search")
+    refused("tune", *args, "--methods", "sea", "--methods", "iti", words=("--methods is given 2 times",))
 
 
 def test_a_setting_in_both_spellings_is_refused(rows: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,19 +15,19 @@ from sealign.cli.app import app
 from sealign.cli.serve import parse_named_edits
 from sealign.edits.affine_edit import AffineEdit
 from sealign.edits.edit import Edit
-from sealign.errors import EditFileError, ServingError, SettingError
+from sealign.errors import EditFileError, SealignWarning, ServingError, SettingError
 from sealign.serving.launch import server_command
 from sealign.serving.settings import ServerSettings, SlotPlan
+from tests.tiny_models import build_model
 
 
 @pytest.fixture
-def folders(small_edit: Edit, tmp_path: Path) -> Path:
+def folders(small_edit: Edit, llama: Any, tmp_path: Path) -> Path:
     small_edit.save_pretrained(tmp_path / "rescaled")
     small_edit.with_normalization("none").save_pretrained(tmp_path / "linear")
     small_edit.with_strength(0.1).save_pretrained(tmp_path / "library" / "mild")
     (tmp_path / "library" / "notes").mkdir()
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
+    llama.save_pretrained(tmp_path / "model")
     return tmp_path
 
 
@@ -53,6 +54,34 @@ def test_both_routes(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.edits == edits
     assert settings.edits_dir == str((folders / "library").resolve())
     assert settings.model == str(folders / "model")
+
+
+def test_the_weights_are_those_that_the_edit_was_fitted_on(
+    folders: Path, small_edit: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the revision that the edit records; a fine-tuned model of the same shape is told from it."""
+    asked: list[tuple[str, str | None]] = []
+
+    def find(name: str, *, revision: str | None = None) -> Path:
+        asked.append((name, revision))
+        return folders / "model"
+
+    monkeypatch.setattr("sealign.serving.launch.checkpoint_folder", find)
+    monkeypatch.setattr("sealign.serving.launch.open_checkpoint", lambda *_, **__: None)
+    model = dataclasses.replace(small_edit.base_model, id="owner/name", revision="c0ffee")
+    record = dataclasses.replace(small_edit.record, model=model)
+    dataclasses.replace(small_edit, record=record).save_pretrained(folders / "remote")
+    command, _ = server_command(None, {"a": str(folders / "remote")}, max_edits=1)
+    server_command("other/name", {"a": str(folders / "remote")}, max_edits=1)
+    assert value(command, "--served-model-name") == "owner/name"
+    assert asked == [("owner/name", "c0ffee"), ("other/name", None)]
+    monkeypatch.undo()
+    tuned = build_model("llama", vocab_size=400)
+    with torch.no_grad():
+        tuned.model.layers[2].mlp.up_proj.weight *= 1.01
+    tuned.save_pretrained(folders / "model")
+    with pytest.warns(SealignWarning, match="and this checkpoint has other weights, so that the edit may not do here"):
+        server_command(str(folders / "model"), {"a": str(folders / "rescaled")}, max_edits=1)
 
 
 def test_no_more_than_is_needed(folders: Path) -> None:

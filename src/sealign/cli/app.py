@@ -71,16 +71,16 @@ class _PlainHelp:
         return found
 
     def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
-        """Raise an error for an option that takes one value and is given several times, all but one of them unused."""
+        """Raise an error for a list that is given as several options, of which only the last would be used."""
         try:
             given = self.make_parser(ctx).parse_args(args=list(args))[2]  # type: ignore[attr-defined]
         except Exception:  # which the parser itself will report
             return
         for param in dict.fromkeys(given):
-            taken = getattr(param, "is_flag", True) or param.multiple  # arguments are no options
-            if not taken and given.count(param) > 1:
-                several = "; separate several values by commas" if ",..." in (param.metavar or "") else "; give it once"
-                raise SettingError(f"{param.opts[0]} is given {given.count(param)} times, but has one value{several}")
+            if ",..." in (param.metavar or "") and given.count(param) > 1:
+                raise SettingError(
+                    f"{param.opts[0]} is given {given.count(param)} times; give it once, with commas between the values"
+                )
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]

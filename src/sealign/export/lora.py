@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ExportError
 from sealign.export.deviation import Deviation
 from sealign.export.export_card import export_card
@@ -45,8 +46,8 @@ def export_lora(
         edit: An affine edit of low rank and without a constant part, of modules whose output is the output of a single
             matrix.
         folder: Folder to write.
-        checkpoint: Tensors of the base model, of which only those of the edited modules are read, to make the factors
-            and to compare them with the hooks.
+        checkpoint: Tensors of the base model, one of which at a time is in memory: those of the edited modules, to make
+            the factors and to compare them with the hooks, and all, if they are in files, to know the model again.
         approximate: Whether to leave out the rescaling of a rescaled edit.
         deviation: Measured effect of leaving it out, to write beside the export.
         overwrite: Whether to replace an earlier export.
@@ -106,6 +107,8 @@ def lora_factors(
         ExportError, FingerprintError: As for ``export_lora``.
     """
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    if checkpoint is not None and not ignore_mismatch:
+        warn_of_other_checkpoint(model, checkpoint, [edit])
     for change in changes:
         _check_low_rank(change, _bias(change, checkpoint))
     rank = max(1, *(change.layer_edit.rank for change in changes))

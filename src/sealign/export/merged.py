@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ExportError
 from sealign.export.deviation import DEVIATION_NAME, Deviation
 from sealign.export.export_card import export_card
@@ -87,6 +88,8 @@ def export_merged(
     model = _structure(source)
     stored, files = checkpoint_tensors(source, model), weight_files(source)
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    if not ignore_mismatch:
+        warn_of_other_checkpoint(model, stored, [edit])
     plan = _plan(source, model, changes, edit.site, stored)
     with new_folder(Path(folder), overwrite=overwrite, sources=[source]) as temporary:
         _copy_others(source, temporary)
