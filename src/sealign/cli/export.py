@@ -57,8 +57,8 @@ def lora(
 
     loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
-    check_output_folder(output_path, overwrite=overwrite, sources=[edit])
     chosen = model.or_base_of(loaded)
+    check_output_folder(output_path, overwrite=overwrite, sources=[edit, str(chosen.name)])
     deviation, checkpoint, base = None, None, None
     if loaded.normalization == "none" and model.quantization is None:
         base, checkpoint = chosen.open_checkpoint() or (None, None)
