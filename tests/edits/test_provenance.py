@@ -60,22 +60,18 @@ def test_other_weights_of_a_checkpoint_are_said(
     """Exports that do not load the model, too."""
     pytest.importorskip("peft")
     edit = small_edit.with_normalization("none")
-    for name, model in {"base": llama, "tuned": tuned, "narrow": copy.deepcopy(llama).bfloat16()}.items():
+    for name, model in {"base": copy.deepcopy(llama).bfloat16(), "tuned": tuned}.items():
         model.save_pretrained(tmp_path / name)
-    for name in ("base", "narrow", "tuned"):
         opened = open_checkpoint(str(tmp_path / name))
         assert opened is not None
-        for export in (
-            lambda **given: export_merged(tmp_path / name, edit, tmp_path / f"merged-{name}", overwrite=True, **given),  # noqa: B023
-            lambda **given: lora_factors(opened[0], edit, checkpoint=opened[1], **given),  # noqa: B023
-        ):
-            with warnings.catch_warnings(record=True) as said:
-                warnings.simplefilter("always")
-                export()
-                export(ignore_mismatch=True)
-            found = [str(warning.message) for warning in said if issubclass(warning.category, SealignWarning)]
-            assert len(found) == (name == "tuned")
-            assert all("this checkpoint has other weights" in message for message in found)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            export_merged(tmp_path / name, edit, tmp_path / f"merged-{name}")
+            lora_factors(opened[0], edit, checkpoint=opened[1])
+            lora_factors(opened[0], edit, checkpoint=opened[1], ignore_mismatch=True)
+        found = [str(warning.message) for warning in said if issubclass(warning.category, SealignWarning)]
+        assert len(found) == (2 if name == "tuned" else 0)
+        assert all("this checkpoint has other weights" in message for message in found)
 
 
 def test_another_tokenizer_is_said(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:

@@ -59,11 +59,13 @@ def export_lora(
     Raises:
         ExportError: A LoRA adapter cannot carry the edit; says why, and what can.
         FingerprintError: The model is not the one that the edit was fitted on.
-        EditFileError: The folder holds an earlier export and ``overwrite`` is False, or holds something else.
+        EditFileError: The folder is that of the base model, holds an earlier export and ``overwrite`` is False, or
+            holds something else.
     """
     from peft import LoraConfig
 
-    check_folder(Path(folder), overwrite=overwrite)
+    sources = [edit.base_model.id]  # which may be a folder
+    check_folder(Path(folder), overwrite=overwrite, sources=sources)
     factors = lora_factors(model, edit, checkpoint=checkpoint, approximate=approximate, ignore_mismatch=ignore_mismatch)
     matrices = [factor.matrix for factor in factors.values()]
     rank = next(iter(factors.values())).a.shape[0]
@@ -80,7 +82,7 @@ def export_lora(
         fan_in_fan_out=matrices[0].transposed,
         inference_mode=True,
     )
-    with new_folder(Path(folder), overwrite=overwrite) as temporary:
+    with new_folder(Path(folder), overwrite=overwrite, sources=sources) as temporary:
         write_tensors(temporary / ADAPTER_TENSORS, tensors)
         config.save_pretrained(str(temporary))
         card = export_card(edit, "LoRA adapter", library="peft", approximate=approximate)
