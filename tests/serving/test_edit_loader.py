@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import sealign
-from sealign.errors import FingerprintError, ServingError, UnknownEditError
+from sealign.errors import FingerprintError, SealignWarning, ServingError, UnknownEditError
 from sealign.serving.edit_loader import EditLoader, adapter_key
 from sealign.serving.served_edits import ServedEdits
 from sealign.serving.settings import ServerSettings
@@ -133,6 +134,17 @@ def test_another_model_and_the_name_of_the_base_are_refused(tiny_model: Any, lla
         asyncio.run(loader(Engine(tiny_model("qwen2").config)).load("mild", saved))
     with pytest.raises(ServingError, match="is the name of the base model"):
         asyncio.run(loader(Engine(llama.config)).load("base", saved))
+
+
+def test_other_weights_of_the_served_model_are_said(llama: Any, saved: Path, small_edit: sealign.Edit) -> None:
+    for weights in (None, ["0" * 64, "float16"], [small_edit.base_model.weights_hash, "bfloat16"]):
+        known = loader(Engine(llama.config, [small_edit.hash] * 2))
+        known.settings = dataclasses.replace(known.settings, weights=weights)
+        asyncio.run(known.load("mild", saved))
+    known = loader(Engine(llama.config, [small_edit.hash] * 2))
+    known.settings = dataclasses.replace(known.settings, weights=["0" * 64, "float32"])
+    with pytest.warns(SealignWarning, match="and this checkpoint has other weights, so that the edit may not do here"):
+        asyncio.run(known.load("mild", saved))
 
 
 def test_adapters_have_keys_by_edit_and_weights(small_edit: sealign.Edit, tmp_path: Path) -> None:

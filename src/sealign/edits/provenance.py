@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -11,10 +11,9 @@ from torch import nn
 from sealign.edits.intervention import Intervention
 from sealign.edits.record import ModelRecord
 from sealign.errors import SealignWarning
-from sealign.models.checkpoint_tensors import CheckpointTensors
 from sealign.models.fingerprint import template_hash, tokenizer_hash
 from sealign.models.structure import unwrap_model
-from sealign.models.weights import are_comparable, has_weights, stored_weights, weights_hash, weights_type
+from sealign.models.weights import are_comparable, has_weights, weights_hash, weights_type
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,20 +38,15 @@ def warn_of_other_weights(model: nn.Module, edit: Intervention) -> None:
             _warn(record, "this model has other weights, so that the edit may not do here what it did there")
 
 
-def warn_of_other_checkpoint(model: nn.Module, checkpoint: CheckpointTensors, edits: Iterable[Intervention]) -> None:
-    """Warn if the weights of a checkpoint are not those that edits were fitted on; all of its tensors are read.
+def warn_of_other_checkpoint(found: Sequence[str] | None, edits: Iterable[Intervention]) -> None:
+    """Warn if the weights of a checkpoint are not those that edits were fitted on.
 
-    Nothing is said where weights cannot be compared, as for ``warn_of_other_weights``, nor of a checkpoint whose files
-    are downloaded when they are read.
+    Nothing is said where weights cannot be compared, as for ``warn_of_other_weights``.
 
     Args:
-        model: The model of the checkpoint, which may be on the meta device.
-        checkpoint: Its tensors.
+        found: Result of ``stored_weights`` for the checkpoint.
         edits: Edits or other interventions.
     """
-    if any(stored.fetch is not None for stored in checkpoint.tensors.values()):
-        return
-    found = stored_weights(model, checkpoint)
     for record in [part.base_model for edit in edits for part in edit.parts]:
         if found and are_comparable(found[1], record.weights_type) and found[0] != record.weights_hash:
             _warn(record, "this checkpoint has other weights, so that the edit may not do here what it did there")

@@ -20,6 +20,7 @@ from sealign.files import write_tensors
 from sealign.folders import check_folder, new_folder
 from sealign.models.checkpoint_tensors import CheckpointTensors
 from sealign.models.output_matrices import read_weight
+from sealign.models.weights import stored_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -110,7 +111,7 @@ def lora_factors(
     """
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     if checkpoint is not None and not ignore_mismatch:
-        warn_of_other_checkpoint(model, checkpoint, [edit])
+        warn_of_other_checkpoint(stored_weights(model, checkpoint), [edit])
     for change in changes:
         _check_low_rank(change, _bias(change, checkpoint))
     rank = max(1, *(change.layer_edit.rank for change in changes))

@@ -26,6 +26,7 @@ from sealign.models.checkpoint_tensors import INDEX_NAME, CheckpointTensors, che
 from sealign.models.output_matrices import BIAS_SWITCHES
 from sealign.models.pretrained import empty_model
 from sealign.models.structure import text_config
+from sealign.models.weights import stored_weights
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 _WRITTEN = (INDEX_NAME, "README.md", MARK_NAME, DEVIATION_NAME)
@@ -89,7 +90,7 @@ def export_merged(
     stored, files = checkpoint_tensors(source, model), weight_files(source)
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
     if not ignore_mismatch:
-        warn_of_other_checkpoint(model, stored, [edit])
+        warn_of_other_checkpoint(stored_weights(model, stored), [edit])
     plan = _plan(source, model, changes, edit.site, stored)
     with new_folder(Path(folder), overwrite=overwrite, sources=[source]) as temporary:
         _copy_others(source, temporary)

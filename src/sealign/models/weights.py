@@ -61,15 +61,18 @@ def weights_hash(model: nn.Module) -> str:
 def stored_weights(model: nn.Module, checkpoint: CheckpointTensors) -> tuple[str, str] | None:
     """Return the ``weights_hash`` and the ``weights_type`` that a model has when it is loaded from a checkpoint.
 
-    All tensors are read, one at a time.
+    All tensors are read, one at a time, unless the files of the checkpoint are downloaded when they are read.
 
     Args:
         model: The model, which may be on the meta device.
         checkpoint: Its tensors.
 
     Returns:
-        None if weights are made from several stored tensors, or are stored as integers, so that they must be loaded.
+        None if files are downloaded, or if weights are made from several stored tensors or are stored as integers, so
+        that the model must be loaded.
     """
+    if any(stored.fetch is not None for stored in checkpoint.tensors.values()):
+        return None
     digest, seen, types = hashlib.sha256(), set(), set()
     for name, _ in unwrap_model(model).named_parameters():  # without those that are tied to earlier ones
         if name not in checkpoint.tensors:

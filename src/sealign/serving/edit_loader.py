@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ServingError
 from sealign.export.verify import PROMPTS
 from sealign.models.fingerprint import check_fingerprint
@@ -111,10 +112,11 @@ class EditLoader:
             await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))
 
     def _check_model(self, edit: Edit) -> None:
-        """Raise FingerprintError if the served model is not the one that the edit was fitted on."""
+        """Raise FingerprintError if an edit was fitted on another model, and warn if on other weights of this one."""
         if self._model is None:
             self._model = empty_model(self._engine.vllm_config.model_config.hf_config)
         check_fingerprint(self._model, edit.base_model.fingerprint, edit.base_model.id)
+        warn_of_other_checkpoint(self.settings.weights, [edit])
 
     async def _load_into_slot(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         try:
