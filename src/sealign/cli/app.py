@@ -105,6 +105,8 @@ class _Group(PlainGroup):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = show_warning
+                # Of PEFT, about transformers.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 return super().invoke(ctx)
         except SealignError as error:
             _fail(str(error))
