@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -24,6 +26,9 @@ from sealign.models.structure import unwrap_model
 
 _TWIN = "_sealign_amateur"
 """Attribute of the expert's cache that holds the amateur's cache, so that it is copied together with it."""
+
+_OF_ROWS = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
+"""Methods of a cache that change its rows."""
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Amateur:
             output: Output of the expert.
 
         Raises:
-            ModelError: The expert's cache was filled without the amateur.
+            ModelError: The expert's cache was filled without the amateur, or is a static one.
         """
         call = dict(zip(("input_ids",), args, strict=False)) | kwargs
         tokens: Any = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
@@ -64,12 +69,17 @@ class Amateur:
         with self.active():
             found = self.model(**call)
         if cache is not None:
-            setattr(cache, _TWIN, found.past_key_values)
+            _pair(cache, found.past_key_values)
         logits: Tensor = found.logits
         return logits.to(output.logits.device)
 
     def _past(self, cache: Any, rows: int, new: int) -> Any:
         """Return the amateur's cache of the tokens that the expert read before this call, or None without a cache."""
+        if getattr(cache, "is_compileable", False):
+            raise ModelError(
+                f"a {type(cache).__name__} has room for one model, and contrastive decoding runs two; leave out "
+                "cache_implementation"
+            )
         read = 0 if cache is None else cache.get_seq_length() - new
         twin = getattr(cache, _TWIN, None)
         if twin is not None and twin.get_seq_length() == read + len(self.prefix):
@@ -96,6 +106,25 @@ class Amateur:
         from transformers import DynamicCache
 
         return DynamicCache()
+
+
+def _pair(expert: Any, amateur: Any) -> None:
+    """Keep the amateur's cache on the expert's, with its rows in the same order, which beam search changes.
+
+    Args:
+        expert: Cache of the expert.
+        amateur: Cache of the amateur.
+    """
+    setattr(expert, _TWIN, amateur)
+    for name in _OF_ROWS:
+        # A bound method, which a copy of the cache has for itself.
+        setattr(expert, name, MethodType(functools.partial(_for_both, name), expert))
+
+
+def _for_both(name: str, expert: Any, *args: Any) -> None:
+    """Call a method of the expert's class of caches on both caches."""
+    getattr(type(expert), name)(expert, *args)
+    getattr(getattr(expert, _TWIN), name)(*args)
 
 
 def _widened(mask: Any, columns: int) -> Any:
