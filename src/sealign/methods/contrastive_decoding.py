@@ -27,8 +27,8 @@ from sealign.models.structure import unwrap_model
 _TWIN = "_sealign_amateur"
 """Attribute of the expert's cache that holds the amateur's cache, so that it is copied together with it."""
 
-_OF_ROWS = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices")
-"""Methods of a cache that change its rows."""
+_SHARED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop")
+"""Methods of a cache that change its rows, or remove its last tokens."""
 
 
 @dataclass
@@ -109,22 +109,26 @@ class Amateur:
 
 
 def _pair(expert: Any, amateur: Any) -> None:
-    """Keep the amateur's cache on the expert's, with its rows in the same order, which beam search changes.
+    """Keep the amateur's cache on the expert's, with the same rows and tokens, which beam search and drafts change.
 
     Args:
         expert: Cache of the expert.
         amateur: Cache of the amateur.
     """
     setattr(expert, _TWIN, amateur)
-    for name in _OF_ROWS:
+    for name in _SHARED:
         # A bound method, which a copy of the cache has for itself.
         setattr(expert, name, MethodType(functools.partial(_for_both, name), expert))
 
 
 def _for_both(name: str, expert: Any, *args: Any) -> None:
     """Call a method of the expert's class of caches on both caches."""
+    amateur = getattr(expert, _TWIN)
+    before = amateur.get_seq_length() - expert.get_seq_length()  # tokens of the amateur's prefix
     getattr(type(expert), name)(expert, *args)
-    getattr(getattr(expert, _TWIN), name)(*args)
+    if name == "crop" and args[0] >= 0:
+        args = (args[0] + before,)
+    getattr(amateur, name)(*args)
 
 
 def _widened(mask: Any, columns: int) -> Any:
