@@ -16,8 +16,7 @@ from sealign.edits.record import RECORD_NAME
 from sealign.errors import ServingError
 from sealign.files import locate_folder
 from sealign.models.embedded_model import EMBEDDED
-from sealign.models.loading import checkpoint_folder, open_checkpoint
-from sealign.models.weights import stored_weights
+from sealign.models.loading import checkpoint_folder
 from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_slots
 
 _RESERVED = ("--additional-config", "--worker-extension-cls", "--enable-lora", "--max-lora-rank", "--max-loras")
@@ -87,14 +86,12 @@ def server_command(
     command += ["--model", str(checkpoint_folder(base, revision=revision)), "--served-model-name", base]
     command += ["--additional-config", json.dumps(plan.to_config())]
     command += ["--worker-extension-cls", "sealign.serving.worker.EditWorker"]
-    opened = open_checkpoint(base, revision=revision)
-    weights = None if opened is None else stored_weights(*opened)
     if adapters:
         places = max(max_edits, len(adapters.keys() & started.keys()))
         rank = lora_rank(list(adapters.values()))
         command += ["--enable-lora", "--max-lora-rank", str(rank), "--max-loras", str(places)]
     settings = ServerSettings(
-        base, folders, None if edits_dir is None else str(edits_dir.resolve()), str(cache_dir() / "adapters"), weights
+        base, folders, None if edits_dir is None else str(edits_dir.resolve()), str(cache_dir() / "adapters")
     )
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
     variables = {"VLLM_PLUGINS": ",".join([*plugins, PLUGIN])} | settings.to_environment()

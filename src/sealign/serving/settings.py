@@ -104,14 +104,12 @@ class ServerSettings:
         edits: Mapping from name to the folder of each edit that is loaded when the server starts.
         edits_dir: Folder whose subfolders an administrator may load by name, or None.
         adapters_dir: Folder for the LoRA adapters that are exported from edits.
-        weights: Result of ``stored_weights`` for the checkpoint of the base model.
     """
 
     model: str
     edits: dict[str, str]
     edits_dir: str | None
     adapters_dir: str
-    weights: Sequence[str] | None = None
 
     def to_environment(self) -> dict[str, str]:
         """Return the environment variable that carries the settings, with its value."""
