@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import MethodType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,16 +17,11 @@ from sealign.errors import ModelError, SettingError
 from sealign.methods.contrast import Plausibility, Weight, contrast
 from sealign.methods.lora_training import LoRATrainingConfig, install_lora, train_lora
 from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
+from sealign.methods.paired_caches import pair_caches, paired_cache
 from sealign.models.fingerprint import tokenizer_hash
 from sealign.models.loading import load_model
 from sealign.models.shared_prefix import repeat_cache
 from sealign.models.structure import unwrap_model
-
-_TWIN = "_sealign_amateur"
-"""Attribute of the expert's cache that holds the amateur's cache, so that it is copied together with it."""
-
-_SHARED = ("reorder_cache", "batch_repeat_interleave", "batch_select_indices", "crop")
-"""Methods of a cache that change its rows, or remove its last tokens."""
 
 
 @dataclass
@@ -69,7 +62,7 @@ class Amateur:
         with self.active():
             found = self.model(**call)
         if cache is not None:
-            _pair(cache, found.past_key_values)
+            pair_caches(cache, found.past_key_values)
         logits: Tensor = found.logits
         return logits.to(output.logits.device)
 
@@ -81,7 +74,7 @@ class Amateur:
                 "cache_implementation"
             )
         read = 0 if cache is None else cache.get_seq_length() - new
-        twin = getattr(cache, _TWIN, None)
+        twin = paired_cache(cache)
         if twin is not None and twin.get_seq_length() == read + len(self.prefix):
             return twin
         if read > 0:
@@ -106,29 +99,6 @@ class Amateur:
         from transformers import DynamicCache
 
         return DynamicCache()
-
-
-def _pair(expert: Any, amateur: Any) -> None:
-    """Keep the amateur's cache on the expert's, with the same rows and tokens, which beam search and drafts change.
-
-    Args:
-        expert: Cache of the expert.
-        amateur: Cache of the amateur.
-    """
-    setattr(expert, _TWIN, amateur)
-    for name in _SHARED:
-        # A bound method, which a copy of the cache has for itself.
-        setattr(expert, name, MethodType(functools.partial(_for_both, name), expert))
-
-
-def _for_both(name: str, expert: Any, *args: Any) -> None:
-    """Call a method of the expert's class of caches on both caches."""
-    amateur = getattr(expert, _TWIN)
-    before = amateur.get_seq_length() - expert.get_seq_length()  # tokens of the amateur's prefix
-    getattr(type(expert), name)(expert, *args)
-    if name == "crop" and args[0] >= 0:
-        args = (args[0] + before,)
-    getattr(amateur, name)(*args)
 
 
 def _widened(mask: Any, columns: int) -> Any:
