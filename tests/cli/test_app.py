@@ -590,6 +590,14 @@ def test_a_setting_in_either_spelling_is_the_same(
     assert sealign.load_edit(tmp_path / "edit").settings["centered"] is True
 
 
+def test_a_list_is_given_by_one_option(rows: Path, tmp_path: Path) -> None:
+    """The first values would be left out without a word."""
+    words = ("--strength is given 2 times; give it once, with commas between the values",)
+    refused("generate", "--edit", "x", "--prompt", "a", "--strength", 1, "--strength=2", words=words)
+    args = ("--demonstrations", rows, "--output", tmp_path / "search")
+    refused("tune", *args, "--methods", "sea", "--methods", "iti", words=("--methods is given 2 times",))
+
+
 def test_a_setting_in_both_spellings_is_refused(rows: Path, tmp_path: Path) -> None:
     args = ("fit", "--demonstrations", rows, "--output", tmp_path / "edit")
     refused(*args, "--centred", "--set", "centered=true", words=("centered is given by --centered and by --set",))

@@ -76,12 +76,13 @@ def test_the_base_model_is_never_replaced(
     assert sorted(os.listdir(tmp_path)) == ["base", "linear", "link"]
 
 
-def test_a_merged_checkpoint_is_not_merged_into_itself(base: Path, linear: Path, tmp_path: Path) -> None:
+def test_no_export_replaces_the_merged_checkpoint_that_it_reads(base: Path, linear: Path, tmp_path: Path) -> None:
     merged = tmp_path / "merged"
     passed("export", "merged", "--edit", linear, "--model", base, "--output", merged)
     before = _contents(merged)
-    args = ("export", "merged", "--edit", linear, "--model", merged, "--output", merged, "--overwrite")
-    refused(*args, words=("is the folder that is read from",))
+    for kind in ("lora", "merged"):
+        args = ("export", kind, "--edit", linear, "--model", merged, "--output", merged, "--overwrite")
+        refused(*args, words=("is the folder that is read from",))
     assert _contents(merged) == before
 
 
@@ -133,8 +134,10 @@ def test_gguf_files_are_not_replaced(linear: Path, tmp_path: Path) -> None:
     args = ("export", "gguf", "--edit", linear, "--base", base, "--overwrite", "--output")
     for more in ((), ("--lora",)):
         refused(*args, link, *more, words=("link.gguf' is the file that is read from",))
-    refused(*args[:-2], "--output", linear / "edit.json", words=("edit.json' exists already",))
     refused("export", "control-vector", *args[2:], base, words=("base.gguf' is the file that is read from",))
+    for command in ("gguf", "control-vector"):
+        own = linear / "edit.json"
+        refused("export", command, *args[2:], own, words=("edit.json' is the file that is read from",))
     assert base.read_bytes() == b"weights"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import json
@@ -18,7 +19,7 @@ from sealign.evaluation.comparison import report_edits
 from sealign.figures import Point
 from sealign.spectral.signature import layer_signature
 from tests.cli import test_app as shared
-from tests.cli.test_app import listing, passed, refused, replaced, write_rows
+from tests.cli.test_app import listing, passed, refused, replaced, run, write_rows
 from tests.evaluation_data import planted_results, planted_sweep
 from tests.tiny_models import build_model
 
@@ -280,6 +281,18 @@ def test_an_edit_of_another_model(edit_folder: Path, rows: Path, tokenizer: Any,
     refused(*args, *out, words=words)
     assert not list(tmp_path.glob("figure*"))
     passed(*args, *out, "--ignore-mismatch")
+
+
+def test_another_chat_template_is_said(edit_folder: Path, rows: Path, tokenizer: Any, tmp_path: Path) -> None:
+    model, _ = sealign.load_model(sealign.load_edit(edit_folder).base_model.id)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template += "{# another #}"
+    for part in (model, other):
+        part.save_pretrained(tmp_path / "other")
+    args = ("plot", "effect", "--edit", edit_folder, "--model", tmp_path / "other", "--demonstrations", rows)
+    result = run(*args, "--output", tmp_path / "figure")
+    assert "this tokenizer has another chat template" in str(result.exception)
+    passed(*args, "--output", tmp_path / "figure", "--ignore-mismatch")
 
 
 def test_without_the_extra(rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,8 @@ GOOD = as_json_lines(ROWS[:2])
         ("x.csv", "prompt;positive;negative\na;b;c;d\n", "line 2: .*enclose texts with semicolons in double quotes"),
         ("x.tsv", "prompt\tpositive\tnegative\na\tb\n", "line 2: 'negative' is None, but it must be a non-empty"),
         ("x.json", "[1]", "x.json, item 0: found a int, but every item must be a JSON object"),
+        ("x.jsonl", GOOD + "[" * 100_000, "line 3: JSON that is nested too deeply; write texts"),
+        ("x.json", "[" * 100_000, "x.json' is JSON that is nested too deeply; write an array of objects"),
         ("x.json", "{}", "x.json' holds no array of objects; write one, or one object per line in a .jsonl file"),
         ("x.json", '[{"prompt": }]', r"x.json' is not JSON \(.* at line 1, column 13\); write an array"),
         ("x.parquet", "PAR1", r"x.parquet' is not a Parquet file \(.*\); copy or download it again"),

@@ -332,6 +332,8 @@ def test_what_is_no_edit_is_refused(llama: Any) -> None:
     for given in others:
         with pytest.raises(SettingError, match="edit is .*, but it must be an edit; read a folder with load_edit"):
             sealign.attach(llama, given)
+    with pytest.raises(SettingError, match="edit is of type LlamaForCausalLM, but it must be an edit"):
+        sealign.attach(llama, llama)
 
 
 def test_strength_must_be_finite(llama: Any, small_edit: sealign.Edit) -> None:
@@ -430,6 +432,11 @@ def test_saving_an_edited_model_says_that_the_edit_is_not_saved(
     with sealign.apply_edit(model, small_edit) as handle:
         with pytest.warns(UserWarning, match="while a sea edit is attached, which is not part of them; save the edit"):
             model.save_pretrained(tmp_path)
+        with pytest.warns(UserWarning, match="which is not part of them") as warned:
+            model.model.state_dict()  # of the decoder alone
+        with pytest.warns(UserWarning, match="which is not part of them") as whole:
+            model.state_dict()
+        assert (len(warned), len(whole)) == (1, 1)
         handle.set_strength(0)
         model.state_dict()  # without a warning, since there is nothing to lose
     model.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 pytest.importorskip("lm_eval")
 
 import sealign
-from sealign.errors import SealignWarning, SettingError
+from sealign.errors import ModelError, SealignWarning, SettingError
 from tests.tiny_models import OTHER_CONFIGS, build_model
 
 pytestmark = [
@@ -310,3 +311,17 @@ def test_prompts_are_not_padded_where_padding_changes_the_answers(tokenizer: Any
     alone = SealignLM(model, tokenizer=tokenizer, batch_size=1)
     assert together == [alone.generate_until([request])[0] for request in _requests("generate_until")]
     assert len(set(together)) > 1
+
+
+def test_conversations_are_written_as_everywhere(llama: Any, tokenizer: Any) -> None:
+    """The date is fixed, thoughts are closed, and a system turn is not lost where the template refuses it."""
+    copied = copy.deepcopy(tokenizer)
+    body = "{{ strftime_now('%Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    copied.chat_template = body + "{% if add_generation_prompt %}<model><think>\n{% endif %}"
+    lm = _sealign_model(llama, copied, date="2031-03-04")
+    user, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "For"}
+    assert lm.apply_chat_template([user]) == "2031<user>Why?<model><think>\n\n</think>\n\n"
+    assert lm.apply_chat_template([user, answer], add_generation_prompt=False) == "2031<user>Why?<assistant>For"
+    copied.chat_template = "{% if messages[0].role != 'user' %}{{ raise_exception('users only') }}{% endif %}" + body
+    with pytest.raises(ModelError, match=r"refuses the conversation \(users only\); leave out the system turn"):
+        lm.apply_chat_template([{"role": "system", "content": "Be brief."}, user])

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import sealign
-from sealign.errors import SettingError
+from sealign.errors import ModelError, SettingError
 from sealign.evaluation.damage import Damage
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength, growth
+from tests.tiny_models import build_model
 
 BUDGET = DamageBudget(0.05)
 
@@ -115,6 +116,14 @@ def test_a_real_edit_is_within_the_budget(llama: Any, tokenizer: Any, demonstrat
     assert 0.005 < max(figures) <= 0.01
     limited = choose_strength(llama, tokenizer, edit, texts, budget=DamageBudget(0.01), limit=choice.strength / 3)
     assert limited.strength == choice.strength / 3
+
+
+def test_a_base_model_that_gives_nan_is_refused(tokenizer: Any, demonstrations: Any, small_edit: Any) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    texts = DamageTexts(DamageTexts.of(model, tokenizer, demonstrations).neutral, [])
+    model.lm_head.register_forward_hook(lambda _m, _i, out: out * math.nan)
+    with pytest.raises(ModelError, match="the loss of the base model on neutral text is nan, so no damage can be meas"):
+        choose_strength(model, tokenizer, small_edit, texts, budget=DamageBudget(0.01))
 
 
 def test_settings_are_checked(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:

@@ -149,3 +149,8 @@ def test_a_damage_that_is_not_finite_is_left_out_of_the_gain() -> None:
     results.damage["mild"].edited[0] = None
     (axes,) = gain_damage_figure(report_edits(results), 0.05).axes
     assert "edited" not in {line.get_label() for line in axes.lines}
+
+
+def test_no_metric_with_an_aim_is_an_empty_figure_without_a_warning(report: EditReport) -> None:
+    rows = [dataclasses.replace(row, headline=False) for row in report.rows]
+    assert len(differences_figure(dataclasses.replace(report, rows=rows)).axes) == 1

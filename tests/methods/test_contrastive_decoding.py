@@ -110,6 +110,23 @@ def test_a_cache_that_the_amateur_has_not_read_is_refused(
             llama(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
 
 
+def test_both_caches_have_the_same_rows_and_tokens(fitted: Callable[[str], Any], llama: Any, tokenizer: Any) -> None:
+    ids = torch.tensor([tokenizer.encode("The clerk asks for a form.")])
+    settings = {"num_beams": 3, "max_new_tokens": 8, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    with apply_edit(llama, fitted("icd")):
+        cached, whole = (
+            llama.generate(ids, use_cache=use, output_scores=True, return_dict_in_generate=True, **settings)
+            for use in (True, False)
+        )
+        assert cached.sequences.tolist() == whole.sequences.tolist()
+        torch.testing.assert_close(cached.sequences_scores, whole.sequences_scores)
+        repeated, plain = ids.repeat(1, 2), {"max_new_tokens": 8, "do_sample": False}
+        drafted = llama.generate(repeated, prompt_lookup_num_tokens=3, **plain)  # some drafts are rejected
+        assert drafted.tolist() == llama.generate(repeated, **plain).tolist()
+        with pytest.raises(ModelError, match="a StaticCache has room for one model, and contrastive decoding runs two"):
+            llama.generate(ids, cache_implementation="static", max_new_tokens=2, disable_compile=True)
+
+
 def test_settings_that_are_refused() -> None:
     with pytest.raises(SettingError, match="contrastive decoding needs one"):
         sealign.CDConfig()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import sealign
 from sealign.demonstrations.demonstration import Demonstration
-from sealign.edits.attach import apply_edit
+from sealign.edits.attach import apply_edit, attach
 from sealign.errors import SettingError
 from sealign.evaluation.choices import ChoiceRequest
 from sealign.evaluation.scoring import score_choices
@@ -81,3 +85,37 @@ def test_settings_that_are_refused() -> None:
         sealign.LoRAFTConfig(epochs=0)
     with pytest.raises(SettingError, match="unknown LoRAFTConfig setting 'ranks'"):
         sealign.LoRAFTConfig(ranks=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.filterwarnings("ignore:a lora_ft edit is attached to the model, and its copy", "ignore:the weights of the")
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_saved_weights_are_those_of_the_base_model(
+    copied: Any, fitted: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    llama = build_model("llama", vocab_size=len(tokenizer))  # on a shared one, transformers may leave hooks of its own
+    edit, base = fitted("lora_ft"), logits(llama, tokenizer)
+    with apply_edit(llama, edit):
+        edited, twin = logits(llama, tokenizer), copied(llama)
+        llama.save_pretrained(tmp_path)
+        assert llama.model.state_dict().keys() == twin.model.state_dict().keys()
+    assert llama.state_dict().keys() == twin.state_dict().keys()
+    for same in (twin, AutoModelForCausalLM.from_pretrained(tmp_path).eval()):
+        assert torch.equal(logits(same, tokenizer), base)
+        with apply_edit(same, edit):
+            torch.testing.assert_close(logits(same, tokenizer), edited)
+        assert torch.equal(logits(same, tokenizer), base)
+        assert all(parameter.requires_grad for parameter in same.parameters())
+        assert not [name for name, _ in same.named_modules() if "lora" in name]
+
+
+def test_a_second_lora_is_refused(fitted: Any, llama: Any, tokenizer: Any) -> None:
+    base = logits(llama, tokenizer)
+    with apply_edit(llama, fitted("lora_ft")):
+        edited = logits(llama, tokenizer)
+        for other in ("lora_ft", "icd"):
+            with pytest.raises(
+                SettingError, match="the model has a LoRA of PEFT already, beside which no other can be"
+            ):
+                attach(llama, fitted(other))
+        assert torch.equal(logits(llama, tokenizer), edited)
+    assert torch.equal(logits(llama, tokenizer), base)

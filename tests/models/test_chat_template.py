@@ -72,11 +72,34 @@ def test_a_template_that_cannot_write_the_conversation(
         CHAT.encode(with_template(template), "What is ice?", "Water.", history=history)
 
 
-@pytest.mark.parametrize("tag", ["think", "thinking", "reasoning"])
-def test_thoughts_that_the_template_opens_are_closed(with_template: Any, tag: str) -> None:
-    tokenizer = with_template(PLAIN + f"<model><{tag}>\n")
+@pytest.mark.parametrize(
+    ("opened", "closed"),
+    [(f"<{tag}>", f"</{tag}>") for tag in ("think", "thinking", "reasoning", "seed:think")]
+    + [("[THINK]", "[/THINK]"), ("<|START_THINKING|>", "<|END_THINKING|>"), ("◁think▷", "◁/think▷")],
+)
+def test_thoughts_that_the_template_opens_are_closed(with_template: Any, opened: str, closed: str) -> None:
+    tokenizer = with_template(PLAIN + f"<model>{opened}\n")
     text = tokenizer.decode(CHAT.encode(tokenizer, "What is ice?", "Frozen water."))
-    assert text == f"<user>What is ice?\n<model><{tag}>\n\n</{tag}>\n\nFrozen water."
+    assert text == f"<user>What is ice?\n<model>{opened}\n\n{closed}\n\nFrozen water."
+
+
+CHANNELS = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}<channel>final<message>{% endif %}"
+    "{{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def test_an_answer_follows_what_the_template_writes_before_answers(with_template: Any) -> None:
+    """Without the channel of gpt-oss, the completion would be part of the name of the role."""
+    asked = "<user>What is 1?<end><assistant><channel>final<message>"
+    assert CHAT.prompt_text(with_template(CHANNELS), "What is 1?") == asked
+    later = CHAT.prompt_text(with_template(CHANNELS), "What is ice?", history=TURNS[1:])
+    assert later == f"{asked}One.<end>" + asked.replace("1", "ice")
+    # Thoughts and blanks are the model's own, and a template that takes no answer is used as it is.
+    thinking = CHANNELS.replace("<channel>final<message>", "<think>\n\n</think>\n\n")
+    assert CHAT.prompt_text(with_template(thinking), "Why?") == "<user>Why?<end><assistant>"
+    refusing = CHANNELS.replace("<channel>final<message>", "{{ raise_exception('no answers') }}")
+    assert CHAT.prompt_text(with_template(refusing), "Why?") == "<user>Why?<end><assistant>"
 
 
 def test_arguments_of_the_template(with_template: Any) -> None:

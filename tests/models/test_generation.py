@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from sealign.errors import ModelError, SealignWarning
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import end_tokens, generate_ids
 from sealign.models.sampling import Sampling
@@ -141,6 +142,18 @@ def test_without_a_cache_whole_sequences_are_run(wide: Any, tokenizer: Any, prom
         generate_ids(wide["llama"], tokenizer, prompts, 3, use_cache=use_cache)
     hook.remove()
     assert widths == [19, 1, 1, 19, 20, 21]
+
+
+def test_nan_is_said_and_cannot_be_drawn_from(wide: Any, tokenizer: Any, prompts: Any) -> None:
+    head = wide["llama"].lm_head
+    hook = head.register_forward_hook(lambda _m, _i, out: out.index_fill(-1, torch.tensor([5]), torch.nan))
+    try:
+        with pytest.warns(SealignWarning, match="LlamaForCausalLM gives NaN as logits, so that its answers mean noth"):
+            assert generate_ids(wide["llama"], tokenizer, prompts[:1], 3).shape == (1, 3)
+        with pytest.raises(ModelError, match="gives NaN as logits"):
+            generate_ids(wide["llama"], tokenizer, prompts[:1], 3, sampling=Sampling(temperature=0.5))
+    finally:
+        hook.remove()
 
 
 # --- sampling ---

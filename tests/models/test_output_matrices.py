@@ -11,6 +11,7 @@ import transformers
 
 from sealign.errors import ExportError, SiteError
 from sealign.models.output_matrices import OutputMatrix, input_width, output_matrices, read_weight, resolve_heads
+from sealign.models.pretrained import empty_model
 from sealign.models.sites import resolve_sites
 from tests.tiny_models import _GATED, build_model
 
@@ -171,3 +172,16 @@ def test_quantised_weights_are_read_through_their_kernel() -> None:
 
     with pytest.raises(ExportError, match=r"'m' \(Broken\) is quantised and cannot be read back .*no kernel here"):
         read_weight(OutputMatrix(0, "m", Broken(bias=False)))
+
+
+def test_models_without_weights(tokenizer: Any) -> None:
+    """DiffLlama draws some weights on the CPU wherever it is built; JetMoe reads values while it runs."""
+    sizes: Any = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": len(tokenizer)}
+    config: Any = transformers.DiffLlamaConfig(num_key_value_heads=2, intermediate_size=80, **sizes)
+    empty = empty_model(config).eval()
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    found = output_matrices(empty, {0: "model.layers.0.self_attn", 1: "model.layers.1.mlp"})
+    assert [matrix.path for matrix in found] == ["model.layers.0.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
+    empty = empty_model(transformers.JetMoeConfig(kv_channels=12, num_local_experts=3, intermediate_size=80, **sizes))
+    with pytest.raises(ExportError, match=r"JetMoeForCausalLM cannot be run without its weights \(.*; serve the edit"):
+        output_matrices(empty, {0: "model.layers.0.self_attention"})

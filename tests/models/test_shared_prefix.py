@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sealign.models.batching import pad_left, pad_right, pad_token
 from sealign.models.shared_prefix import Prefix, common_prefix, share_prefix
 from sealign.models.structure import decoder_of, input_device
-from tests.tiny_models import CONFIGS, UNUSUAL_CONFIGS
+from tests.tiny_models import CONFIGS, UNUSUAL_CONFIGS, build_model
 
 TOKENS = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
@@ -86,6 +86,28 @@ def test_caches_that_cannot_be_repeated_are_not_used(name: str, tiny_model: Call
     for row, tail in enumerate(tails):
         alone = decoder_of(model)(input_ids=torch.tensor([shared + tail]))[0][0, len(prefix.ids) :]
         torch.testing.assert_close(states[row, : len(rest[row])], alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fault", ["raises", "differs", "none"])
+@torch.no_grad()
+def test_a_model_that_continues_a_prefix_wrongly_runs_whole(fault: str, tokenizer: Any) -> None:
+    """Such as MiniMax, whose cache has a state that is not repeated for a batch; two runs are compared once."""
+    decoder = decoder_of(build_model("llama", vocab_size=len(tokenizer)))
+    calls: list[int] = []
+
+    def spoil(_module: Any, _args: Any, kwargs: Any) -> Any:
+        calls.append(kwargs["input_ids"].numel())
+        if fault == "none" or kwargs.get("past_key_values") is None:
+            return None
+        if fault == "raises":
+            raise IndexError("list index out of range")
+        return (), kwargs | {"input_ids": kwargs["input_ids"].flip(0)}
+
+    decoder.register_forward_pre_hook(spoil, with_kwargs=True)
+    shared = torch.randint(4, 90, (21,)).tolist()
+    for _ in range(2):
+        assert Prefix.run(decoder, shared, torch.device("cpu")).ids == (shared if fault == "none" else [])
+    assert calls == [8, 22, 6] + [21, 21] * (fault == "none")
 
 
 @torch.no_grad()

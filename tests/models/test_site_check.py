@@ -11,6 +11,7 @@ import torch
 import sealign
 from sealign.errors import SiteError
 from sealign.models.loading import load_skeleton
+from sealign.models.pretrained import auto_model
 from sealign.models.sites import SITES, resolve_sites
 from tests.conftest import our_hooks
 from tests.tiny_models import CONFIGS, UNUSUAL_CONFIGS, build_model
@@ -107,6 +108,16 @@ def test_a_module_before_the_output_matrix_is_refused(llama: Any) -> None:
     assert resolve_sites(llama, RESIDUAL, [1], module_pattern=path)[0].path == path.format(layer=1)
 
 
+def test_numbers_that_are_not_finite_are_the_reason(tokenizer: Any) -> None:
+    model = build_model("llama", vocab_size=len(tokenizer))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    assert len(resolve_sites(model, RESIDUAL, [0])) == 1
+    for site in SITES:
+        with pytest.raises(SiteError, match=r"layer of 'model.layers.2.*' holds NaN or infinity, so nothing can be re"):
+            resolve_sites(model, site, [2])
+
+
 def test_layers_that_do_not_run_on_text_are_refused(tokenizer: Any, demonstrations: Any) -> None:
     """The cross-attention layers of Llama 3.2 Vision."""
     import transformers
@@ -118,6 +129,33 @@ def test_layers_that_do_not_run_on_text_are_refused(tokenizer: Any, demonstratio
         sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(rank=2, layers="last:3"))
     edit = sealign.fit_edit(model, tokenizer, demonstrations, config=sealign.SEAConfig(rank=2, layers=(0, 2)))
     assert edit.layers == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("DeepseekV4Config", r"layer of 'model.layers.0' have the shape \(3, 4, 4, 48\) for 3 sequences of 4 tokens"),
+        ("CpmAntConfig", r"layer of 'cpmant.encoder.layers.0' have the shape \(3, 36, 48\) for 3 sequences of 4"),
+        (
+            "Blip2Config",
+            r"Blip2ForCond\w+ cannot be run on text alone \(.*missing.*'pixel_values'\); use a model that can",
+        ),
+    ],
+)
+def test_models_whose_layers_cannot_be_read(config: str, message: str, tokenizer: Any) -> None:
+    """Streams beside the tokens, tokens of a prompt before them, and images that are needed."""
+    import transformers
+
+    small: Any = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: Any = small | {"vocab_size": len(tokenizer), "dim_head": 12, "dim_ff": 64, "moe_intermediate_size": 32}
+    sizes |= {"q_lora_rank": 8, "n_routed_experts": 2, "num_experts_per_tok": 1}
+    if config == "Blip2Config":
+        text = {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 48, "vocab_size": 300} | small
+        sizes = {"text_config": text, "vision_config": small | {"image_size": 28}, "qformer_config": small}
+    made = getattr(transformers, config)(**sizes)
+    model = auto_model(made).from_config(made).eval()
+    with pytest.raises(SiteError, match=message):
+        resolve_sites(model, RESIDUAL)
 
 
 def test_a_model_is_run_once_for_a_site_and_is_not_changed(tokenizer: Any) -> None:

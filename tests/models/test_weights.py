@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from sealign.models.weights import are_comparable, has_weights, weights_digest, weights_hash, weights_type
+from sealign.models.checkpoint_tensors import checkpoint_tensors
+from sealign.models.pretrained import empty_model
+from sealign.models.weights import (
+    are_comparable,
+    has_weights,
+    stored_weights,
+    weights_digest,
+    weights_hash,
+    weights_type,
+)
 from tests.tiny_models import build_model
 
 
@@ -127,6 +136,16 @@ def test_weights_made_in_inference_mode_have_a_hash() -> None:
     with torch.inference_mode():
         made = model()
     assert weights_hash(made) == weights_hash(model())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mixtral"])
+def test_the_hash_of_a_checkpoint_is_that_of_its_model(name: str, tiny_model: Any, tmp_path: Path) -> None:
+    """With tied weights, and not where transformers makes weights from several tensors."""
+    whole = tiny_model(name)
+    whole.save_pretrained(tmp_path)
+    checkpoint = checkpoint_tensors(tmp_path, whole)
+    expected = None if name == "mixtral" else (weights_hash(whole), "float32")
+    assert stored_weights(empty_model(whole.config), checkpoint) == expected
 
 
 def test_a_skeleton_has_no_weights() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 import sealign
-from sealign.errors import FingerprintError, ServingError, UnknownEditError
+from sealign.errors import FingerprintError, SealignWarning, ServingError, UnknownEditError
 from sealign.serving.edit_loader import EditLoader, adapter_key
 from sealign.serving.served_edits import ServedEdits
 from sealign.serving.settings import ServerSettings
@@ -20,8 +22,9 @@ from sealign.serving.settings import ServerSettings
 class Engine:
     """Answers as vLLM's client does, for two workers."""
 
-    def __init__(self, config: Any, *answers: Any) -> None:
-        self.vllm_config = SimpleNamespace(lora_config=None, model_config=SimpleNamespace(hf_config=config))
+    def __init__(self, config: Any, *answers: Any, model: Any = "/nowhere") -> None:
+        served = SimpleNamespace(hf_config=config, model=str(model))
+        self.vllm_config = SimpleNamespace(lora_config=None, model_config=served)
         self.answers = list(answers)
         self.calls: list[str] = []
 
@@ -133,6 +136,20 @@ def test_another_model_and_the_name_of_the_base_are_refused(tiny_model: Any, lla
         asyncio.run(loader(Engine(tiny_model("qwen2").config)).load("mild", saved))
     with pytest.raises(ServingError, match="is the name of the base model"):
         asyncio.run(loader(Engine(llama.config)).load("base", saved))
+
+
+def test_other_weights_of_the_served_model_are_said(llama: Any, saved: Path, small_edit: Any, tmp_path: Path) -> None:
+    tuned = copy.deepcopy(llama)
+    with torch.no_grad():
+        tuned.model.norm.weight *= 1.5
+    for name, model in {"base": llama, "tuned": tuned}.items():
+        model.save_pretrained(tmp_path / name)
+        known = loader(Engine(model.config, [small_edit.hash] * 2, model=tmp_path / name))
+        if name == "base":
+            asyncio.run(known.load("mild", saved))
+            continue
+        with pytest.warns(SealignWarning, match="and this checkpoint has other weights, so that the edit may not do"):
+            asyncio.run(known.load("mild", saved))
 
 
 def test_adapters_have_keys_by_edit_and_weights(small_edit: sealign.Edit, tmp_path: Path) -> None:

@@ -27,9 +27,14 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     def complete(body: dict[str, object]) -> dict[str, object]:
         return body
 
+    @app.post("/v1/audio/transcriptions")
     @app.post("/upload")
     async def upload(request: Request) -> int:
         return len(await request.body())
+
+    @app.post("/invocations")
+    async def invoke(request: Request) -> object:
+        return await request.json()
 
     return TestClient(app)
 
@@ -63,17 +68,18 @@ def test_a_body_is_read_up_to_its_largest_size(client: TestClient) -> None:
         assert pieces.status_code == 413
         said = client.post(path, content=b"{}", headers=TOKEN | JSON | {"Content-Length": str(10**8)})
         assert said.status_code == 413
-    for kind in ({}, {"Content-Type": "text/plain"}):  # some routes read JSON whatever its type
+    for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "multipart/x"}):  # read as JSON by some routes
         assert client.post("/upload", content=b"x" * 5000, headers=kind).status_code == 413
-    assert int(client.post("/upload", files={"audio": b"x" * 5000}).text) > 5000
+    assert int(client.post("/v1/audio/transcriptions", files={"audio": b"x" * 5000}).text) > 5000
 
 
 def test_json_that_is_nested_too_deeply_is_a_wrong_request(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ignored_edit, "MAX_BODY", 10**6)
     deep = "[" * 100_000 + "]" * 100_000
     for body in (deep, f'{{"sealign_edit": {deep}}}', f'{{"vllm_xargs": {{"sealign_edit": {deep}}}}}'):
-        for path in ("/v1/completions", ROUTE):
+        for path in ("/v1/completions", "/invocations", ROUTE):
             assert client.post(path, content=body, headers=TOKEN | JSON).status_code == 400
+        assert client.post("/invocations", content=body, headers={"Content-Type": "multipart/x"}).status_code == 400
 
 
 @pytest.mark.parametrize("name", ["sealign_edit", "Sealign-Edit", "X-Sealign-Edit", "sealign-edits"])

@@ -36,8 +36,15 @@ def test_where_it_does_not() -> None:
         body(vllm_xargs={"nested": {"sealign_edit": "mild"}}),
         body(vllm_xargs=["sealign_edit", "mild"]),
         body(messages=[{"role": "user", "content": "x", "sealign_edit": "mild"}]),
+        body(**{"Sealign-Edit": "mild"}),
+        b'{"prompt": "\\u00e9", "\\u0073ealign\\u005fedit": "mild"}',
+        body(sealign_edit="mild").decode().encode("utf-16"),
     ):
         assert "outside vllm_xargs" in (why_ignored("/v1/completions", wrong) or "")
+    for other in ({"sealign_edit": "strong"}, {"messages": [{"x_sealign_edits": "strong"}]}):
+        assert "in vllm_xargs and outside it" in (why_ignored("/v1/completions", body(**NAMED, **other)) or "")
+    assert why_ignored("/v1/completions", body(prompt="sealign_edit", **NAMED)) is None
+    assert why_ignored("/v1/completions", body(vllm_xargs={"sealign-edit": "x"})) is None  # resolve says what is wrong
     assert "/v1/embeddings takes no edits" in (why_ignored("/v1/embeddings", body(**NAMED)) or "")
     assert "beam search" in (why_ignored("/v1/completions", body(use_beam_search=True, **NAMED)) or "")
     assert why_ignored("/v1/completions", body(use_beam_search=False, **NAMED)) is None

@@ -55,6 +55,26 @@ def test_both_routes(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.model == str(folders / "model")
 
 
+def test_the_weights_are_those_that_the_edit_was_fitted_on(
+    folders: Path, small_edit: Edit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the revision that the edit records."""
+    asked: list[tuple[str, str | None]] = []
+
+    def find(name: str, *, revision: str | None = None) -> Path:
+        asked.append((name, revision))
+        return folders / "model"
+
+    monkeypatch.setattr("sealign.serving.launch.checkpoint_folder", find)
+    model = dataclasses.replace(small_edit.base_model, id="owner/name", revision="c0ffee")
+    record = dataclasses.replace(small_edit.record, model=model)
+    dataclasses.replace(small_edit, record=record).save_pretrained(folders / "remote")
+    command, _ = server_command(None, {"a": str(folders / "remote")}, max_edits=1)
+    server_command("other/name", {"a": str(folders / "remote")}, max_edits=1)
+    assert value(command, "--served-model-name") == "owner/name"
+    assert asked == [("owner/name", "c0ffee"), ("other/name", None)]
+
+
 def test_no_more_than_is_needed(folders: Path) -> None:
     command, _ = server_command(str(folders / "model"), {"a": str(folders / "rescaled")}, max_edits=1)
     assert "--enable-lora" not in command  # which costs plain requests something

@@ -65,8 +65,22 @@ class _PlainHelp:
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         known = [flag for param in self.get_params(ctx) for flag in (*param.opts, *param.secondary_opts)]
-        found: list[str] = super().parse_args(ctx, respelled(args, known))  # type: ignore[misc]
+        spelled = respelled(args, known)
+        self._refuse_repeated(ctx, spelled)
+        found: list[str] = super().parse_args(ctx, spelled)  # type: ignore[misc]
         return found
+
+    def _refuse_repeated(self, ctx: Any, args: list[str]) -> None:
+        """Raise an error for a list that is given as several options, of which only the last would be used."""
+        try:
+            given = self.make_parser(ctx).parse_args(args=list(args))[2]  # type: ignore[attr-defined]
+        except Exception:  # which the parser itself will report
+            return
+        for param in dict.fromkeys(given):
+            if ",..." in (param.metavar or "") and given.count(param) > 1:
+                raise SettingError(
+                    f"{param.opts[0]} is given {given.count(param)} times; give it once, with commas between the values"
+                )
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]  # type: ignore[misc]
@@ -91,6 +105,8 @@ class _Group(PlainGroup):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = show_warning
+                # Of PEFT, about transformers.
+                warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
                 return super().invoke(ctx)
         except SealignError as error:
             _fail(str(error))

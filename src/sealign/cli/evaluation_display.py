@@ -121,7 +121,7 @@ def comparison_tables(comparisons: Sequence[Comparison], first: str, second: str
             table.add_column(name, justify="right", no_wrap=True)
         for row in comparison.rows:
             d = row.difference
-            if not row.headline:
+            if not row.shown:
                 continue
             values = (_number(row.base), _number(row.edited))
             if d is None:

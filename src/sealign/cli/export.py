@@ -57,8 +57,8 @@ def lora(
 
     loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
-    check_output_folder(output_path, overwrite=overwrite, sources=[edit])
     chosen = model.or_base_of(loaded)
+    check_output_folder(output_path, overwrite=overwrite, sources=[edit, str(chosen.name)])
     deviation, checkpoint, base = None, None, None
     if loaded.normalization == "none" and model.quantization is None:
         base, checkpoint = chosen.open_checkpoint() or (None, None)
@@ -132,7 +132,7 @@ def gguf(
     loaded = _load(edit, strength)
     check_exportable(loaded, approximate=approximate)
     source = base_file(model.name or loaded.base_model.id, base)
-    check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
+    check_output_files([output_path], overwrite=overwrite, sources=_files_read(edit, source))
     built, tokenizer = model.or_base_of(loaded).load()
     settings = {"approximate": approximate, "ignore_mismatch": ignore_mismatch, "overwrite": overwrite}
     rewritten: list[RewrittenTensor] = []
@@ -167,10 +167,15 @@ def control_vector(
 
     loaded = _load(edit, strength)
     source = base_file(loaded.base_model.id, base)
-    check_output_files([output_path], overwrite=overwrite, sources=[] if source is None else [source])
+    check_output_files([output_path], overwrite=overwrite, sources=_files_read(edit, source))
     architecture = None if source is None else architecture_of(open_gguf(source))
     written = export_control_vector(loaded, output_path, architecture=architecture, overwrite=overwrite)
     _report("control vector", output_path, written, None, json)
+
+
+def _files_read(edit: str, base: Path | None) -> list[Path]:
+    """Return the files of an edit and of its base model, which an export to a file must not replace."""
+    return [*Path(edit).glob("*"), *([] if base is None else [base])]
 
 
 def _load(source: str, strength: float | None) -> Edit:

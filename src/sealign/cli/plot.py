@@ -178,6 +178,7 @@ def effect(
     require_extra("figures", "matplotlib", "sklearn")
     from sealign import figures
     from sealign.edits.attach import apply_edit
+    from sealign.edits.provenance import warn_of_other_tokenizer
     from sealign.methods.edit_sources import collection_of, edited_layers
 
     path, loaded = _path(output_path, demonstrations, overwrite), load_edit(edit, strength)
@@ -188,6 +189,8 @@ def effect(
     used = option_values.load_sources(demonstrations, data_dir, demonstrations_limit, seed, columns)
     figures.check_embedding(embedding, len(used))
     base, tokenizer = model.or_base_of(loaded).load()
+    if not ignore_mismatch:
+        warn_of_other_tokenizer(tokenizer, loaded)
     chosen = edited_layers(loaded)[-1:] if layers is None else _select(layers, base)
     # The edited run is first, so that an edit of another model is refused before anything slow.
     with apply_edit(base, loaded, ignore_mismatch=ignore_mismatch):

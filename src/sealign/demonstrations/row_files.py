@@ -63,6 +63,8 @@ def _json_lines(path: Path) -> PlacedRows:
             raise DemonstrationError(
                 f"{place}: not JSON ({error.msg} at column {error.colno}); write one JSON object per line"
             ) from error
+        except RecursionError as error:
+            raise DemonstrationError(f"{place}: JSON that is nested too deeply; write texts") from error
         if not isinstance(row, dict):
             raise DemonstrationError(f"{place}: found a {type(row).__name__}, but every line must be a JSON object")
         yield place, row
@@ -78,6 +80,8 @@ def _json(path: Path) -> PlacedRows:
         raise DemonstrationError(
             f"'{path}' is not JSON ({error.msg} at line {error.lineno}, column {error.colno}); write an array"
         ) from error
+    except RecursionError as error:
+        raise DemonstrationError(f"'{path}' is JSON that is nested too deeply; write an array of objects") from error
     if isinstance(data, dict):
         arrays = [value for value in data.values() if isinstance(value, list) and value and isinstance(value[0], dict)]
         data = arrays[0] if len(arrays) == 1 else data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ from sealign.edits.layer_edit import LayerEdit
 from sealign.edits.provenance import warn_of_other_weights
 from sealign.errors import NormalizationError, SettingError
 from sealign.models.fingerprint import check_fingerprint
-from sealign.models.structure import unwrap_model
+from sealign.models.structure import decoder_of, unwrap_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +64,8 @@ def attach(
         >>> handle.detach()
     """
     if not isinstance(edit, Intervention):
-        raise SettingError(f"edit is {edit!r}, but it must be an edit; read a folder with load_edit")
+        given = repr(edit) if isinstance(edit, str | Path) else f"of type {type(edit).__name__}"
+        raise SettingError(f"edit is {given}, but it must be an edit; read a folder with load_edit")
     if strength is not None:
         edit = edit.with_strength(strength)
     if not ignore_mismatch:
@@ -73,8 +75,9 @@ def attach(
         edit.install(model, handle)
         if not ignore_mismatch:
             warn_of_other_weights(model, edit)
-        saving = unwrap_model(model).register_state_dict_pre_hook(_warn_when_saved(handle))
-        handle.stack.callback(saving.remove)
+        base = unwrap_model(model)
+        for whole in dict.fromkeys((base, decoder_of(base))):
+            handle.stack.callback(whole.register_state_dict_pre_hook(_warn_when_saved(handle)).remove)
     except BaseException:
         handle.detach()
         raise
@@ -109,8 +112,8 @@ def apply_edit(
 def _warn_when_saved(handle: EditHandle) -> Uncopied:
     """Return a hook of a model that says what its weights, which are about to be saved, do not hold."""
 
-    def warn(*_: Any) -> None:
-        if handle.active:
+    def warn(_module: nn.Module, prefix: str, _keep_vars: bool) -> None:
+        if handle.active and not prefix:  # a part of a model, which has a prefix, is read after the whole
             warnings.warn(
                 f"the weights of the model are read while a {handle.edit.method} edit is attached, which is not part "
                 "of them; save the edit with edit.save_pretrained, or merge it with export_merged",

@@ -56,6 +56,11 @@ class EditHandle:
         return self._enabled
 
     @property
+    def detached(self) -> bool:
+        """Whether the edit was detached, as in a copy of the model."""
+        return self._detached
+
+    @property
     def modules(self) -> list[str]:
         """Dotted paths of the modules whose outputs are edited."""
         return self.edit.modules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -35,6 +36,20 @@ def warn_of_other_weights(model: nn.Module, edit: Intervention) -> None:
         record = part.base_model
         if are_comparable(found, record.weights_type) and weights_hash(model) != record.weights_hash:
             _warn(record, "this model has other weights, so that the edit may not do here what it did there")
+
+
+def warn_of_other_checkpoint(found: Sequence[str] | None, edits: Iterable[Intervention]) -> None:
+    """Warn if the weights of a checkpoint are not those that edits were fitted on.
+
+    Nothing is said where weights cannot be compared, as for ``warn_of_other_weights``.
+
+    Args:
+        found: Result of ``stored_weights`` for the checkpoint.
+        edits: Edits or other interventions.
+    """
+    for record in [part.base_model for edit in edits for part in edit.parts]:
+        if found and are_comparable(found[1], record.weights_type) and found[0] != record.weights_hash:
+            _warn(record, "this checkpoint has other weights, so that the edit may not do here what it did there")
 
 
 def warn_of_other_tokenizer(tokenizer: PreTrainedTokenizerBase, edit: Intervention) -> None:

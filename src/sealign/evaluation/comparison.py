@@ -55,6 +55,11 @@ class Row:
         return -1 if self.aim == "lower" else 1
 
     @property
+    def shown(self) -> bool:
+        """Whether the main table has the row: the verdict depends on it, or it is a measure of answers."""
+        return self.headline or self.task == ANSWERS
+
+    @property
     def missing(self) -> str:
         """Why there is no difference."""
         if not self.broken:
@@ -98,8 +103,8 @@ class EditReport:
 
     @property
     def shown(self) -> list[Row]:
-        """The rows of the main table: those that the verdict depends on, and all measures of answers."""
-        return [row for row in self.rows if row.headline or row.task == ANSWERS]
+        """The rows of the main table."""
+        return [row for row in self.rows if row.shown]
 
 
 def report_edits(results: Results, *, max_damage: float = MAX_DAMAGE, seed: int = 0) -> list[EditReport]:

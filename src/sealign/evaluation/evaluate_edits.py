@@ -165,6 +165,7 @@ def _score_arms(
             ignore_mismatch=ignore_mismatch,
             track=_naming(track, name),
             chat_template_args=dict(config.prompt_format.chat_template_kwargs),
+            date=config.prompt_format.date,
         )
         try:
             yield lm

@@ -21,6 +21,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
+from sealign.demonstrations.demonstration import Turn
 from sealign.edits.attach import attach
 from sealign.edits.handle import EditHandle
 from sealign.edits.intervention import Intervention
@@ -29,13 +30,15 @@ from sealign.edits.strength import check_strength
 from sealign.errors import SealignWarning, SettingError
 from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
 from sealign.evaluation.journal import Journal
-from sealign.evaluation.packed_scoring import can_be_packed, layer_kinds
+from sealign.evaluation.prefix_sharing import can_share_prefix, gap_of_sharing
 from sealign.evaluation.scoring import score_choices
 from sealign.methods.registry import load_edit
+from sealign.models.chat_template import chat_text, dated_template
 from sealign.models.eval_mode import eval_mode
 from sealign.models.generation import end_tokens, generate_ids
 from sealign.models.loading import load_model
 from sealign.models.prompt_batches import allowed_batching
+from sealign.models.prompt_format import DATE
 from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
@@ -60,6 +63,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
         ignore_mismatch: Whether to accept a model with another fingerprint.
         dtype, device: As for ``load_model``; used only if ``pretrained`` is a name.
+        date: Date that the chat template gets as today's.
         batch_size: Number of sequences to run together in generation.
         **kwargs: Further arguments of the harness's model.
 
@@ -82,13 +86,15 @@ class SealignLM(HFLM):  # type: ignore[misc]
         dtype: str = "auto",
         device: str | None = None,
         batch_size: int | str | None = 8,
+        date: str = DATE,
         **kwargs: Any,
     ) -> None:
+        self._date = date
         if isinstance(pretrained, str):
             pretrained, tokenizer = load_model(pretrained, dtype=dtype, device=device or "auto")
         loaded = load_edit(edit) if isinstance(edit, str | Path) else edit
         self._causal = loaded is None or loaded.is_causal
-        self._shares_prefix = _can_share_prefix(pretrained, loaded)
+        self._shares_prefix = can_share_prefix(pretrained, loaded)
         self._before = preamble + (loaded.prefix if loaded is not None else "")
         super().__init__(pretrained, tokenizer=tokenizer, batch_size=batch_size if self._causal else 1, **kwargs)
         self._proved_width = 0
@@ -106,6 +112,24 @@ class SealignLM(HFLM):  # type: ignore[misc]
     def prefix(self) -> str:
         """Text before every prompt: the preamble and the prefix of the intervention."""
         return self._before
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Return a conversation in the model's chat template, written as everywhere: see ``chat_text``.
+
+        Args:
+            chat_history: Turns, each with ``role`` and ``content``.
+            add_generation_prompt: Whether an answer of the model follows; otherwise it continues the last turn.
+
+        Raises:
+            ModelError: The template refuses the conversation, or leaves out the text of a turn.
+        """
+        arguments = self.chat_template_args
+        if add_generation_prompt and not self.enable_thinking:
+            turns: Any = [Turn(turn["role"], turn["content"]) for turn in chat_history]  # type: ignore[arg-type]
+            return chat_text(self.tokenizer, turns, arguments=arguments, date=self._date)
+        arguments = {**arguments, **dated_template(self.tokenizer, arguments.get("chat_template"), self._date)}
+        kinds = {"add_generation_prompt": add_generation_prompt, "continue_final_message": not add_generation_prompt}
+        return str(self.tokenizer.apply_chat_template(chat_history, tokenize=False, **kinds, **arguments))
 
     def score_tokens(self, requests: list[Tokens]) -> list[tuple[float, bool]]:
         """Return log-likelihood, and whether the target is the greedy continuation, of requests given as token ids.
@@ -250,7 +274,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         lengths = mask.sum(1)
         if ids.shape[1] > self._proved_width and lengths.min() < lengths.max():
             pair = lengths.argsort()[[0, -1]]
-            gap = _gap_of_sharing(self.model, ids[pair], mask[pair])
+            gap = gap_of_sharing(self.model, ids[pair], mask[pair])
             if not gap <= tolerance(self.model.dtype):
                 self._shares_prefix = False
                 warnings.warn(
@@ -277,34 +301,6 @@ class SealignLM(HFLM):  # type: ignore[misc]
             return super()._model_generate(context, *args, **kwargs)
         finally:
             del self.model.generate
-
-
-def _can_share_prefix(model: Any, edit: Intervention | None) -> bool:
-    """Return whether the common prefix of prompts can be run once, with padding after it.
-
-    A sliding window would count the padding, and an intervention with a cache of its own would miss the prefix.
-    """
-    if edit is not None and edit.has_own_cache:
-        return False
-    return can_be_packed(model) and layer_kinds(model) == {"full_attention"}
-
-
-def _gap_of_sharing(model: Any, ids: Any, mask: Any) -> float:
-    """Return the mean difference of log p(next token) over the vocabulary that a shared prefix makes in two rows."""
-    shared = share_prefix(model, ids, mask)
-    if shared is None:
-        return 0.0
-    tokens, seen, cache = shared
-    start = cache.get_seq_length()
-
-    def next_token(ids: Any, seen: Any, **kwargs: Any) -> Any:
-        positions = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        output = model(input_ids=ids, attention_mask=seen, position_ids=positions, logits_to_keep=1, **kwargs)
-        return torch.log_softmax(output.logits[:, -1].float(), dim=-1)
-
-    apart = next_token(ids, mask, use_cache=False)
-    together = next_token(tokens[:, start:], seen, use_cache=True, past_key_values=cache)
-    return float((together - apart).abs().mean())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.edit import Edit
 from sealign.edits.strength import MAX_STRENGTH
-from sealign.errors import SettingError
+from sealign.errors import ModelError, SettingError
 from sealign.evaluation.damage import Damage, check_passages, measure_passages
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.verdict import MAX_DAMAGE
@@ -123,10 +123,18 @@ class DamageTexts:
             edits: Edits, each measured alone and at its own strength.
             journal: Journal of finished batches. Must not be shared between models.
             track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+        Raises:
+            ModelError: The base model gives numbers that are not finite.
         """
         neutral = measure_passages(
             model, tokenizer, edits, self.neutral, batch_size=BATCH, journal=journal, track=track
         )
+        if not all(math.isfinite(damage.base_loss) for damage in neutral):
+            raise ModelError(
+                f"the loss of the base model on neutral text is {neutral[0].base_loss}, so no damage can be measured; "
+                "check its weights, or load it with --dtype float32"
+            )
         if len(self.answers) < 2:
             return [(damage, None) for damage in neutral]
         domain = measure_passages(model, tokenizer, edits, self.answers, batch_size=BATCH, journal=journal, track=track)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ExportError
 from sealign.export.deviation import Deviation
 from sealign.export.export_card import export_card
@@ -19,6 +20,7 @@ from sealign.files import write_tensors
 from sealign.folders import check_folder, new_folder
 from sealign.models.checkpoint_tensors import CheckpointTensors
 from sealign.models.output_matrices import read_weight
+from sealign.models.weights import stored_weights
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
@@ -45,8 +47,8 @@ def export_lora(
         edit: An affine edit of low rank and without a constant part, of modules whose output is the output of a single
             matrix.
         folder: Folder to write.
-        checkpoint: Tensors of the base model, of which only those of the edited modules are read, to make the factors
-            and to compare them with the hooks.
+        checkpoint: Tensors of the base model, one of which at a time is in memory: those of the edited modules, to make
+            the factors and to compare them with the hooks, and all, if they are in files, to know the model again.
         approximate: Whether to leave out the rescaling of a rescaled edit.
         deviation: Measured effect of leaving it out, to write beside the export.
         overwrite: Whether to replace an earlier export.
@@ -58,11 +60,13 @@ def export_lora(
     Raises:
         ExportError: A LoRA adapter cannot carry the edit; says why, and what can.
         FingerprintError: The model is not the one that the edit was fitted on.
-        EditFileError: The folder holds an earlier export and ``overwrite`` is False, or holds something else.
+        EditFileError: The folder is that of the base model, holds an earlier export and ``overwrite`` is False, or
+            holds something else.
     """
     from peft import LoraConfig
 
-    check_folder(Path(folder), overwrite=overwrite)
+    sources = [edit.base_model.id]  # which may be a folder
+    check_folder(Path(folder), overwrite=overwrite, sources=sources)
     factors = lora_factors(model, edit, checkpoint=checkpoint, approximate=approximate, ignore_mismatch=ignore_mismatch)
     matrices = [factor.matrix for factor in factors.values()]
     rank = next(iter(factors.values())).a.shape[0]
@@ -79,7 +83,7 @@ def export_lora(
         fan_in_fan_out=matrices[0].transposed,
         inference_mode=True,
     )
-    with new_folder(Path(folder), overwrite=overwrite) as temporary:
+    with new_folder(Path(folder), overwrite=overwrite, sources=sources) as temporary:
         write_tensors(temporary / ADAPTER_TENSORS, tensors)
         config.save_pretrained(str(temporary))
         card = export_card(edit, "LoRA adapter", library="peft", approximate=approximate)
@@ -106,6 +110,8 @@ def lora_factors(
         ExportError, FingerprintError: As for ``export_lora``.
     """
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    if checkpoint is not None and not ignore_mismatch:
+        warn_of_other_checkpoint(stored_weights(model, checkpoint), [edit])
     for change in changes:
         _check_low_rank(change, _bias(change, checkpoint))
     rank = max(1, *(change.layer_edit.rank for change in changes))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ExportError
 from sealign.export.deviation import DEVIATION_NAME, Deviation
 from sealign.export.export_card import export_card
@@ -23,8 +24,9 @@ from sealign.export.requirements import serve_or_attach
 from sealign.folders import MARK_NAME, check_folder, new_folder
 from sealign.models.checkpoint_tensors import INDEX_NAME, CheckpointTensors, checkpoint_tensors, weight_files
 from sealign.models.output_matrices import BIAS_SWITCHES
-from sealign.models.pretrained import auto_model
+from sealign.models.pretrained import empty_model
 from sealign.models.structure import text_config
+from sealign.models.weights import stored_weights
 
 _NOT_COPIED = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".h5", ".msgpack", ".onnx")
 _WRITTEN = (INDEX_NAME, "README.md", MARK_NAME, DEVIATION_NAME)
@@ -87,6 +89,8 @@ def export_merged(
     model = _structure(source)
     stored, files = checkpoint_tensors(source, model), weight_files(source)
     changes = matrix_changes(model, edit, approximate=approximate, ignore_mismatch=ignore_mismatch)
+    if not ignore_mismatch:
+        warn_of_other_checkpoint(stored_weights(model, stored), [edit])
     plan = _plan(source, model, changes, edit.site, stored)
     with new_folder(Path(folder), overwrite=overwrite, sources=[source]) as temporary:
         _copy_others(source, temporary)
@@ -110,8 +114,7 @@ def _structure(source: Path, **changes: Any) -> nn.Module:
     config = AutoConfig.from_pretrained(source)
     for name, value in changes.items():
         setattr(config.get_text_config(decoder=True), name, value)
-    with torch.device("meta"):
-        model: nn.Module = auto_model(config).from_config(config)
+    model: nn.Module = empty_model(config)
     return model.eval()
 
 

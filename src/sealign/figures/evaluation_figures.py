@@ -53,7 +53,7 @@ def differences_figure(report: EditReport) -> Figure:
                     _point(axes, difference, position + offset, arm, label=arm not in shown)
                     shown.add(arm)
         axes.set_yticks(range(len(rows)), [row.name.replace(" ", "\n", 1) for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(1, len(rows)) - 0.5, -0.5)
         axes.set_xlabel("difference from the base model with 95 % interval")
         if shown:
             figure.legend(loc="outside upper center", ncols=3)

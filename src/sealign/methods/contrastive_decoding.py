@@ -17,13 +17,11 @@ from sealign.errors import ModelError, SettingError
 from sealign.methods.contrast import Plausibility, Weight, contrast
 from sealign.methods.lora_training import LoRATrainingConfig, install_lora, train_lora
 from sealign.methods.method import FitContext, Method, RecordedIntervention, without_demonstrations
+from sealign.methods.paired_caches import pair_caches, paired_cache
 from sealign.models.fingerprint import tokenizer_hash
 from sealign.models.loading import load_model
 from sealign.models.shared_prefix import repeat_cache
 from sealign.models.structure import unwrap_model
-
-_TWIN = "_sealign_amateur"
-"""Attribute of the expert's cache that holds the amateur's cache, so that it is copied together with it."""
 
 
 @dataclass
@@ -50,7 +48,7 @@ class Amateur:
             output: Output of the expert.
 
         Raises:
-            ModelError: The expert's cache was filled without the amateur.
+            ModelError: The expert's cache was filled without the amateur, or is a static one.
         """
         call = dict(zip(("input_ids",), args, strict=False)) | kwargs
         tokens: Any = call["inputs_embeds"] if call.get("input_ids") is None else call["input_ids"]
@@ -64,14 +62,19 @@ class Amateur:
         with self.active():
             found = self.model(**call)
         if cache is not None:
-            setattr(cache, _TWIN, found.past_key_values)
+            pair_caches(cache, found.past_key_values)
         logits: Tensor = found.logits
         return logits.to(output.logits.device)
 
     def _past(self, cache: Any, rows: int, new: int) -> Any:
         """Return the amateur's cache of the tokens that the expert read before this call, or None without a cache."""
+        if getattr(cache, "is_compileable", False):
+            raise ModelError(
+                f"a {type(cache).__name__} has room for one model, and contrastive decoding runs two; leave out "
+                "cache_implementation"
+            )
         read = 0 if cache is None else cache.get_seq_length() - new
-        twin = getattr(cache, _TWIN, None)
+        twin = paired_cache(cache)
         if twin is not None and twin.get_seq_length() == read + len(self.prefix):
             return twin
         if read > 0:

@@ -15,7 +15,7 @@ from torch import Tensor
 from sealign.configuration import Config
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.edits.handle import EditHandle
-from sealign.errors import DemonstrationError
+from sealign.errors import DemonstrationError, SettingError
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.hooks import add_hook
 from sealign.models.prompt_format import PromptFormat
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that does not count in the loss."""
+
+_INSTALLED = "_sealign_lora"
+"""Attribute of a model with an installed LoRA: its handle, and which weights were trainable before."""
 
 
 class LoRATrainingConfig(Config):
@@ -60,9 +63,16 @@ class LoRATrainingConfig(Config):
 def _injected(model: Any, training: LoRATrainingConfig) -> Iterator[Any]:
     """Add a LoRA to every linear layer inside a block; afterwards the model is as before."""
     from peft import LoraConfig, get_peft_model
+    from peft.tuners.lora import LoraLayer
 
     base = unwrap_model(model)
-    required = {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+    _remove_copied(base)
+    if any(isinstance(module, LoraLayer) for module in base.modules()):
+        raise SettingError(
+            "the model has a LoRA of PEFT already, beside which no other can be installed; detach it, or merge it into "
+            "the model first"
+        )
+    required = _trainable(base)
     had_config = "peft_config" in vars(base)
     config = LoraConfig(
         r=training.rank, lora_alpha=training.alpha, target_modules="all-linear", bias="none", task_type="CAUSAL_LM"
@@ -76,6 +86,31 @@ def _injected(model: Any, training: LoRATrainingConfig) -> Iterator[Any]:
             vars(base).pop("peft_config", None)
         for name, parameter in base.named_parameters():
             parameter.requires_grad = required[name]
+
+
+def _trainable(base: Any) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in base.named_parameters()}
+
+
+def _remove_copied(base: Any) -> None:
+    """Remove the layers of a LoRA that was installed on the model of which this one is a copy."""
+    from peft.tuners.lora import LoraLayer
+
+    handle, required = vars(base).get(_INSTALLED, (None, {}))
+    if handle is None or not handle.detached:
+        return
+    for path, module in list(base.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(base.get_submodule(parent), name, module.get_base_layer())
+    for attribute in (_INSTALLED, "peft_config"):
+        vars(base).pop(attribute, None)
+    for whole in (base, decoder_of(base)):
+        for key, hook in list(whole._state_dict_hooks.items()):
+            if hook is _name_as_before:
+                del whole._state_dict_hooks[key]
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad = required[name]
 
 
 def train_lora(
@@ -185,15 +220,32 @@ def install_lora(model: Any, tensors: Mapping[str, Tensor], training: LoRATraini
         training: Settings with which it was trained.
         handle: Handle that removes it.
 
+    Raises:
+        SettingError: The model has a LoRA already.
+
     Returns:
         PEFT's ``LoraModel``, which switches the LoRA by ``enable_adapter_layers`` and ``disable_adapter_layers``.
     """
     from peft import set_peft_model_state_dict
 
+    base = unwrap_model(model)
+    _remove_copied(base)
+    required = _trainable(base)
     adapted = handle.stack.enter_context(_injected(model, training))
+    vars(base)[_INSTALLED] = handle, required
+    handle.stack.callback(vars(base).pop, _INSTALLED, None)
     set_peft_model_state_dict(adapted, dict(tensors))
     adapted.eval()
+    for whole in dict.fromkeys((base, decoder_of(base))):
+        handle.stack.callback(whole.register_state_dict_post_hook(_name_as_before).remove)
     return adapted.base_model
+
+
+def _name_as_before(_module: Any, state: dict[str, Tensor], _prefix: str, _metadata: Any) -> None:
+    """Give the weights of a model the names that they have without a LoRA, which is no part of what is saved."""
+    named = list(state.items())
+    state.clear()
+    state.update({name.replace(".base_layer.", "."): tensor for name, tensor in named if ".lora_" not in name})
 
 
 def follow_handle(lora: Any, model: Any, handle: EditHandle) -> None:

@@ -14,7 +14,13 @@ from sealign.errors import ModelError, SettingError, first_sentence
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OPEN_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*\Z")
+_OPEN_THOUGHT = re.compile(
+    r"(?:<((?:\w+:)?(?:think|thinking|thought|reasoning))>|(\[THINK\])|(<\|START_THINKING\|>)|(◁think▷))\s*\Z"
+)
+_CLOSED = ("</{}>", "[/THINK]", "<|END_THINKING|>", "◁/think▷")
+
+_ANSWER = "An answer."
+"""Made-up answer, to see what a template writes before one."""
 
 _DATE_CODES = "aAbBcCdDeFGgHhIjklMmnpPrRSTtuUVwWxXyYzZ"
 
@@ -24,8 +30,9 @@ def chat_text(
 ) -> str:
     """Return a conversation in the chat template of a tokenizer, up to the beginning of the model's answer.
 
-    Contents are given to the template as text, or as a list of parts where it expects parts. Thoughts that the template
-    opens for the model are closed, so that an answer follows.
+    Contents are given to the template as text, or as a list of parts where it expects parts. What the template writes
+    between the name of the role and an answer, such as the channel of gpt-oss, is part of the result. Thoughts that the
+    template opens for the model are closed, so that an answer follows.
 
     Args:
         tokenizer: Tokenizer with a chat template.
@@ -36,7 +43,7 @@ def chat_text(
     Raises:
         ModelError: The template refuses the conversation, or leaves out the text of a turn.
     """
-    arguments = {**arguments, **_dated_template(tokenizer, arguments.get("chat_template"), date)}
+    arguments = {**arguments, **dated_template(tokenizer, arguments.get("chat_template"), date)}
     reason = ""
     for as_parts in (False, True):
         messages: list[dict[str, Any]] = [
@@ -50,7 +57,7 @@ def chat_text(
             continue
         lost = [turn.role for turn in turns if turn.role != "assistant" and turn.content.strip() not in text]
         if not lost:
-            return _close_thoughts(text)
+            return _close_thoughts(text + _opening(tokenizer, messages, text, arguments))
         reason = reason or f"it leaves out the text of the {lost[0]} turn"
     if any(turn.role == "system" for turn in turns):
         remedy = "leave out the system turn"
@@ -93,10 +100,15 @@ def _template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str:
         ) from error
 
 
-def _dated_template(tokenizer: PreTrainedTokenizerBase, name: str | None, date: str) -> dict[str, str]:
+def dated_template(tokenizer: PreTrainedTokenizerBase, name: str | None, date: str) -> dict[str, str]:
     """Return the template as an argument of ``apply_chat_template``, with a fixed date where it asks for the present.
 
     Templates ask by the function ``strftime_now``, which is hidden by a macro of this name.
+
+    Args:
+        tokenizer: Tokenizer with a chat template.
+        name: Name of one of several templates, or None.
+        date: Date and time in ISO format.
     """
     template = _template(tokenizer, name)
     if "strftime_now" not in template:
@@ -109,6 +121,33 @@ def _dated_template(tokenizer: PreTrainedTokenizerBase, name: str | None, date: 
     return {"chat_template": macro + template}
 
 
+def _opening(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, Any]], text: str, arguments: Mapping[str, Any]
+) -> str:
+    """Return what a template writes between a prompt and its answer; empty for thoughts, which are closed instead.
+
+    Args:
+        tokenizer, arguments: As for ``chat_text``.
+        messages: The conversation as the template takes it.
+        text: The conversation in the template.
+    """
+    if "add_generation_prompt" not in _template(tokenizer, arguments.get("chat_template")):
+        return ""  # what follows is then the name of the role, which such templates leave to the model
+    content = _ANSWER if isinstance(messages[-1]["content"], str) else [{"type": "text", "text": _ANSWER}]
+    answered: list[dict[str, Any]] = [*messages, {"role": "assistant", "content": content}]
+    try:
+        whole = str(tokenizer.apply_chat_template(answered, tokenize=False, **arguments))
+    except Exception:  # as above; a template may take no answer
+        return ""
+    before, answer, _ = whole.rpartition(_ANSWER)
+    opening = before[len(text) :] if answer and before.startswith(text) else ""
+    return "" if not opening.strip() or re.search("think|thought|reasoning", opening, re.IGNORECASE) else opening
+
+
 def _close_thoughts(text: str) -> str:
     opened = _OPEN_THOUGHT.search(text)
-    return text if opened is None else f"{text.rstrip()}\n\n</{opened[1]}>\n\n"
+    if opened is None:
+        return text
+    assert opened.lastindex is not None
+    closed = _CLOSED[opened.lastindex - 1].format(opened[opened.lastindex])
+    return f"{text.rstrip()}\n\n{closed}\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sealign.errors import SettingError
+from sealign.errors import ModelError, SealignWarning, SettingError
 from sealign.models.batching import pad_left, pad_token
 from sealign.models.prompt_batches import prompt_groups
 from sealign.models.sampling import GREEDY, Sampling
@@ -45,6 +46,9 @@ def generate_ids(
         sampling: How tokens are drawn; greedy decoding if None.
         on_token: Function that is called with each new token of a single prompt, end tokens included.
         keep_end: Whether to keep the first end token.
+
+    Raises:
+        ModelError: Tokens cannot be drawn, because a logit is NaN; greedy decoding warns of it.
     """
     groups = prompt_groups(model, prompts)
     if len(groups) > 1:
@@ -67,6 +71,7 @@ def generate_ids(
     device, pad = input_device(model), pad_token(tokenizer, model)
     ids, mask = pad_left(prompts, pad, device)
     settings = GREEDY if sampling is None else sampling.arguments()
+    watch = _WatchNumbers(type(model).__name__, sampled=sampling is not None)
     with nullcontext() if sampling is None else sampling.seeded():
         output: Any = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -75,13 +80,45 @@ def generate_ids(
             pad_token_id=pad,
             use_cache=use_cache,
             streamer=None if on_token is None else _TokenStream(on_token),
+            logits_processor=[watch],
             **settings,
         )
+    watch.warn()
     new = output[:, ids.shape[1] :].cpu()
     ends_here = torch.isin(new, torch.tensor(end_tokens(model))).long()
     ended = ends_here.cumsum(1) - (ends_here if keep_end else 0) > 0
     new = torch.where(ended, -1, new)
     return torch.nn.functional.pad(new, (0, max_new_tokens - new.shape[1]), value=-1)
+
+
+class _WatchNumbers:
+    """Logits processor of transformers that changes nothing, and notes whether a logit is NaN.
+
+    Args:
+        name: Name of the model, for the message.
+        sampled: Whether tokens are drawn, which NaN makes impossible.
+    """
+
+    def __init__(self, name: str, *, sampled: bool) -> None:
+        self._sampled = sampled
+        self._seen: Tensor | None = None  # read at the end only, so that no step waits for it
+        self._message = (
+            f"{name} gives NaN as logits, so that its answers mean nothing; check the weights of the model, use a "
+            "lower strength, or load it with --dtype float32"
+        )
+
+    def __call__(self, _ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the scores as they are."""
+        found = scores.isnan().any()
+        self._seen = found if self._seen is None else self._seen | found
+        if self._sampled and bool(found):
+            raise ModelError(self._message)
+        return scores
+
+    def warn(self) -> None:
+        """Warn if a logit was NaN."""
+        if self._seen is not None and bool(self._seen):
+            warnings.warn(self._message, SealignWarning, stacklevel=3)
 
 
 class _TokenStream:

@@ -24,7 +24,7 @@ from sealign.models.devices import SPLIT, choose_device, choose_dtype
 from sealign.models.embedded_model import EMBEDDED, convert_gguf, embedded_model
 from sealign.models.pretrained import (
     ModelSource,
-    auto_model,
+    empty_model,
     gguf_source,
     loading_error,
     quiet_transformers,
@@ -182,13 +182,13 @@ def load_skeleton(
     source = _find_model(name, revision)
     arguments = source.arguments(revision, trust_remote_code)
     try:
-        with quiet_transformers(), torch.device("meta"):
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(source.place, **arguments)
             loaded = (getattr(config, "dtype", None) or torch.float32) if isinstance(chosen, str) else chosen
             if loaded == torch.float16 and chosen == "auto" and on_cpu:
                 loaded = torch.float32
             trusted = {"trust_remote_code": True} if trust_remote_code else {}
-            model = auto_model(config).from_config(config, dtype=loaded, **trusted)
+            model = empty_model(config, dtype=loaded, **trusted)
     except Exception as error:  # transformers and the Hub client raise many unrelated types
         if source.on_hub:
             raise _loading_error(name, source, error) from error

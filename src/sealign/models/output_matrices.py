@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sealign.errors import ExportError, SiteError
+from sealign.errors import ExportError, SiteError, first_sentence
 from sealign.models.hooks import add_hook
 from sealign.models.module_calls import run_two_tokens
 from sealign.models.sites import ResolvedSite, resolve_sites
@@ -149,8 +149,21 @@ def output_matrices(model: nn.Module, paths: Mapping[int, str]) -> list[OutputMa
         for path in paths.values():
             for name, module in base.get_submodule(path).named_modules(prefix=path):
                 stack.callback(add_hook(module, keep(name)))
-        run_two_tokens(base)
+        _run(base)
     return [OutputMatrix(layer, *_matrix_of(base, path, outputs)) for layer, path in paths.items()]
+
+
+def _run(base: Any) -> None:
+    """Run a model on two tokens; raise an error for one without weights whose calls depend on values."""
+    try:
+        run_two_tokens(base)
+    except (NotImplementedError, RuntimeError) as error:
+        if not all(parameter.is_meta for parameter in base.parameters()):
+            raise
+        raise ExportError(
+            f"{type(base).__name__} cannot be run without its weights ({first_sentence(error)}), so the matrices of "
+            "the edit cannot be found in its checkpoint; serve the edit with sealign serve"
+        ) from error
 
 
 def _matrix_of(base: nn.Module, path: str, outputs: Mapping[str, Sequence[_Output]]) -> tuple[str, nn.Module]:

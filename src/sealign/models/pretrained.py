@@ -72,6 +72,19 @@ def auto_model(config: Any) -> Any:
     return AutoModelForCausalLM if known else AutoModelForImageTextToText
 
 
+def empty_model(config: Any, **options: Any) -> Any:
+    """Return the model of a configuration on the meta device, without weights.
+
+    Args:
+        config: Configuration of transformers.
+        **options: Further arguments of ``from_config`` of the model's class.
+    """
+    with torch.device("meta"):
+        model = auto_model(config).from_config(config, **options)
+    # Parameters that are drawn by torch.normal, as in DiffLlama, are made on the CPU.
+    return model.to("meta")
+
+
 def read_pretrained(
     name: str,
     source: ModelSource,

@@ -22,6 +22,9 @@ PromptStyle = Literal["auto", "chat", "few_shot", "few_shot_chat", "plain"]
 ``few_shot_chat``: the same text inside the chat template, as in the paper; ``plain``: the prompt alone; ``auto``:
 ``chat`` if the tokenizer has a template and no preamble is given, else ``few_shot``."""
 
+DATE = "2024-07-26"
+"""Date that chat templates get as today's, so that a text does not change from day to day."""
+
 PROMPT_STYLES: tuple[str, ...] = get_args(PromptStyle)
 
 
@@ -58,7 +61,7 @@ class PromptFormat:
     style: PromptStyle = "auto"
     preamble: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    date: str = "2024-07-26"
+    date: str = DATE
 
     def __post_init__(self) -> None:
         if self.style not in PROMPT_STYLES:

@@ -7,13 +7,20 @@ import os.path
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from sealign.errors import SealignError
+from sealign.models.rounding import tolerance
+
 SHORTEST = 8
 """Smallest number of tokens for which a separate run of the prefix saves time."""
+
+_proved: WeakKeyDictionary[nn.Module, dict[str, bool]] = WeakKeyDictionary()
+"""Whether a continued prefix gave what the whole sequences give, by runner and by the kind of its cache."""
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> list[int]:
@@ -47,7 +54,8 @@ class Prefix:
         """Run a prefix through a model.
 
         The result is an empty prefix if there are fewer than ``SHORTEST`` tokens, or if the cache of the model cannot
-        be repeated for the rows of a batch.
+        be repeated for the rows of a batch. Before the first prefix of a runner, two short sequences are run whole and
+        as continuations of a prefix; if the outputs differ, all its prefixes are empty.
 
         Args:
             runner: A model or its decoder.
@@ -55,11 +63,10 @@ class Prefix:
             device: Device of the token ids.
             **kwargs: Further arguments of the runner.
         """
-        if len(ids) < SHORTEST:
+        if len(ids) < SHORTEST or not _can_continue(runner, ids, device, kwargs):
             return cls([], None)
         output = runner(input_ids=torch.tensor([list(ids)], device=device), use_cache=True, **kwargs)
-        cache = getattr(output, "past_key_values", None)
-        return cls([], None) if repeat_cache(cache, 2) is None else cls(list(ids), cache)
+        return cls(list(ids), output.past_key_values)
 
     def continue_batch(
         self, runner: nn.Module, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"], **kwargs: Any
@@ -86,6 +93,39 @@ class Prefix:
             past_key_values=cache,
             **({"use_cache": True} | kwargs),
         )
+
+
+@torch.no_grad()
+def _can_continue(runner: nn.Module, ids: Sequence[int], device: torch.device, kwargs: dict[str, Any]) -> bool:
+    """Return whether a batch that continues a prefix gives what the whole sequences give; tried once for each runner.
+
+    The form of a cache does not decide: MiniMax's has a state of its own that is not repeated for the rows of a batch.
+    """
+    known, kind = _proved.setdefault(runner, {}), type(kwargs.get("past_key_values")).__name__
+    if kind not in known:
+        prefix, tails = list(ids[:SHORTEST]), [list(ids[:3]), list(ids[2:5])]
+        try:
+            known[kind] = _is_continued(runner, prefix, torch.tensor(tails, device=device), copy.deepcopy(kwargs))
+        except (SealignError, torch.OutOfMemoryError):
+            raise
+        except Exception:  # models raise many types where they cannot continue
+            known[kind] = False
+    return known[kind]
+
+
+def _is_continued(runner: nn.Module, prefix: list[int], tails: Int[Tensor, "2 t"], kwargs: dict[str, Any]) -> bool:
+    first = tails.new_tensor([prefix])
+    cache = runner(input_ids=first, **({"use_cache": True} | kwargs)).past_key_values
+    repeated = repeat_cache(cache, 2)
+    if repeated is None:
+        return False
+    plain = {name: value for name, value in kwargs.items() if name != "past_key_values"}
+    whole = torch.cat([first.expand(2, -1), tails], dim=1)
+    mask = torch.ones_like(whole)
+    expected = runner(input_ids=whole, attention_mask=mask, use_cache=False, **plain)[0]
+    found = runner(input_ids=tails, attention_mask=mask, past_key_values=repeated, use_cache=True, **plain)[0]
+    last, wanted = found[:, -1].float(), expected[:, -1].float()
+    return float((last - wanted).norm()) <= tolerance(expected.dtype) * float(wanted.norm())
 
 
 def share_prefix(

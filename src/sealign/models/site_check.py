@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sealign.errors import SiteError
+from sealign.errors import SiteError, first_sentence
 from sealign.models.eval_mode import eval_mode
 from sealign.models.structure import (
     decoder_of,
@@ -66,7 +66,8 @@ def check_sites(
         layers: Decoder layer of each module, or None where it is not known.
 
     Raises:
-        SiteError: A module is something else than its site's name says; the message gives the reason.
+        SiteError: A module is something else than its site's name says, or the model needs more than text; the message
+            gives the reason.
     """
     base = unwrap_model(model)
     if all(parameter.is_meta for parameter in base.parameters()) and not hasattr(base, "hf_device_map"):
@@ -87,7 +88,14 @@ def check_sites(
         vocabulary = base.get_input_embeddings().weight.shape[0]
         # Tokens that stand for more than text, such as images, are at either end of a vocabulary.
         ids = (ids + vocabulary // 3) % vocabulary
-        decoder_of(base)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        try:
+            decoder_of(base)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        except SiteError:
+            raise
+        except (TypeError, ValueError) as error:  # such as a missing argument
+            raise SiteError(
+                f"{type(base).__name__} cannot be run on text alone ({first_sentence(error)}); use a model that can"
+            ) from error
     for probe in probes:
         probe.judge()
         _CHECKED[probe.module] = site
@@ -107,6 +115,7 @@ class _Probe:
         self._shape: tuple[int, ...] | None = None  # None until the module has run
         self._change = torch.empty(0)
         self._kept = 1.0  # share of the change that arrives where it was made; 0 if nothing arrives
+        self._is_finite = True  # whether the output of the layer is
         self._beside = True  # whether the layer's input reaches the layer's output beside the module
 
     def install(self, stack: ExitStack) -> None:
@@ -145,6 +154,7 @@ class _Probe:
     def _leave(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """Measure what has become of the change, and whether the row with other tokens still differs."""
         plain, changed, other = self._rows(output[0] if isinstance(output, tuple | list) else output).unbind(-3)
+        self._is_finite = bool(torch.isfinite(plain).all())
         energy = (changed - plain).float().square()
         total = float(energy.sum())
         self._kept = float(energy[..., self._width // 2].sum()) / total if total else 0.0
@@ -152,8 +162,8 @@ class _Probe:
 
     def _rows(self, hidden: Any) -> Float[Tensor, "... r t d"]:
         """Return the hidden states of a layer with the axes rows, tokens and features last."""
-        size = ROWS * TOKENS * self._width
-        if not isinstance(hidden, Tensor) or hidden.shape[-1] != self._width or hidden.numel() % size:
+        known = (ROWS, TOKENS, self._width), (ROWS * TOKENS, self._width)
+        if not isinstance(hidden, Tensor) or not (hidden.shape[-3:] == known[0] or hidden.shape == known[1]):
             raise SiteError(
                 f"the hidden states of the layer of '{self._path}' have the shape {_shape(hidden)} for {ROWS} "
                 f"sequences of {TOKENS} tokens, which is not known; use a model whose layers pass on one vector of "
@@ -174,6 +184,11 @@ class _Probe:
                 f"the output of '{self._path}' for {ROWS} sequences of {TOKENS} tokens has the shape "
                 f"{self._shape or 'of no tensor'}, so it cannot be read as the {what}, which has {self._width} "
                 "features for each token; choose another site, or name another module with module_pattern"
+            )
+        if not self._is_finite:
+            raise SiteError(
+                f"the output of the layer of '{self._path}' holds NaN or infinity, so nothing can be read there; check "
+                "the weights of the model, or load it with --dtype float32"
             )
         if not self._beside:
             inside = [f"{self._path}.{name}" for name, part in self.module.named_modules() if _is_leaf_matrix(part)]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sealign.models.checkpoint_tensors import CheckpointTensors
 from sealign.models.structure import unwrap_model
 
 _WORDS = 1 << 20
@@ -55,6 +56,36 @@ def weights_hash(model: nn.Module) -> str:
                 seen.add(content)
         known = _hashes[base] = state, digest.hexdigest()
     return known[1]
+
+
+def stored_weights(model: nn.Module, checkpoint: CheckpointTensors) -> tuple[str, str] | None:
+    """Return the ``weights_hash`` and the ``weights_type`` that a model has when it is loaded from a checkpoint.
+
+    All tensors are read, one at a time, unless the files of the checkpoint are downloaded when they are read.
+
+    Args:
+        model: The model, which may be on the meta device.
+        checkpoint: Its tensors.
+
+    Returns:
+        None if files are downloaded, or if weights are made from several stored tensors or are stored as integers, so
+        that the model must be loaded.
+    """
+    if any(stored.fetch is not None for stored in checkpoint.tensors.values()):
+        return None
+    digest, seen, types = hashlib.sha256(), set(), set()
+    for name, _ in unwrap_model(model).named_parameters():  # without those that are tied to earlier ones
+        if name not in checkpoint.tensors:
+            return None
+        weight = checkpoint.tensors[name].read()
+        if not weight.is_floating_point():
+            return None
+        types.add(str(weight.dtype).removeprefix("torch."))
+        content = _content(weight.bfloat16())
+        if content not in seen:
+            digest.update(name.encode() + content)
+            seen.add(content)
+    return digest.hexdigest(), min(types)
 
 
 def weights_type(model: nn.Module) -> str:

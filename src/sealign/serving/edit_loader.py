@@ -12,9 +12,13 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from sealign.edits.edit import Edit
+from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ServingError
 from sealign.export.verify import PROMPTS
+from sealign.models.checkpoint_tensors import checkpoint_tensors, weight_files
 from sealign.models.fingerprint import check_fingerprint
+from sealign.models.pretrained import empty_model
+from sealign.models.weights import stored_weights
 from sealign.serving.served_edits import ServedEdit, ServedEdits
 from sealign.serving.settings import ServerSettings, check_name, is_lora
 
@@ -41,6 +45,7 @@ class EditLoader:
         self._lock = asyncio.Lock()
         self._running: set[asyncio.Task[Any]] = set()
         self._model: Any = None
+        self._weights: tuple[str, str] | None = None
 
     async def load(self, name: str, folder: Path) -> ServedEdit:
         """Load an edit from a folder.
@@ -110,16 +115,14 @@ class EditLoader:
             await self._engine.collective_rpc("sealign_unload_edit", args=(edit.hash,))
 
     def _check_model(self, edit: Edit) -> None:
-        """Raise FingerprintError if the served model is not the one that the edit was fitted on."""
-        import torch
-        from transformers import AutoModelForCausalLM
-
+        """Raise FingerprintError if an edit was fitted on another model, and warn if on other weights of this one."""
         if self._model is None:
-            with torch.device("meta"):
-                self._model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-                    self._engine.vllm_config.model_config.hf_config
-                )
+            served = self._engine.vllm_config.model_config
+            self._model, folder = empty_model(served.hf_config), Path(served.model)
+            if weight_files(folder):
+                self._weights = stored_weights(self._model, checkpoint_tensors(folder, self._model))
         check_fingerprint(self._model, edit.base_model.fingerprint, edit.base_model.id)
+        warn_of_other_checkpoint(self._weights, [edit])
 
     async def _load_into_slot(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         try:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import unquote_plus
 
 from fastapi import HTTPException
+from fastapi.responses import JSONResponse
 
-from sealign.serving.settings import REQUEST_KEY
+from sealign.serving.settings import PLUGIN, REQUEST_KEY
 
 MAX_BODY = 32 * 2**20
-"""Largest body of a request, in bytes; forms with files are not limited."""
+"""Largest body of a request, in bytes; forms with audio are not limited."""
 
 _GENERATING = ("/chat/completions", "/completions", "/responses", "/messages")
 """Ends of the paths whose requests can name an edit."""
 
+_NAMES_EDIT = re.compile(rb'"[a-z_-]{0,8}sealign[_-]?edits?"', re.IGNORECASE)
+"""A key, or a whole value, that names an edit; quotes inside a JSON string are escaped."""
+
+_NAMES_KEY = re.compile(_NAMES_EDIT.pattern + rb"\s*:", re.IGNORECASE)
+
+_DISGUISED = re.compile(rb"\\u00[67][0-9a-f]|\\u005f|\\u002d|\x00", re.IGNORECASE)
+"""Letters that are escaped without need, or a JSON text in UTF-16 or UTF-32."""
+
 _REMEDY = f'send it as "vllm_xargs": {{"{REQUEST_KEY}": NAME}}'
+
+
+_TOO_DEEP = "the request is nested too deeply; send a simpler one"
 
 
 class RejectIgnoredEdit:
@@ -34,9 +47,22 @@ class RejectIgnoredEdit:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on; reading its body raises an HTTP error if its edit would be ignored."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            receive = _CheckedBody(scope, receive)
-        await self._app(scope, receive, send)
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_noted(message: Any) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, _CheckedBody(scope, receive), send_noted)
+        except RecursionError:  # of routes that read the body as JSON themselves
+            if started:
+                raise
+            await JSONResponse({"detail": _TOO_DEEP}, 400)(scope, receive, send)
 
 
 class _CheckedBody:
@@ -45,8 +71,9 @@ class _CheckedBody:
     def __init__(self, scope: Any, receive: Any) -> None:
         self._scope = scope
         self._receive = receive
-        # In forms, such as those with audio, vLLM finds ``vllm_xargs`` itself. Some routes read JSON of any type.
-        self._checked = not dict(scope["headers"]).get(b"content-type", b"").lower().startswith(b"multipart/")
+        kind = dict(scope["headers"]).get(b"content-type", b"").lower()
+        # In forms, those with audio, vLLM finds ``vllm_xargs`` itself. Other routes may read JSON whatever its type.
+        self._checked = not (kind.startswith(b"multipart/") and "/audio/" in scope["path"])
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -109,20 +136,23 @@ def why_ignored(path: str, body: bytes) -> str | None:
         'the request names an edit outside vllm_xargs; send it as "vllm_xargs": {"sealign_edit": NAME}'
         >>> why_ignored("/v1/completions", b'{"vllm_xargs": {"sealign_edit": "mild"}}')
     """
-    # Quotes inside a JSON string are escaped, so this finds keys and whole values only.
-    if f'"{REQUEST_KEY}"'.encode() not in body:
+    disguised = _DISGUISED.search(body) is not None
+    if not disguised and not _NAMES_EDIT.search(body):
         return None
     try:
         request = json.loads(body)
     except RecursionError:
-        return "the request is nested too deeply; send a simpler one"
+        return _TOO_DEEP
     except ValueError:
         return None  # vLLM itself rejects it
-    if not isinstance(request, dict):
+    if not isinstance(request, dict) or (disguised and not _NAMES_EDIT.search(json.dumps(request).encode())):
         return None
     extra = request.get("vllm_xargs")
-    if not isinstance(extra, dict) or REQUEST_KEY not in extra:
+    if not isinstance(extra, dict) or not any(key.lower().startswith(PLUGIN) for key in extra):
         return f"the request names an edit outside vllm_xargs; {_REMEDY}"
+    rest = request | {"vllm_xargs": list(extra.values())}
+    if _NAMES_KEY.search(json.dumps(rest).encode()):
+        return f"the request names an edit in vllm_xargs and outside it; {_REMEDY}"
     if not path.endswith(_GENERATING):
         return f"{path} takes no edits; use /v1/chat/completions or /v1/completions"
     if request.get("use_beam_search"):

@@ -55,7 +55,8 @@ def server_command(
     """Return the command that starts the server: arguments of the Python interpreter, and environment variables.
 
     Args:
-        model: Name or folder of the base model. None: the model of the first edit, or the embedded one.
+        model: Name or folder of the base model. None: the model of the first edit, at its revision, or the embedded
+            one.
         edits: Folders or repositories of the edits that are loaded at the start, by name.
         edits_dir: Folder of edits that an administrator may load later; slots are made to fit those in it now.
         max_edits: Number of edits of each route that can be loaded at once. Must be at least 1.
@@ -75,11 +76,14 @@ def server_command(
     planned = started | _edits_in(edits_dir)
     if not planned:
         raise ServingError("there is no edit to serve; give --edit NAME=EDIT, or --edits-dir DIR with edits in it")
-    base = model or next((edit.base_model.id for edit in started.values()), EMBEDDED)
+    base, revision = model or EMBEDDED, None
+    if model is None and started:
+        first = next(iter(started.values())).base_model
+        base, revision = first.id, first.revision
     adapters = {name: edit for name, edit in planned.items() if loras and is_lora(edit)}
     plan = plan_slots({name: edit for name, edit in planned.items() if name not in adapters}, max_edits=max_edits)
     command = ["-m", "vllm.entrypoints.launchers.api_server.entry"]
-    command += ["--model", str(checkpoint_folder(base)), "--served-model-name", base]
+    command += ["--model", str(checkpoint_folder(base, revision=revision)), "--served-model-name", base]
     command += ["--additional-config", json.dumps(plan.to_config())]
     command += ["--worker-extension-cls", "sealign.serving.worker.EditWorker"]
     if adapters:
