@@ -47,8 +47,20 @@ OTHERS = (
     "--header",
     "--standalone",
     "--nproc-per-node",
+    "--lora-scaled",
+    "--lora-init-without-apply",
+    "--control-vector-scaled",
+    "--outfile",
+    "--outtype",
+    "--file",
+    "--model-path",
+    "--enable-lora",
+    "--lora-paths",
+    "--gpus",
+    "--shm-size",
+    "--model-id",
 )
-"""Options of all commands, of torchrun, of pip, of the benchmarks, of the harness, of vLLM and of curl."""
+"""Options of all commands, of torchrun, of pip, of the benchmarks, of the harness, of the engines and of curl."""
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 STDIN = "/quit\n"
 """What a reader types; it ends a chat."""
