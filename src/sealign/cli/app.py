@@ -41,12 +41,8 @@ ORDER = tuple(name for names in PANELS.values() for name in names)
 """The commands in the order in which they are used."""
 
 
-def panel_of(command: str) -> str:
-    """Return the title of the panel in which the help text lists a command.
-
-    Args:
-        command: Name of the command.
-    """
+def _panel_of(command: str) -> str:
+    """Return the title of the panel in which the help text lists a command."""
     return next(title for title, names in PANELS.items() if command in names)
 
 
@@ -180,7 +176,7 @@ class Commands(typer.Typer):
             text = help_text(function.__doc__ or "")
             given: dict[str, Any] = {"help": text, "cls": PlainCommand} | settings
             if self is app:
-                given["rich_help_panel"] = panel_of(function.__name__)
+                given["rich_help_panel"] = _panel_of(function.__name__)
             typer.Typer.command(self, name, **given)(function)
             return function
 
@@ -209,6 +205,18 @@ app = Commands(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["--help", "-h"]},
 )
+
+
+def add_group(name: str, text: str) -> Commands:
+    """Add a group of commands to the application, and return it.
+
+    Args:
+        name: Name of the group.
+        text: Help text.
+    """
+    group = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
+    app.add_typer(group, name=name, help=text, rich_help_panel=_panel_of(name))
+    return group
 
 
 def _print_version(wanted: bool) -> None:

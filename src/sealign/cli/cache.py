@@ -10,19 +10,13 @@ import typer
 from rich.table import Table
 
 from sealign.cli import option_values, options
-from sealign.cli.app import Commands, PlainGroup, app, panel_of
+from sealign.cli.app import add_group
 from sealign.cli.consoles import messages, output
 
 if TYPE_CHECKING:
     from sealign.cache import CacheEntry
 
-caches = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(
-    caches,
-    name="cache",
-    help="List or remove converted models and unfinished work.",
-    rich_help_panel=panel_of("cache"),
-)
+caches = add_group("cache", "List or remove converted models and unfinished work.")
 
 
 @caches.command("list")

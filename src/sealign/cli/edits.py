@@ -7,21 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markdown import Markdown
 from rich.markup import escape
 from rich.table import Table
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, panel_of
+from sealign.cli.app import add_group
 from sealign.cli.consoles import messages, output
 
-edits = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(
-    edits,
-    name="edits",
-    help="Find, download or publish edits on the Hugging Face Hub.",
-    rich_help_panel=panel_of("edits"),
-)
+edits = add_group("edits", "Find, download or publish edits on the Hugging Face Hub.")
 
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.", show_default=False)]
 
@@ -79,6 +72,8 @@ def pull(
 
     Nothing but the record, the tensors and the card is downloaded, and no code runs.
     """
+    from rich.markdown import Markdown
+
     from sealign.cli.display import print_json
     from sealign.cli.outputs import check_output_folder
     from sealign.edits.gallery import pull_edit

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import Commands, PlainGroup, app, panel_of, require_extra
+from sealign.cli.app import add_group, require_extra
 from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, say_strength, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
@@ -20,13 +20,7 @@ if TYPE_CHECKING:
     from sealign.export.deviation import Deviation
     from sealign.export.gguf import RewrittenTensor
 
-exports = Commands(cls=PlainGroup, no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(
-    exports,
-    name="export",
-    help="Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.",
-    rich_help_panel=panel_of("export"),
-)
+exports = add_group("export", "Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.")
 
 Approximate = Annotated[
     bool,
