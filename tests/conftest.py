@@ -29,6 +29,7 @@ import torch  # noqa: E402
 import typer.testing  # noqa: E402
 
 import sealign  # noqa: E402
+from sealign.figures import style  # noqa: E402
 from sealign.models.embedded_model import embedded_model  # noqa: E402
 from tests.tiny_models import build_model, save_stand_in  # noqa: E402
 
@@ -161,6 +162,13 @@ def umask() -> Iterator[Callable[[int], int]]:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _plain_fonts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave TrueType fonts, which take half of the time of a figure, to the tests of the style."""
+    if request.path.name != "test_style.py":
+        monkeypatch.setitem(style._SETTINGS, "pdf.fonttype", 3)
 
 
 @pytest.fixture

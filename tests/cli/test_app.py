@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import os
@@ -171,6 +172,7 @@ def rows(tmp_path: Path, demonstrations: list[Demonstration]) -> Path:
 # --- help ---
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """All commands by their words, such as ``plot tsne``; groups are not listed."""
     found: dict[str, Any] = {}

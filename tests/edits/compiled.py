@@ -52,8 +52,8 @@ def check_layer(edit: LayerEdit, other: LayerEdit) -> None:
         torch.testing.assert_close(found, expected)
         gradients = [torch.autograd.grad(loss, weight)[0] for loss in (found, expected)]
         torch.testing.assert_close(*gradients)
-        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-            torch.testing.assert_close(compiled(tokens), other(tokens @ weight, 0.7).square().sum())
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        torch.testing.assert_close(compiled(tokens), other(tokens @ weight, 0.7).square().sum())
 
 
 @torch.no_grad()

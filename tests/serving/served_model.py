@@ -38,11 +38,12 @@ EDITS: dict[str, EditConfig] = {
     "tanh": SEAConfig(layers="last:5", site="attention", feature_map="tanh", combine="positive", strength=0.3),
     "stream": SEAConfig(layers="last:6", site="residual", rank=(3, 12), combine="negative", strength=0.3),
     "shift": MeanDifferenceConfig(layers=(10, 14), token="last", strength=2.0),
+    "gated": MeanDifferenceConfig(layers=(10, 14), token="last", strength=2.0, gate=0.3),
     "erased": LEACEConfig(site="mlp", layers=(12, 20), strength=3.0),
     "later": SEAConfig(layers=(20, 24), rank=(2, 5), centered=True),
     "later-lora": SEAConfig(layers="last:9", rank=(2, 7), normalization="none", combine="negative"),
 }
-STARTED = ("linear", "rescaled", "tanh", "stream", "shift", "erased")
+STARTED = ("linear", "rescaled", "tanh", "stream", "shift", "gated", "erased")
 
 Answer = tuple[list[int], list[float]]
 """Greedy ids, and at each by how much its logit is ahead of the next."""

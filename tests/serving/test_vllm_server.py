@@ -50,6 +50,8 @@ ARMS = (None, *STARTED, "model:linear")
 def test_the_edits_of_the_tests_change_answers(expected: dict[str | None, list[Answer]]) -> None:
     for name in EDITS:
         assert sum(a[0] != b[0] for a, b in zip(expected[name], expected[None], strict=True)) >= 3, name
+    # The gate is closed for some tokens, too.
+    assert sum(a[0] != b[0] for a, b in zip(expected["gated"], expected["shift"], strict=True)) >= 3
 
 
 def check_answers(
