@@ -27,7 +27,7 @@ from sealign.evaluation.item_scores import ItemScores, headline_metrics
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.judge import JUDGED_TASK, NOT_JUDGED, Judge, judge_answers
 from sealign.evaluation.judged_pairs import PairJudge
-from sealign.evaluation.local_tasks import task_manager
+from sealign.evaluation.local_tasks import load_task, task_manager
 from sealign.evaluation.preference import PREFERENCE
 from sealign.evaluation.preference_task import add_preference
 from sealign.evaluation.results import ANSWERS, BASE, RESULTS_NAME, DamageRecord, Results, Task
@@ -40,7 +40,6 @@ from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
 if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
@@ -152,6 +151,7 @@ def _score_arms(
     fitted = fitted_prompts(arm.edit for arm in arms.values() if arm.edit is not None)
     chosen: dict[str, dict[str, list[int]]] = {}
     left_out: dict[str, int] = {}
+    loaded: dict[str, dict[str, Any]] = {}
 
     @contextmanager
     def attached(name: str) -> Iterator[SealignLM]:
@@ -184,10 +184,11 @@ def _score_arms(
         for name in arms:
             with attached(name) as lm:
                 for task in config.tasks:
-                    if task not in chosen:
-                        chosen[task], left_out[task] = choose_items(manager, task, config, fitted)
+                    if task not in loaded:
+                        loaded[task] = load_task(manager, task)
+                        chosen[task], left_out[task] = choose_items(loaded[task], task, config, fitted)
                     with timed(name, task):
-                        samples = _run(lm, task, manager, config, chosen[task])
+                        samples = _run(lm, task, loaded[task], config, chosen[task])
                         _add_samples(tasks, task, name, samples)
                     if task == JUDGED_TASK:
                         docs = samples.docs
@@ -217,13 +218,17 @@ def _score_arms(
 
 
 def _run(
-    lm: SealignLM, task: str, manager: TaskManager, config: EvaluationConfig, items: Mapping[str, Sequence[int]]
+    lm: SealignLM,
+    task: str,
+    loaded: Mapping[str, Any],
+    config: EvaluationConfig,
+    items: Mapping[str, Sequence[int]],
 ) -> TaskSamples:
     """Run one task of the harness with the settings of an evaluation."""
     return run_task(
         lm,
         task,
-        manager,
+        loaded,
         items=items,
         max_new_tokens=(config.max_new_tokens or {}).get(task),
         num_fewshot=config.num_fewshot,

@@ -8,11 +8,9 @@ from typing import Any
 
 import numpy as np
 from lm_eval import evaluator
-from lm_eval.tasks import TaskManager
 
 from sealign.errors import SettingError
 from sealign.evaluation.harness import SealignLM
-from sealign.evaluation.local_tasks import load_task
 from sealign.evaluation.rouge import without_resampling
 from sealign.evaluation.samples import TaskSamples
 
@@ -23,7 +21,7 @@ FEW_SHOT_SEED = 1234
 def run_task(
     lm: SealignLM,
     task: str,
-    manager: TaskManager,
+    loaded: Mapping[str, Any],
     *,
     items: Mapping[str, Sequence[int]] | None = None,
     max_new_tokens: int | None = None,
@@ -36,7 +34,7 @@ def run_task(
     Args:
         lm: The model.
         task: Name of the task.
-        manager: Task manager that knows the task.
+        loaded: The task as ``load_task`` returns it. It can be run again, for other models, with the same settings.
         items: Mapping from task, or from each member of a group, to the numbers of the items to run; None runs all.
         max_new_tokens: Maximum number of tokens of an answer, instead of the limit of the task.
         num_fewshot: Number of worked examples before each item, instead of that of the task.
@@ -47,7 +45,6 @@ def run_task(
         SettingError: The harness fixes the number of examples of the task at 0.
     """
     # Does what ``simple_evaluate`` does, without its search for a git repository and for details of the machine.
-    loaded = load_task(manager, task)
     for loaded_task in loaded["tasks"].values():
         fixed = loaded_task.get_config("num_fewshot")
         if fixed == 0 and num_fewshot:
@@ -66,7 +63,7 @@ def run_task(
     with np.errstate(divide="ignore", invalid="ignore"), without_resampling():
         found = evaluator.evaluate(
             lm=lm,
-            task_dict=loaded,
+            task_dict=dict(loaded),
             samples=None if items is None else {name: sorted(set(numbers)) for name, numbers in items.items()},
             bootstrap_iters=0,
             log_samples=True,

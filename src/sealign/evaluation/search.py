@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sealign.demonstrations.bundled import neutral_texts
 from sealign.demonstrations.demonstration import Demonstration
@@ -44,9 +44,6 @@ from sealign.models.structure import text_config, unwrap_model
 from sealign.models.weights import weights_digest
 from sealign.progress import Track
 from sealign.versions import library_versions
-
-if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
 
 SCAN_NAME = "scan.csv"
 """File name of the scan, which is written first."""
@@ -106,10 +103,11 @@ class Search:
                 f"{len(self.development)} to compare and {len(self.tested)} to test, but each part needs at least 2; "
                 "give more demonstrations"
             )
-        self.items: dict[str, tuple[list[int], list[int]]] = {}
+        self.tasks: dict[str, dict[str, Any]] = {}
         if config.tasks:
             with task_manager(config.tasks, config.data_dir) as manager:
-                self.items = {task: self._divide_items(manager, task) for task in config.tasks}
+                self.tasks = {task: load_task(manager, task) for task in config.tasks}
+        self.items = {task: self._divide_items(task) for task in self.tasks}
         texts = neutral_texts()
         self.test_texts = texts[1::2]
         self.texts = DamageTexts.of(
@@ -127,9 +125,9 @@ class Search:
         digest = Journal.key(weights_digest(model).hex(), tokenizer_hash(tokenizer), library_versions())
         self.journal = Journal(folder / CHECKPOINTS_NAME / f"{digest}.jsonl")
 
-    def _divide_items(self, manager: TaskManager, task: str) -> tuple[list[int], list[int]]:
+    def _divide_items(self, task: str) -> tuple[list[int], list[int]]:
         """Return the numbers of the development items and of the test items of a task."""
-        items = list(load_task(manager, task)["tasks"][task].eval_docs)[: self.config.limit]
+        items = list(self.tasks[task]["tasks"][task].eval_docs)[: self.config.limit]
         parts = (self.fitted, self.development, self.tested)
         return divide_items(task, items, parts, holdout=self.config.holdout, seed=self.config.seed)
 
@@ -231,11 +229,10 @@ class Search:
         lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
         try:
             found = []
-            with task_manager(self.config.tasks, self.config.data_dir) as manager:
-                for task, (development, _) in self.items.items():
-                    metrics = run_task(lm, task, manager, items={task: development}).scores()
-                    metric = metrics[headline_metrics(task, metrics)[0]]
-                    found.append((metric.value, metric.aim))
+            for task, (development, _) in self.items.items():
+                metrics = run_task(lm, task, self.tasks[task], items={task: development}).scores()
+                metric = metrics[headline_metrics(task, metrics)[0]]
+                found.append((metric.value, metric.aim))
             return found
         finally:
             lm.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,6 @@ from sealign.demonstrations.splits import split_demonstrations
 from sealign.edits.intervention import Intervention
 from sealign.errors import SettingError
 from sealign.evaluation.evaluation_config import EvaluationConfig
-from sealign.evaluation.local_tasks import load_task
-
-if TYPE_CHECKING:
-    from lm_eval.tasks import TaskManager
 
 
 def fitted_prompts(edits: Iterable[Intervention]) -> frozenset[str]:
@@ -55,14 +51,14 @@ def unseen_items(items: Iterable[Mapping[str, Any]], fitted: frozenset[str]) -> 
 
 
 def choose_items(
-    manager: TaskManager, task: str, config: EvaluationConfig, fitted: frozenset[str]
+    loaded: Mapping[str, Any], task: str, config: EvaluationConfig, fitted: frozenset[str]
 ) -> tuple[dict[str, list[int]], int]:
     """Return the numbers of the items to score, by member of a group of tasks, and how many were left out.
 
     Items are left out if an edit was fitted on their prompts.
 
     Args:
-        manager: Task manager that knows the task.
+        loaded: The task or group as ``load_task`` returns it.
         task: Name of the task or group.
         config: Settings of the evaluation, which limit or choose the items.
         fitted: Result of ``fitted_prompts``.
@@ -71,7 +67,7 @@ def choose_items(
         SettingError: The edits were fitted on all items of the task or of a member.
     """
     chosen, asked = {}, 0
-    for name, member in load_task(manager, task)["tasks"].items():
+    for name, member in loaded["tasks"].items():
         items = list(member.eval_docs)
         numbers = list(range(len(items)))[: config.limit] if config.items is None else list(config.items[task])
         unseen = set(unseen_items(items, fitted))
