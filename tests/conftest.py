@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -46,9 +47,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Convert the embedded model in one worker while the others wait, rather than in each of them."""
+    """Prepare what all tests share: the embedded model is converted in one worker while the others wait."""
     if "PYTEST_XDIST_WORKER" in os.environ and session.items:
         embedded_model()
+    # What is imported and collected stays, so the garbage collector need not look at it again.
+    gc.collect()
+    gc.freeze()
 
 
 def our_hooks(model: Any) -> int:

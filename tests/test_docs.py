@@ -178,7 +178,7 @@ def test_commands_run(
         (tmp_path / "data").symlink_to(request.getfixturevalue("data_dir").resolve())
     monkeypatch.chdir(tmp_path)
     serves, port = _serves(page), str(_free_port())
-    request.getfixturevalue("embedded_package" if serves else "embedded_stand_in")
+    request.getfixturevalue("embedded_package" if serves or "torchrun" in text else "embedded_stand_in")
     shell = Shell(tmp_path, serves=serves)
     try:
         for language, block in _blocks(page):
