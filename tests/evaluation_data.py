@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from sealign.edits.record import ModelRecord
-from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.evaluation.results import Arm, DamageRecord, Metric, Results, Scores, Task
+
+QUESTIONS = Path(__file__).with_name("questions.jsonl")
+"""Questions with true and false answers, written for this project."""
 
 HARNESS_WARNINGS = [
     pytest.mark.filterwarnings(f"ignore::{kind}")
@@ -28,21 +30,22 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def write_truthfulqa(folder: Path, count: int = 10) -> None:
-    """The bundled questions as TruthfulQA, multiple choice and generation."""
+    """Questions written for this project as TruthfulQA, multiple choice and generation."""
     choice, generation = [], []
-    for item in bundled_questions()[:count]:
-        one = {"choices": [item.correct[0], *item.incorrect], "labels": [1] + [0] * len(item.incorrect)}
-        labels = [1] * len(item.correct) + [0] * len(item.incorrect)
-        both = {"choices": [*item.correct, *item.incorrect], "labels": labels}
-        choice.append({"question": item.question, "mc1_targets": one, "mc2_targets": both})
+    for line in QUESTIONS.read_text(encoding="utf-8").splitlines()[:count]:
+        item = json.loads(line)
+        correct, incorrect = item["correct_answers"], item["incorrect_answers"]
+        one = {"choices": [correct[0], *incorrect], "labels": [1] + [0] * len(incorrect)}
+        both = {"choices": [*correct, *incorrect], "labels": [1] * len(correct) + [0] * len(incorrect)}
+        choice.append({"question": item["question"], "mc1_targets": one, "mc2_targets": both})
         generation.append(
             {
                 "type": "Adversarial",
                 "category": "Facts",
-                "question": item.question,
-                "best_answer": item.correct[0],
-                "correct_answers": list(item.correct),
-                "incorrect_answers": list(item.incorrect),
+                "question": item["question"],
+                "best_answer": correct[0],
+                "correct_answers": correct,
+                "incorrect_answers": incorrect,
                 "source": "",
             }
         )

@@ -5,17 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import mean
 
 import pytest
 
 from sealign.demonstrations import load_prompts
-from sealign.evaluation.multiple_choice import bundled_questions
 from sealign.models.prompt_format import default_preamble
 from tests.demonstrations.bundled_texts import BEHAVIOURS, DATA, DEMONSTRATIONS, normal, read, words
 
-QUESTIONS = read("multiple_choice")
-ASKED = [row["prompt"] for row in DEMONSTRATIONS] + [row["question"] for row in QUESTIONS]
+ASKED = [row["prompt"] for row in DEMONSTRATIONS]
 ASKED += [prompt.text for name in BEHAVIOURS for prompt in load_prompts(f"bundled:{name}")]
 
 
@@ -30,7 +27,7 @@ def check_text(text: str) -> None:
     assert "  " not in text
 
 
-@pytest.mark.parametrize("path", [*(f"behaviours/{name}" for name in BEHAVIOURS), "multiple_choice"])
+@pytest.mark.parametrize("path", [f"behaviours/{name}" for name in BEHAVIOURS])
 def test_files_are_clean_json_lines(path: str) -> None:
     data = (DATA / f"{path}.jsonl").read_bytes()
     assert data.endswith(b"}\n")
@@ -38,59 +35,16 @@ def test_files_are_clean_json_lines(path: str) -> None:
     assert b"\n\n" not in data
     rows = read(path)
     assert len(rows) == data.count(b"\n")
-    keys = {"question", "best_answer", "correct_answers", "incorrect_answers", "topic"}
-    keys = keys if path == "multiple_choice" else {"prompt", "positive", "negative", "topic"}
     for row in rows:
-        assert set(row) == keys
-        for value in row.values():
-            for text in value if isinstance(value, list) else [value]:
-                check_text(text)
-
-
-def test_questions_are_well_formed() -> None:
-    assert len({normal(row["question"]) for row in QUESTIONS}) == len(QUESTIONS)
-    for row in QUESTIONS:
-        assert row["question"].endswith("?")
-        assert row["best_answer"] == row["correct_answers"][0]
-        assert len(row["correct_answers"]) >= 2
-        assert len(row["incorrect_answers"]) >= 3
-        answers = [normal(text) for text in row["correct_answers"] + row["incorrect_answers"]]
-        assert len(set(answers)) == len(answers), row["question"]
-
-
-def test_length_does_not_tell_the_right_answer() -> None:
-    right = mean(len(text) for row in QUESTIONS for text in row["correct_answers"])
-    wrong = mean(len(text) for row in QUESTIONS for text in row["incorrect_answers"])
-    assert abs(right / wrong - 1) < 0.05
-    chance = mean(1 / (1 + len(row["incorrect_answers"])) for row in QUESTIONS)
-    for pick in (max, min):
-        hits = mean(
-            pick([row["best_answer"], *row["incorrect_answers"]], key=len) == row["best_answer"] for row in QUESTIONS
-        )
-        assert hits < chance + 0.1
-
-
-def test_questions_are_read_as_they_are_written() -> None:
-    loaded = bundled_questions()
-    assert [item.question for item in loaded] == [row["question"] for row in QUESTIONS]
-    assert [item.correct for item in loaded] == [tuple(row["correct_answers"]) for row in QUESTIONS]
-    assert [item.incorrect for item in loaded] == [tuple(row["incorrect_answers"]) for row in QUESTIONS]
-
-
-def test_held_out_questions_share_nothing_with_demonstrations() -> None:
-    truthfulness = {row["topic"] for row in BEHAVIOURS["truthfulness"]}
-    assert not truthfulness & {row["topic"] for row in QUESTIONS}
-    assert not {normal(row["prompt"]) for row in DEMONSTRATIONS} & {normal(row["question"]) for row in QUESTIONS}
-    completions = {normal(row[key]) for row in DEMONSTRATIONS for key in ("positive", "negative")}
-    answers = {normal(text) for row in QUESTIONS for text in row["correct_answers"] + row["incorrect_answers"]}
-    assert not completions & answers
+        assert set(row) == {"prompt", "positive", "negative", "topic"}
+        for text in row.values():
+            check_text(text)
 
 
 def test_the_preamble_shares_no_question() -> None:
     asked = {normal(question) for question in preamble_questions()}
     assert len(asked) == 6
     assert not asked & {normal(row["prompt"]) for row in DEMONSTRATIONS}
-    assert not asked & {normal(row["question"]) for row in QUESTIONS}
 
 
 BENCHMARKS = (

@@ -15,7 +15,6 @@ from sealign.evaluation.damage import (
     measure_damage,
     measure_damages,
     measure_passages,
-    text_losses,
 )
 from sealign.evaluation.evaluate_edits import evaluate
 from sealign.evaluation.evaluation_config import EvaluationConfig
@@ -91,15 +90,6 @@ def test_strength_0_does_no_damage(llama: Any, tokenizer: Any, small_edit: seali
 def test_per_feature_edits_run_one_text_at_a_time(llama: Any, tokenizer: Any, small_edit: sealign.Edit) -> None:
     edit = small_edit.with_normalization("feature")
     assert measure_damage(llama, tokenizer, edit, texts=TEXTS, batch_size=3).loss_increase != 0
-
-
-@torch.no_grad()
-def test_losses_of_texts(llama: Any, tokenizer: Any) -> None:
-    texts = ["The town lies by the river.", "Bread.", "The clerk asks for a form, and then for another."]
-    tokens, losses = text_losses(llama, tokenizer, texts, batch_size=2)
-    encoded = [torch.tensor([tokenizer.encode(text)]) for text in texts]
-    assert tokens.tolist() == [ids.shape[1] - 1 for ids in encoded]
-    assert losses.tolist() == pytest.approx([float(llama(ids, labels=ids).loss) for ids in encoded], rel=1e-5)
 
 
 def test_the_bound_on_the_damage_covers() -> None:

@@ -27,9 +27,6 @@ from .judge import Judge as Judge
 from .judge import LocalJudge as LocalJudge
 from .local_tasks import LOCAL_TASKS as LOCAL_TASKS
 from .local_tasks import task_manager as task_manager
-from .multiple_choice import MultipleChoiceQuestion as MultipleChoiceQuestion
-from .multiple_choice import MultipleChoiceScores as MultipleChoiceScores
-from .multiple_choice import score_questions as score_questions
 from .preference import preference_scores as preference_scores
 from .results import Results as Results
 from .scan import ScannedCandidate as ScannedCandidate
@@ -74,8 +71,6 @@ __all__ = [
     "Finalist",
     "Judge",
     "LocalJudge",
-    "MultipleChoiceQuestion",
-    "MultipleChoiceScores",
     "Results",
     "ScannedCandidate",
     "Scorer",
@@ -103,7 +98,6 @@ __all__ = [
     "scan",
     "score_choices",
     "score_continuations",
-    "score_questions",
     "task_manager",
     "tune",
 ]

@@ -92,31 +92,6 @@ class Damage:
         return increase_with_bound(self.tokens, np.zeros_like(self.divergence), self.divergence)[1]
 
 
-@torch.no_grad()
-def text_losses(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, batch_size: int = 4
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return, for each text, the number of predicted tokens and the mean loss in nats per token.
-
-    Args:
-        model: Model, with the edits that are attached to it.
-        tokenizer: Tokenizer of the model.
-        texts: Texts of at least 2 tokens each.
-        batch_size: Number of texts to run together. Must be 1 for an edit that is not causal.
-    """
-    encoded = [list(tokenizer.encode(text)) for text in texts]
-    losses: list[float] = []
-    with eval_mode(model):
-        for start in range(0, len(encoded), batch_size):
-            batch = encoded[start : start + batch_size]
-            ids, mask = pad_right(batch, pad_token(tokenizer, model), input_device(model))
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            each = torch.nn.functional.cross_entropy(logits.float().transpose(1, 2), ids[:, 1:], reduction="none")
-            seen = mask[:, 1:]
-            losses += ((each.double() * seen).sum(1) / seen.sum(1)).tolist()
-    return np.array([len(ids) - 1.0 for ids in encoded]), np.array(losses)
-
-
 def measure_damage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -95,17 +95,6 @@ def _is_nan(reply: Any) -> bool:
     return isinstance(number, float) and number != number
 
 
-def join_scores(parts: Sequence[ItemScores]) -> ItemScores:
-    """Join the scores of several parts of the items of a task."""
-    below = [part.denominators for part in parts if part.denominators is not None]
-    return replace(
-        parts[0],
-        items=np.concatenate([part.items for part in parts]),
-        numerators=np.concatenate([part.numerators for part in parts]),
-        denominators=np.concatenate(below) if below else None,
-    )
-
-
 def headline_metrics(task: str, scores: Mapping[str, ItemScores]) -> list[str]:
     """Return the metrics of a task that verdicts depend on: those listed here for it, or else its first metric.
 
