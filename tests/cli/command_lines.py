@@ -166,6 +166,7 @@ class Library:
         self.replace("sealign.edits.gallery.pull_edit", lambda *_, **__: edit.record)
         self.replace("sealign.serving.launch.require_vllm", nothing)
         self.replace("sealign.serving.launch.server_command", lambda *_, **__: ([], {}))
+        self.replace("sealign.serving.launch.canary_variables", lambda *_: {})
         self.replace("sealign.serving.launch.start_server", nothing)
         shown = SimpleNamespace(edit=edit, behaviour="fairness", verdict=SimpleNamespace(sentence="Helps."))
         self.replace("sealign.reproduce.embedded_demo.run_demo", lambda *_, **__: shown)

@@ -14,31 +14,20 @@ import torch
 
 import sealign
 from sealign.errors import FingerprintError, SealignWarning, ServingError, UnknownEditError
+from sealign.serving.canary import hooks_canary
 from sealign.serving.edit_loader import EditLoader, adapter_key
-from sealign.serving.served_edits import ServedEdits
 from sealign.serving.settings import ServerSettings
+from tests.serving.stand_in_vllm import Engine, install_stand_ins
 
 
-class Engine:
-    """Answers as vLLM's client does, for two workers."""
-
-    def __init__(self, config: Any, *answers: Any, model: Any = "/nowhere") -> None:
-        served = SimpleNamespace(hf_config=config, model=str(model))
-        self.vllm_config = SimpleNamespace(lora_config=None, model_config=served)
-        self.answers = list(answers)
-        self.calls: list[str] = []
-
-    async def collective_rpc(self, method: str, args: tuple[Any, ...]) -> list[Any]:
-        self.calls.append(method)
-        answer = self.answers.pop(0) if self.answers else [None, None]
-        if isinstance(answer, Exception):
-            raise answer
-        return list(answer)
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    install_stand_ins(monkeypatch)
 
 
 def loader(engine: Engine) -> EditLoader:
     models = SimpleNamespace(is_base_model=lambda name: name == "base")
-    return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), ServedEdits())
+    return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), engine.edits)
 
 
 @pytest.fixture
@@ -48,7 +37,7 @@ def saved(small_edit: sealign.Edit, tmp_path: Path) -> Path:
 
 
 def test_loaded_and_unloaded(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
-    engine = Engine(llama.config, [small_edit.hash] * 2)
+    engine = Engine(llama, [small_edit.hash] * 2)
     edits = loader(engine)
 
     async def run() -> None:
@@ -67,7 +56,7 @@ def test_a_load_that_fails_leaves_nothing(llama: Any, small_edit: sealign.Edit, 
         (RuntimeError("no place"), "a worker cannot load the edit 'mild': no place"),
         (["x"], "changed"),
     ):
-        engine = Engine(llama.config, answer)
+        engine = Engine(llama, answer)
         edits = loader(engine)
         with pytest.raises(ServingError, match=says):
             asyncio.run(edits.load("mild", saved))
@@ -77,7 +66,7 @@ def test_a_load_that_fails_leaves_nothing(llama: Any, small_edit: sealign.Edit, 
 
 
 def test_an_unload_that_fails_can_be_tried_again(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
-    engine = Engine(llama.config, [small_edit.hash] * 2, RuntimeError("no answer"))
+    engine = Engine(llama, [small_edit.hash] * 2, RuntimeError("no answer"))
     edits = loader(engine)
 
     async def run() -> None:
@@ -98,7 +87,7 @@ def test_an_unload_that_fails_can_be_tried_again(llama: Any, small_edit: sealign
 
 
 def test_what_is_cancelled_goes_on_to_its_end(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
-    engine = Engine(llama.config, [small_edit.hash] * 2)
+    engine = Engine(llama, [small_edit.hash] * 2)
     edits = loader(engine)
 
     async def cancelled(work: Any) -> None:
@@ -131,20 +120,69 @@ def test_what_is_cancelled_goes_on_to_its_end(llama: Any, small_edit: sealign.Ed
     assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
 
 
+def test_an_edit_is_compared_with_the_hooks_where_their_answer_is_known(
+    llama: Any, small_edit: sealign.Edit, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = list(range(3, 12))
+    for name, value in hooks_canary(llama, ids, [small_edit]).to_environment().items():
+        monkeypatch.setenv(name, value)
+    served = asyncio.run(loader(Engine(llama)).load("mild", saved))
+    assert served.compared_with == "hooks"
+    assert served.difference is not None
+    assert served.difference < 1e-4
+    small_edit.reversed().save_pretrained(saved.parent / "other")  # whose answer is not known
+    other = asyncio.run(loader(Engine(llama)).load("other", saved.parent / "other"))
+    assert (other.compared_with, other.difference) == ("base model", None)
+    processed = Engine(llama)
+    processed.vllm_config.model_config.logprobs_mode = "processed_logits"  # other numbers than log-probabilities
+    assert asyncio.run(loader(processed).load("mild", saved)).compared_with == "base model"
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("fault", ["none", "every request", "half", "reversed", "NaN", "fails"])
+def test_a_server_that_edits_wrongly_is_refused(
+    llama: Any, small_edit: sealign.Edit, saved: Path, monkeypatch: pytest.MonkeyPatch, fault: str, known: bool
+) -> None:
+    """Without the hooks' answer, only an edit that does nothing, or something to every request, can be seen."""
+    if known:
+        for name, value in hooks_canary(llama, list(range(3, 12)), [small_edit]).to_environment().items():
+            monkeypatch.setenv(name, value)
+    engine = Engine(llama, fault=fault)
+    edits = loader(engine)
+    if not known and fault in ("half", "reversed", "NaN"):
+        assert asyncio.run(edits.load("mild", saved)).compared_with == "base model"
+        return
+    says = {"fails": "the engine cannot try the edit 'mild': out of memory"}.get(fault)
+    says = says or ("does not apply the edit 'mild' as the hooks do" if known else "changes no output")
+    if known and fault == "every request":
+        says = "does not apply|changes no output"
+    with pytest.raises(ServingError, match=says):
+        asyncio.run(edits.load("mild", saved))
+    assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
+    assert not edits.edits.holds(small_edit.hash)
+    assert edits.edits.edits == []
+
+
+def test_an_edit_of_strength_zero_has_nothing_to_compare(llama: Any, small_edit: sealign.Edit, tmp_path: Path) -> None:
+    small_edit.with_strength(0).save_pretrained(tmp_path / "none")
+    served = asyncio.run(loader(Engine(llama, fault="fails")).load("none", tmp_path / "none"))
+    assert served.compared_with is None
+
+
 def test_another_model_and_the_name_of_the_base_are_refused(tiny_model: Any, llama: Any, saved: Path) -> None:
     with pytest.raises(FingerprintError, match="this model differs"):
-        asyncio.run(loader(Engine(tiny_model("qwen2").config)).load("mild", saved))
+        asyncio.run(loader(Engine(tiny_model("qwen2"))).load("mild", saved))
     with pytest.raises(ServingError, match="is the name of the base model"):
-        asyncio.run(loader(Engine(llama.config)).load("base", saved))
+        asyncio.run(loader(Engine(llama)).load("base", saved))
 
 
-def test_other_weights_of_the_served_model_are_said(llama: Any, saved: Path, small_edit: Any, tmp_path: Path) -> None:
+def test_other_weights_of_the_served_model_are_said(llama: Any, saved: Path, tmp_path: Path) -> None:
     tuned = copy.deepcopy(llama)
     with torch.no_grad():
         tuned.model.norm.weight *= 1.5
     for name, model in {"base": llama, "tuned": tuned}.items():
         model.save_pretrained(tmp_path / name)
-        known = loader(Engine(model.config, [small_edit.hash] * 2, model=tmp_path / name))
+        known = loader(Engine(llama, folder=tmp_path / name))
         if name == "base":
             asyncio.run(known.load("mild", saved))
             continue

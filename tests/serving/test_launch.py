@@ -130,4 +130,4 @@ def test_without_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sealign.serving.launch.find_spec", lambda _: None)
     result = CliRunner().invoke(app, ["serve", "--edit", "a=x"])
     assert result.exit_code == 2
-    assert "pip install vllm" in result.stderr
+    assert "pip install 'vllm==" in result.stderr

@@ -277,8 +277,12 @@ def test_only_the_administrator_sees_and_changes_edits(server: EditServer) -> No
     for method, path, body in (("GET", "", {}), ("POST", "", {"name": "later"}), ("DELETE", "/tanh", {})):
         for token in (None, "wrong", ""):
             assert server.admin(method, path, token=token, **body).status_code == 401
-    listed = {edit["name"]: edit["route"] for edit in server.admin("GET").json()}
-    assert listed == {name: "lora" if name == "linear" else "plugin" for name in STARTED}
+    listed = {edit["name"]: edit for edit in server.admin("GET").json()}
+    assert {name: edit["route"] for name, edit in listed.items()} == {
+        name: "lora" if name == "linear" else "plugin" for name in STARTED
+    }
+    for name, edit in listed.items():  # when it started, it compared each edit with the hooks
+        assert (edit["compared_with"], edit["difference"] < 1e-3) == ("hooks", True), name
 
 
 @pytest.mark.parametrize("name", ["../edits/later", "/etc", "..", "", "absent", "owner/name", "later\n", "x" * 200])
@@ -311,7 +315,8 @@ def test_edits_come_and_go_under_load(
             while (rounds < 2 or answered.qsize() <= 20) and time.monotonic() < end:
                 for name, route in (("later", "plugin"), ("later-lora", "lora")):
                     answer = server.admin("POST", name=name)
-                    assert (answer.status_code, answer.json()["route"]) == (200, route)
+                    found = answer.json()
+                    assert (answer.status_code, found["route"], found["compared_with"]) == (200, route, "base model")
                     assert server.admin("POST", name=name).status_code == 409
                     for number in (0, 3):
                         assert_same(server.complete(prompts[number], name), expected[name][number])
@@ -428,7 +433,8 @@ def test_what_keeps_a_server_from_starting(folder: Path, monkeypatch: pytest.Mon
     command = [engine_command("sealign"), "serve", *next(iter(cases))]
     process = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert (process.returncode, next(iter(cases.values())) in process.stderr) == (2, True)
-    monkeypatch.setattr("sealign.serving.launch.find_spec", lambda _: True)  # as in the engines' environment
+    for name, stand_in in {"find_spec": lambda _: True, "vllm_version": lambda: "0.32.0"}.items():
+        monkeypatch.setattr(f"sealign.serving.launch.{name}", stand_in)  # as in the engines' environment
     for arguments, says in cases.items():
         result = CliRunner().invoke(app, ["serve", *arguments])
         assert result.exit_code == 2, arguments

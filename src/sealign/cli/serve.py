@@ -45,17 +45,24 @@ def serve(
             "LoRA code. This is faster on a CPU.",
         ),
     ] = False,
+    untested_vllm: Annotated[
+        bool,
+        typer.Option("--untested-vllm", help="Accept a version of vLLM that edits were not tested with."),
+    ] = False,
 ) -> None:
     """Serve a model with vLLM; each request can select an edit.
 
     A request selects an edit with "vllm_xargs": {"sealign_edit": NAME}. An edit that is served as a LoRA can also be
     selected with "model": NAME. Options that are not listed here are passed to vllm serve, for example --port 8000.
 
+    When the server starts, each edit is compared with the hooks on one prompt, if the base model fits in memory, else
+    with the base model. A server that does nothing or something else for an edit does not start.
+
     To list, load and unload edits while the server runs, set SEALIGN_ADMIN_TOKEN in the server's environment.
     """
-    from sealign.serving.launch import require_vllm, server_command, start_server
+    from sealign.serving.launch import canary_variables, require_vllm, server_command, start_server
 
-    require_vllm()
+    require_vllm(untested=untested_vllm)
     with messages.status("Reading the edits"):
         command, variables = server_command(
             model,
@@ -65,8 +72,10 @@ def serve(
             loras=not no_lora,
             arguments=context.args,
         )
+    with messages.status("Computing what the edits should answer"):
+        expected = canary_variables(command, variables)
     messages.say("Starting vLLM")
-    start_server(command, variables)
+    start_server(command, variables | expected)
 
 
 def parse_named_edits(texts: list[str]) -> dict[str, str]:

@@ -20,9 +20,9 @@ def patch_cpu_loras() -> None:
     """
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-    wrap(PunicaWrapperCPU, "add_expand", _keeping_rows("token_lora_indices"))
-    wrap(PunicaWrapperCPU, "add_lora_embedding", _keeping_rows("token_lora_indices"))
-    wrap(PunicaWrapperCPU, "add_lora_logits", _unless_zero)
+    wrap(PunicaWrapperCPU, "add_expand", _keeping_rows("token_lora_indices"), parameters=("y",))
+    wrap(PunicaWrapperCPU, "add_lora_embedding", _keeping_rows("token_lora_indices"), parameters=("y",))
+    wrap(PunicaWrapperCPU, "add_lora_logits", _unless_zero, parameters=("y", "x", "lora_a_stacked"))
 
 
 def _keeping_rows(indices: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -14,13 +14,13 @@ from uuid import uuid4
 from sealign.edits.edit import Edit
 from sealign.edits.provenance import warn_of_other_checkpoint
 from sealign.errors import ServingError
-from sealign.export.verify import PROMPTS
 from sealign.models.checkpoint_tensors import checkpoint_tensors, weight_files
 from sealign.models.fingerprint import check_fingerprint
 from sealign.models.pretrained import empty_model
 from sealign.models.weights import stored_weights
+from sealign.serving.canary import COMPLETION, PROMPT, Canary, CanaryAnswer, check_canary, check_changes
 from sealign.serving.served_edits import ServedEdit, ServedEdits
-from sealign.serving.settings import ServerSettings, check_name, is_lora
+from sealign.serving.settings import REQUEST_KEY, ServerSettings, check_name, is_lora
 
 Result = TypeVar("Result")
 
@@ -46,6 +46,7 @@ class EditLoader:
         self._running: set[asyncio.Task[Any]] = set()
         self._model: Any = None
         self._weights: tuple[str, str] | None = None
+        self._canary = Canary.from_environment()
 
     async def load(self, name: str, folder: Path) -> ServedEdit:
         """Load an edit from a folder.
@@ -88,6 +89,13 @@ class EditLoader:
             await asyncio.to_thread(self._check_model, edit)
             uses_adapter = is_lora(edit) and self._engine.vllm_config.lora_config is not None
             served = await (self._load_adapter if uses_adapter else self._load_into_slot)(name, folder, edit)
+            try:
+                await self._check_acts(served, edit)
+            except Exception as error:  # vLLM wraps the error of a worker in a type of its own
+                await self._remove(served)
+                if isinstance(error, ServingError):
+                    raise
+                raise ServingError(f"the engine cannot try the edit '{name}': {error}") from error
             self.edits.add(served)
             return served
 
@@ -148,44 +156,61 @@ class EditLoader:
         answer = await self._models.load_lora_adapter(LoadLoRAAdapterRequest(lora_name=name, lora_path=str(adapter)))
         if isinstance(answer, ErrorResponse):
             raise ServingError(f"the server cannot load the edit '{name}' as a LoRA: {answer.error.message}")
-        served = ServedEdit(name, edit.hash, "lora", self._models.lora_requests[name])
-        try:
-            await self._check_acts(served, edit)
-        except Exception as error:  # vLLM wraps the error of a worker in a type of its own
-            await self._remove(served)
-            if isinstance(error, ServingError):
-                raise
-            raise ServingError(f"the engine cannot try the edit '{name}': {error}") from error
-        return served
+        return ServedEdit(name, edit.hash, "lora", self._models.lora_requests[name])
 
     async def _check_acts(self, served: ServedEdit, edit: Edit) -> None:
-        """Raise unless a LoRA acts at every layer of its edit, and changes the log-probability of a next token.
+        """Raise unless the server applies an edit as the hooks do, or, without their answers, as far as can be seen.
 
-        vLLM ignores weights whose names it does not find in its model.
+        vLLM ignores the weights of a LoRA whose names it does not find in its model.
         """
         if not edit.strength:
             return
-        remedy = "as when vLLM names the modules of the model differently; start the server with --no-lora"
-        found = await self._engine.collective_rpc("sealign_lora_modules", args=(served.adapter.lora_int_id,))
-        modules = set().union(*found)
-        if len(modules) < len(edit.layers):
-            raise ServingError(
-                f"vLLM uses the LoRA of the edit '{served.name}' at {len(modules)} of {len(edit.layers)} modules, "
-                f"{remedy}"
-            )
-        plain, edited = [await self._log_probability(adapter) for adapter in (None, served.adapter)]
-        if plain == edited:
-            raise ServingError(f"vLLM loads the edit '{served.name}' as a LoRA that changes no output, {remedy}")
+        if served.route == "lora":
+            found = await self._engine.collective_rpc("sealign_lora_modules", args=(served.adapter.lora_int_id,))
+            modules = set().union(*found)
+            if len(modules) < len(edit.layers):
+                raise ServingError(
+                    f"vLLM uses the LoRA of the edit '{served.name}' at {len(modules)} of {len(edit.layers)} modules, "
+                    "as when vLLM names the modules of the model differently; start the server with --no-lora"
+                )
+        canary = self._canary
+        known = canary is not None and edit.hash in canary.edited and self._logs_are_plain
+        ids = canary.ids if canary is not None else self._engine.get_tokenizer().encode(PROMPT)
+        with self.edits.on_trial(served) as trial:  # in one batch, where each must keep to its own
+            plain, edited = await asyncio.gather(self._answer(ids, None), self._answer(ids, trial))
+        if canary is not None and known:
+            served.difference = check_canary(served.name, plain, edited, canary, edit.hash)
+            served.compared_with = "hooks"
+        elif all(layer_edit.gate is None for layer_edit in edit.layer_edits.values()):
+            check_changes(served.name, plain, edited)
+            served.compared_with = "base model"
 
-    async def _log_probability(self, adapter: Any) -> float:
+    @property
+    def _logs_are_plain(self) -> bool:
+        """Whether the server's log-probabilities are those of the model, before sampling settings change them."""
+        return str(getattr(self._engine.vllm_config.model_config, "logprobs_mode", "")) == "raw_logprobs"
+
+    async def _answer(self, ids: Sequence[int], name: str | None) -> CanaryAnswer:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
 
-        prompt = tokens_input(list(self._engine.get_tokenizer().encode(PROMPTS[0])))
-        params = SamplingParams(max_tokens=1, temperature=0, logprobs=1, skip_reading_prefix_cache=True)
-        answers = self._engine.generate(prompt, params, f"sealign-{uuid4()}", lora_request=adapter)
-        (last,) = [answer.outputs[0] async for answer in answers if answer.finished]
-        return float(last.cumulative_logprob)
+        params = SamplingParams(
+            max_tokens=COMPLETION,
+            temperature=0,
+            ignore_eos=True,
+            logprobs=0,
+            prompt_logprobs=0,
+            skip_reading_prefix_cache=True,
+            extra_args=None if name is None else {REQUEST_KEY: name},
+        )
+        answers = self._engine.generate(tokens_input(list(ids)), params, f"sealign-{uuid4()}")
+        (last,) = [answer async for answer in answers if answer.finished]
+        (output,) = last.outputs
+        return CanaryAnswer(
+            tuple(step[token].logprob for step, token in zip(last.prompt_logprobs[1:], ids[1:], strict=True)),
+            tuple(output.token_ids),
+            tuple(step[token].logprob for step, token in zip(output.logprobs, output.token_ids, strict=True)),
+        )
 
 
 def adapter_key(edit: Edit, weights: Path) -> str:

@@ -86,8 +86,12 @@ def _check_administrator(request: Request) -> None:
         )
 
 
+_DESCRIBED = ("name", "hash", "route", "in_flight", "compared_with", "difference")
+"""Attributes of ``ServedEdit`` that the routes return."""
+
+
 def _describe(edit: ServedEdit) -> dict[str, Any]:
-    return {"name": edit.name, "hash": edit.hash, "route": edit.route, "in_flight": edit.in_flight}
+    return {name: getattr(edit, name) for name in _DESCRIBED}
 
 
 async def _list() -> list[dict[str, Any]]:

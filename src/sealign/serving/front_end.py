@@ -20,8 +20,8 @@ def patch_engine() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.input_processor import InputProcessor
 
-    wrap(AsyncLLM, "generate", _with_check)
-    wrap(InputProcessor, "process_inputs", _with_salt)
+    wrap(AsyncLLM, "generate", _with_check, parameters=("prompt", "sampling_params"), keywords=("lora_request",))
+    wrap(InputProcessor, "process_inputs", _with_salt, parameters=("request_id", "prompt", "params"))
 
 
 def _with_check(generate: Any) -> Any:

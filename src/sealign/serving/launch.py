@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,24 +14,32 @@ from typing import NoReturn
 from sealign.cache import cache_dir
 from sealign.edits.edit import Edit
 from sealign.edits.record import RECORD_NAME
-from sealign.errors import ServingError
+from sealign.errors import ModelError, SealignWarning, ServingError
 from sealign.files import locate_folder
 from sealign.models.embedded_model import EMBEDDED
-from sealign.models.loading import checkpoint_folder
+from sealign.models.loading import checkpoint_folder, load_model
+from sealign.serving.canary import PROMPT, fits_in_memory, hooks_canary
 from sealign.serving.settings import PLUGIN, ServerSettings, is_lora, lora_rank, plan_slots
+from sealign.serving.vllm_version import TESTED, check_vllm_version, vllm_version
 
 _RESERVED = ("--additional-config", "--worker-extension-cls", "--enable-lora", "--max-lora-rank", "--max-loras")
 """Options of ``vllm serve`` that ``sealign serve`` sets itself."""
 
 
-def require_vllm() -> None:
-    """Raise if vLLM is not installed.
+def require_vllm(*, untested: bool = False) -> None:
+    """Raise if vLLM is not installed, or in a version that the tests have not run with.
+
+    Args:
+        untested: Whether any version is accepted.
 
     Raises:
-        ServingError: vLLM is not installed.
+        ServingError: vLLM is not installed, or in another version.
     """
     if find_spec("vllm") is None:
-        raise ServingError("vLLM is not installed in this environment; install it with: pip install vllm")
+        raise ServingError(
+            f"vLLM is not installed in this environment; install it with: pip install 'vllm=={TESTED}.*'"
+        )
+    check_vllm_version(vllm_version(), untested=untested)
 
 
 def start_server(command: Sequence[str], variables: Mapping[str, str]) -> NoReturn:
@@ -96,6 +105,47 @@ def server_command(
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name and name != PLUGIN]
     variables = {"VLLM_PLUGINS": ",".join([*plugins, PLUGIN])} | settings.to_environment()
     return [*command, *arguments], variables
+
+
+def canary_variables(command: Sequence[str], variables: Mapping[str, str]) -> dict[str, str]:
+    """Return environment variables with the canary's answers by the hooks; none if the model does not fit in memory.
+
+    The memory is free again when ``start_server`` has replaced this process.
+
+    Args:
+        command: Arguments of the Python interpreter, from ``server_command``.
+        variables: Environment variables, from ``server_command``.
+
+    Raises:
+        FingerprintError: An edit was fitted on another model.
+    """
+    folder, started = Path(_value(command, "--model")), ServerSettings.from_variables(variables).edits
+    asked = _value(command, "--dtype", "auto")
+    dtype = {"half": "float16", "float": "float32"}.get(asked, asked)
+    if not started or not fits_in_memory(folder, dtype):
+        return {}
+    try:
+        model, tokenizer = load_model(str(folder), dtype=dtype, trust_remote_code="--trust-remote-code" in command)
+    except ModelError as error:
+        warnings.warn(
+            f"the edits cannot be compared with the hooks when the server starts, only with the base model: {error}",
+            SealignWarning,
+            stacklevel=2,
+        )
+        return {}
+    edits = [Edit.from_pretrained(edit) for edit in started.values()]
+    return hooks_canary(model, list(tokenizer.encode(PROMPT)), edits).to_environment()
+
+
+def _value(command: Sequence[str], option: str, default: str = "") -> str:
+    """Return the value of the last occurrence of an option."""
+    value = default
+    for number, argument in enumerate(command):
+        if argument == option and number + 1 < len(command):
+            value = command[number + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _edits_in(edits_dir: Path | None) -> dict[str, Edit]:

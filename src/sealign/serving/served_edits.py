@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from uuid import uuid4
 
 from sealign.errors import ServingError, UnknownEditError
 from sealign.serving.settings import REQUEST_KEY
@@ -24,6 +26,9 @@ class ServedEdit:
         route: ``lora`` or ``plugin``.
         adapter: vLLM's ``LoRARequest`` if the route is ``lora``.
         in_flight: Number of requests that use the edit now.
+        compared_with: What the server's answers with the edit were compared with when it was loaded: the ``hooks``, or
+            the server's ``base model``, from which they must differ; None where neither can be said.
+        difference: Largest difference of a log-probability from the hooks, in nats.
     """
 
     name: str
@@ -31,6 +36,8 @@ class ServedEdit:
     route: Route
     adapter: Any = None
     in_flight: int = 0
+    compared_with: Literal["hooks", "base model"] | None = None
+    difference: float | None = None
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -58,6 +65,7 @@ class ServedEdits:
     def __init__(self) -> None:
         self._edits: dict[str, ServedEdit] = {}
         self._retired: dict[str, ServedEdit] = {}
+        self._on_trial: dict[str, ServedEdit] = {}
         self._withdrawn: set[int] = set()  # vLLM numbers adapters, and never gives a number again
 
     @property
@@ -68,6 +76,20 @@ class ServedEdits:
     def add(self, edit: ServedEdit) -> None:
         """Let requests name an edit."""
         self._edits[edit.name] = edit
+
+    @contextmanager
+    def on_trial(self, edit: ServedEdit) -> Iterator[str]:
+        """Let requests name an edit that is not served yet; a context manager that yields a name no client can guess.
+
+        Args:
+            edit: The edit, which the engine has loaded.
+        """
+        name = f"{edit.name} on trial {uuid4()}"
+        self._on_trial[name] = edit
+        try:
+            yield name
+        finally:
+            del self._on_trial[name]
 
     def check_new(self, name: str, edit_hash: str) -> None:
         """Raise if a name or an edit is in use already, or is still used by requests after it was unloaded.
@@ -148,10 +170,11 @@ class ServedEdits:
         Args:
             edit_hash: Hash of the edit.
         """
-        return any(edit.hash == edit_hash for edit in (*self._edits.values(), *self._retired.values()))
+        known = (*self._edits.values(), *self._retired.values(), *self._on_trial.values())
+        return any(edit.hash == edit_hash for edit in known)
 
     def _find(self, name: object) -> ServedEdit:
-        found = self._edits.get(name) if isinstance(name, str) else None
+        found = self._edits.get(name, self._on_trial.get(name)) if isinstance(name, str) else None
         if found is None:
             listed = ", ".join(sorted(self._edits)) or "none"
             raise UnknownEditError(f"there is no edit {str(name)[:100]!r} on this server, which has: {listed}")

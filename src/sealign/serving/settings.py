@@ -122,7 +122,19 @@ class ServerSettings:
         Raises:
             ServingError: They are not there, since the server was not started by ``sealign serve``.
         """
-        text = os.environ.get(SETTINGS_VARIABLE)
+        return cls.from_variables(os.environ)
+
+    @classmethod
+    def from_variables(cls, variables: Mapping[str, str]) -> ServerSettings:
+        """Read the settings from environment variables.
+
+        Args:
+            variables: Mapping from name to value.
+
+        Raises:
+            ServingError: They are not there, since the server was not started by ``sealign serve``.
+        """
+        text = variables.get(SETTINGS_VARIABLE)
         if text is None:
             raise ServingError(f"{SETTINGS_VARIABLE} is not set; start the server with sealign serve")
         return cls(**json.loads(text))

@@ -201,10 +201,11 @@ def patch_runners() -> None:
             after(runner, "load_model", lambda self, *_: install_slots(self.model, self.vllm_config, self.device))
         if "_dummy_run" in vars(runner):
             before(runner, "_dummy_run", _select_none)
-    after(FirstRunner, "_prepare_inputs", _select_first)
-    after(SecondRunner, "prepare_inputs", _select_second)
-    after(SecondRunner, "add_requests", _remember)
-    after(SecondRunner, "finish_requests", _forget)
+    scheduled = ("scheduler_output",)
+    after(FirstRunner, "_prepare_inputs", _select_first, parameters=(*scheduled, "num_scheduled_tokens"))
+    after(SecondRunner, "prepare_inputs", _select_second, parameters=scheduled)
+    after(SecondRunner, "add_requests", _remember, parameters=scheduled)
+    after(SecondRunner, "finish_requests", _forget, parameters=scheduled)
 
 
 def _select_none(_runner: Any, *_: Any) -> None:
