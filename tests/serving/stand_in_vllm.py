@@ -18,10 +18,17 @@ from sealign.serving.served_edits import ServedEdits
 
 def install_stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``from vllm import SamplingParams`` and ``from vllm.inputs import tokens_input`` work."""
-    for name, values in {
+    stand_ins: dict[str, dict[str, Any]] = {
         "vllm": {"SamplingParams": lambda **settings: SimpleNamespace(**settings)},
         "vllm.inputs": {"tokens_input": lambda ids: ids},
-    }.items():
+        "vllm.lora": {},
+        "vllm.lora.request": {
+            "LoRARequest": lambda name, number, path: SimpleNamespace(
+                lora_name=name, lora_int_id=number, lora_path=path
+            )
+        },
+    }
+    for name, values in stand_ins.items():
         module = ModuleType(name)
         vars(module).update(values)
         monkeypatch.setitem(sys.modules, name, module)
@@ -52,7 +59,7 @@ class Engine:
         if method == "sealign_load_edit":
             edit = sealign.Edit.from_pretrained(Path(args[0]))
             self._loaded[edit.hash] = edit
-            default = [edit.hash] * 2
+            default: list[Any] = [edit.hash] * 2
         else:
             default = [None, None]
         answer = self.answers.pop(0) if self.answers else default

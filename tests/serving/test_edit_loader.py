@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,12 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def loader(engine: Engine) -> EditLoader:
-    models = SimpleNamespace(is_base_model=lambda name: name == "base")
+    numbers = itertools.count(1)
+    models = SimpleNamespace(
+        is_base_model=lambda name: name == "base",
+        lora_requests={},
+        lora_id_counter=SimpleNamespace(inc=lambda step: next(numbers)),
+    )
     return EditLoader(engine, models, ServerSettings("base", {}, None, "/nowhere"), engine.edits)
 
 
@@ -42,6 +48,7 @@ def test_loaded_and_unloaded(llama: Any, small_edit: sealign.Edit, saved: Path) 
 
     async def run() -> None:
         assert (await edits.load("mild", saved)).route == "plugin"
+        assert edits._models.lora_requests["mild"].lora_path == f"sealign:{small_edit.hash}"  # so vLLM lists its name
         with pytest.raises(ServingError, match="there is an edit 'mild' already"):
             await edits.load("mild", saved)
         await edits.unload("mild")
@@ -49,6 +56,7 @@ def test_loaded_and_unloaded(llama: Any, small_edit: sealign.Edit, saved: Path) 
     asyncio.run(run())
     assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
     assert edits.edits.edits == []
+    assert edits._models.lora_requests == {}
 
 
 def test_a_load_that_fails_leaves_nothing(llama: Any, small_edit: sealign.Edit, saved: Path) -> None:
@@ -161,6 +169,7 @@ def test_a_server_that_edits_wrongly_is_refused(
     assert engine.calls == ["sealign_load_edit", "sealign_unload_edit"]
     assert not edits.edits.holds(small_edit.hash)
     assert edits.edits.edits == []
+    assert edits._models.lora_requests == {}
 
 
 def test_an_edit_of_strength_zero_has_nothing_to_compare(llama: Any, small_edit: sealign.Edit, tmp_path: Path) -> None:

@@ -141,6 +141,14 @@ def test_names_are_never_paths(name: str, tmp_path: Path) -> None:
         find_in_edits_dir(tmp_path, name)
 
 
+def test_an_edit_is_not_named_like_a_part_of_a_message() -> None:
+    """vLLM looks for adapters of these names wherever a message has such a part."""
+    for name in ("text", "image", "audio"):
+        with pytest.raises(ServingError, match="would apply it to every message"):
+            check_name(name)
+    assert check_name("texts") == "texts"
+
+
 def test_edits_that_may_be_loaded_later(tmp_path: Path) -> None:
     (tmp_path / "mild").mkdir()
     (tmp_path / "file").write_text("")

@@ -43,7 +43,7 @@ from tests.serving.served_model import (
 
 pytestmark = ON_SERVER
 
-ARMS = (None, *STARTED, "model:linear")
+ARMS = (None, *STARTED, "model:linear", "model:rescaled", "model:stream")
 """How requests ask for them; ``model:`` is by the name of a model, which LoRAs have."""
 
 
@@ -208,7 +208,8 @@ def test_no_request_reads_blocks_that_another_edit_stored(
         (400, "name one of them", {"model": "linear", "vllm_xargs": {"sealign_edit": "tanh"}}),
         (400, "outside vllm_xargs", {"sealign_edit": "tanh"}),
         (400, "outside vllm_xargs", {"extra_body": {"vllm_xargs": {"sealign_edit": "tanh"}}}),
-        (404, "does not exist", {"model": "tanh"}),
+        (400, "name one of them", {"model": "tanh", "vllm_xargs": {"sealign_edit": "linear"}}),
+        (404, "does not exist", {"model": "later"}),
     ],
 )
 def test_an_edit_that_cannot_be_had_is_refused_before_any_token(
@@ -290,6 +291,30 @@ def test_what_is_loaded_is_named_and_never_a_path(server: EditServer, name: str)
     answer = server.admin("POST", name=name)
     assert answer.status_code in (404, 409)
     assert server.admin("POST", name="later", folder="/etc").status_code == 400
+
+
+def test_edits_are_listed_as_models_and_counted(server: EditServer, prompts: list[list[int]]) -> None:
+    def counted() -> dict[str, float]:
+        text = requests.get(f"{server.url}/metrics", timeout=60).text
+        lines = [
+            line.rpartition(" ") for line in text.splitlines() if line.startswith("sealign_") and "_created" not in line
+        ]
+        return {name: float(value) for name, _, value in lines}
+
+    models = requests.get(f"{server.url}/v1/models", timeout=60).json()["data"]
+    assert {model["id"]: model.get("parent") for model in models} == {
+        "smollm2": None,
+        **dict.fromkeys(STARTED, "smollm2"),
+    }
+    before = counted()
+    for arm in ("stream", "model:stream", "model:stream", None):
+        server.complete(prompts[0], arm, count=5, ignore_eos=True)
+    added = {name: value - before.get(name, 0) for name, value in counted().items() if value != before.get(name)}
+    assert added == {
+        'sealign_requests_total{edit="stream"}': 3,
+        'sealign_prompt_tokens_total{edit="stream"}': 3 * len(prompts[0]),
+        'sealign_generated_tokens_total{edit="stream"}': 15,
+    }
 
 
 def test_edits_come_and_go_under_load(

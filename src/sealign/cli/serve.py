@@ -52,8 +52,8 @@ def serve(
 ) -> None:
     """Serve a model with vLLM; each request can select an edit.
 
-    A request selects an edit with "vllm_xargs": {"sealign_edit": NAME}. An edit that is served as a LoRA can also be
-    selected with "model": NAME. Options that are not listed here are passed to vllm serve, for example --port 8000.
+    A request selects an edit with "model": NAME, or with "vllm_xargs": {"sealign_edit": NAME}. Options that are not
+    listed here are passed to vllm serve, for example --port 8000.
 
     When the server starts, each edit is compared with the hooks on one prompt, if the base model fits in memory, else
     with the base model. A server that does nothing or something else for an edit does not start.

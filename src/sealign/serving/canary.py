@@ -218,7 +218,7 @@ def check_changes(name: str, plain: CanaryAnswer, edited: CanaryAnswer) -> None:
 
 
 def _changes(answer: CanaryAnswer, of: CanaryAnswer) -> NDArray[np.float64]:
-    return np.array(answer.prompt) - np.array(of.prompt)
+    return np.array(answer.prompt, dtype=np.float64) - np.array(of.prompt, dtype=np.float64)
 
 
 def _length(values: NDArray[np.float64]) -> float:

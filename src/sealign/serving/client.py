@@ -25,8 +25,8 @@ def server_outputs(
 ) -> Outputs:
     """Return the log-probabilities of prompts and their greedy completions by an edit on a vLLM server.
 
-    A name among the server's models is sent as ``model``, which selects a LoRA; any other name is sent in
-    ``vllm_xargs``, which a server started by ``sealign serve`` reads, and rejects if it does not know the name.
+    A name among the server's models is sent as ``model``; any other name is sent in ``vllm_xargs``, which a server
+    started by ``sealign serve`` reads, and rejects if it does not know the name.
 
     Args:
         url: URL of the server, with or without ``/v1``.

@@ -20,7 +20,7 @@ from sealign.models.pretrained import empty_model
 from sealign.models.weights import stored_weights
 from sealign.serving.canary import COMPLETION, PROMPT, Canary, CanaryAnswer, check_canary, check_changes
 from sealign.serving.served_edits import ServedEdit, ServedEdits
-from sealign.serving.settings import REQUEST_KEY, ServerSettings, check_name, is_lora
+from sealign.serving.settings import PLUGIN_PATH, REQUEST_KEY, ServerSettings, check_name, is_lora
 
 Result = TypeVar("Result")
 
@@ -72,7 +72,10 @@ class EditLoader:
             UnknownEditError: There is no edit of this name.
             ServingError: The engine cannot unload it.
         """
-        return await self._to_its_end(self._unload(self.edits.retire(name)))
+        edit = self.edits.retire(name)
+        if edit.route == "plugin":
+            self._models.lora_requests.pop(name, None)
+        return await self._to_its_end(self._unload(edit))
 
     async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
         task = asyncio.ensure_future(work)
@@ -96,6 +99,8 @@ class EditLoader:
                 if isinstance(error, ServingError):
                     raise
                 raise ServingError(f"the engine cannot try the edit '{name}': {error}") from error
+            if served.route == "plugin":
+                self._models.lora_requests[name] = served.adapter  # selected by ``model``, and listed in /v1/models
             self.edits.add(served)
             return served
 
@@ -142,7 +147,10 @@ class EditLoader:
             for other in set(loaded):
                 await self._engine.collective_rpc("sealign_unload_edit", args=(other,))
             raise ServingError(f"'{folder}' changed while it was read; load it again")
-        return ServedEdit(name, edit.hash, "plugin")
+        from vllm.lora.request import LoRARequest
+
+        number = self._models.lora_id_counter.inc(1)
+        return ServedEdit(name, edit.hash, "plugin", LoRARequest(name, number, f"{PLUGIN_PATH}{edit.hash}"))
 
     async def _load_adapter(self, name: str, folder: Path, edit: Edit) -> ServedEdit:
         from vllm.entrypoints.serve.engine.protocol import ErrorResponse

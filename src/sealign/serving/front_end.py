@@ -7,8 +7,9 @@ from typing import Any
 
 from sealign.errors import ServingError, UnknownEditError
 from sealign.serving.patching import wrap
+from sealign.serving.request_counters import request_counters
 from sealign.serving.served_edits import SERVED, count_request
-from sealign.serving.settings import REQUEST_KEY
+from sealign.serving.settings import PLUGIN_PATH, REQUEST_KEY
 from sealign.serving.worker import edit_hash_of
 
 _SALT = "sealign "
@@ -42,14 +43,16 @@ def _with_check(generate: Any) -> Any:
         if edit is None:
             return generate(self, prompt, sampling_params, *args, **kwargs)
         params = copy.copy(sampling_params)
+        kwargs["lora_request"] = edit.adapter if edit.route == "lora" else None
         rest = {key: value for key, value in (params.extra_args or {}).items() if key != REQUEST_KEY}
-        if edit.route == "lora":
-            kwargs["lora_request"] = edit.adapter
-        else:
+        if edit.route == "plugin":
             # The workers get the hash, since another edit may be loaded under the name before the request ends.
             rest[REQUEST_KEY] = edit.hash
         params.extra_args = rest or None
-        return count_request(edit, generate(self, prompt, params, *args, **kwargs))
+        answers = generate(self, prompt, params, *args, **kwargs)
+        if not SERVED.serves(edit):
+            return count_request(edit, answers)
+        return count_request(edit, answers, request_counters().request(edit.name, params))
 
     return call
 
@@ -66,6 +69,10 @@ def _with_salt(process_inputs: Any) -> Any:
         edit_hash = edit_hash_of(params)
         if edit_hash is not None and not SERVED.holds(edit_hash):
             raise VLLMValidationError(f"no edit {str(edit_hash)[:100]!r} is loaded", parameter=REQUEST_KEY)
+        for value in (*args, *kwargs.values()):
+            # Of a route that does not generate, for which the name of an edit of the plug-in is no adapter.
+            if str(getattr(value, "lora_path", "")).startswith(PLUGIN_PATH):
+                raise VLLMValidationError(f"this route takes no edits; '{value.lora_name}' is one", parameter="model")
         request = process_inputs(self, request_id, prompt, params, *args, **kwargs)
         if (request.cache_salt or "").startswith(_SALT):
             # Otherwise a client could store blocks under the key of an edit's requests.

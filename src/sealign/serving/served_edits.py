@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class ServedEdit:
         name: Name of the edit in requests.
         hash: Hash of the edit.
         route: ``lora`` or ``plugin``.
-        adapter: vLLM's ``LoRARequest`` if the route is ``lora``.
+        adapter: vLLM's ``LoRARequest`` that requests select by ``model``; of the plug-in's edits, one without weights.
         in_flight: Number of requests that use the edit now.
         compared_with: What the server's answers with the edit were compared with when it was loaded: the ``hooks``, or
             the server's ``base model``, from which they must differ; None where neither can be said.
@@ -128,6 +128,10 @@ class ServedEdits:
                 self._withdrawn.add(self._retired[name].adapter.lora_int_id)
         return self._retired[name]
 
+    def serves(self, edit: ServedEdit) -> bool:
+        """Return whether requests can name an edit, which is neither on trial nor retired."""
+        return self._edits.get(edit.name) is edit
+
     def is_retired(self, edit: ServedEdit) -> bool:
         """Return whether an edit was retired and is not removed yet."""
         return self._retired.get(edit.name) is edit
@@ -181,16 +185,20 @@ class ServedEdits:
         return found
 
 
-async def count_request(edit: ServedEdit, answers: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+async def count_request(
+    edit: ServedEdit, answers: AsyncGenerator[Any, None], count: Callable[[Any], None] = lambda _: None
+) -> AsyncGenerator[Any, None]:
     """Yield the answers of a request, and count the request as a user of its edit until it ends.
 
     Args:
         edit: Edit of the request.
         answers: The engine's answers.
+        count: Called with each answer.
     """
     edit.begin_request()
     try:
         async for answer in answers:
+            count(answer)
             yield answer
     finally:
         await answers.aclose()

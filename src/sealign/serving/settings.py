@@ -30,6 +30,12 @@ TOKEN_VARIABLE = "SEALIGN_ADMIN_TOKEN"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values of vLLM's ``--max-lora-rank``."""
 
+PLUGIN_PATH = "sealign:"
+"""Beginning of the path of a ``LoRARequest`` without weights, by which ``model`` selects an edit of the plug-in."""
+
+_MODALITIES = ("text", "thinking", "refusal", "input", "output", "image", "audio", "video", "prompt", "tool")
+"""Kinds of parts of a message, among which vLLM looks for the names of adapters, and applies the one that it finds."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -181,7 +187,8 @@ def check_name(name: str) -> str:
     """Return the name of an edit, or raise if it is not valid; a valid name is never a path.
 
     Args:
-        name: Letters, digits, ``.``, ``_`` and ``-``, at most 100, beginning with a letter or digit.
+        name: Letters, digits, ``.``, ``_`` and ``-``, at most 100, beginning with a letter or digit; no kind of part of
+            a message, such as ``text`` or ``image``.
 
     Raises:
         ServingError: The name is not valid.
@@ -190,6 +197,11 @@ def check_name(name: str) -> str:
         raise ServingError(
             f"'{name[:100]}' cannot name an edit; use at most 100 letters, digits, '.', '_' and '-', beginning with a "
             "letter or digit"
+        )
+    if name in _MODALITIES:
+        raise ServingError(
+            f"'{name}' cannot name an edit, since vLLM would apply it to every message with a part of this kind; "
+            "choose another name"
         )
     return name
 
