@@ -81,6 +81,7 @@ def other_command_lines(places: Places, output: Path) -> list[tuple[str, list[ob
     to: list[object] = ["--output", output]
     method: list[object] = ["--method", "mean_difference", "--demonstrations", places.rows]
     tasks: list[object] = ["--tasks", "truthfulqa_mc1", "--data-dir", places.linear.parent / "data"]
+    served: list[object] = ["--server", "http://127.0.0.1:9", "--edits-dir", places.linear.parent]
     return [
         ("fit", [*model, "--method", "dola", *to]),
         ("fit", [*model, "--method", "icl", "--demonstrations", places.rows, *to]),
@@ -88,6 +89,7 @@ def other_command_lines(places: Places, output: Path) -> list[tuple[str, list[ob
         ("evaluate", [*model, "--prompts", places.prompts, *to]),
         ("evaluate", ["--edit", f"mild={places.linear}", "--prompts", places.prompts, *to]),
         ("evaluate", [*model, *method, "--holdout", 0.5, *to]),
+        ("evaluate", ["--edit", f"mild={places.linear}", "--demonstrations", places.rows, *served, *to]),
         ("tune", [*model, "--demonstrations", places.rows, *to]),
         ("serve", ["--edits-dir", places.linear.parent]),
         ("reproduce", ["behaviours", *model, *to]),
@@ -145,6 +147,9 @@ class Library:
         self.record("sealign.export.control_vector.export_control_vector")
         self.once("sealign.evaluation.strength_choice.choose_strength")
         self.replace("sealign.evaluation.evaluate_edits.evaluate", lambda *_, **__: results)
+        self.replace("sealign.evaluation.served_model.ServedModel", nothing)
+        engine = SimpleNamespace(skeleton=load(str(places.model))[0], tokenizer=tokenizer)
+        self.replace("sealign.evaluation.engines.served_engine", lambda *_, **__: engine)
         self.once("sealign.evaluation.comparison.report_edits")
         self.once("sealign.evaluation.comparison.compare_results")
         self.replace("sealign.figures.report.write_report", nothing)

@@ -26,6 +26,7 @@ from sealign.cli.measuring import (
     check_effect,
     measuring_device,
 )
+from sealign.cli.model_server import check_server, open_engine
 from sealign.cli.outputs import UNLESS_EQUAL, say_cards, say_replaced
 
 if TYPE_CHECKING:
@@ -123,6 +124,19 @@ def evaluate(
     judge: options.JudgeModel = None,
     judge_url: options.JudgeUrl = None,
     batch_size: options.BatchSize = 8,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="URL",
+            help="Server of sealign serve that runs the model, instead of loading one. The API key is read from "
+            "OPENAI_API_KEY, the administrator's token from SEALIGN_ADMIN_TOKEN. Needs --edits-dir.",
+        ),
+    ] = None,
+    edits_dir: Annotated[
+        Path | None,
+        options.with_note(options.EDITS_DIR, "that of the server, in which each arm is saved while it is evaluated."),
+    ] = None,
     seed: options.Seed = 0,
     ignore_mismatch: options.IgnoreMismatch = False,
     overwrite: options.Overwrite = False,
@@ -165,6 +179,8 @@ def evaluate(
     used = option_values.load_sources(demonstrations or [], data_dir, demonstrations_limit, seed, columns, tasks=tasks)
     fitted, held_out = split_seen(used, edits.values(), fits=bool(methods), holdout=holdout, seed=seed)
     _check_methods(methods, sources, fitted)
+    judged = judge is not None
+    check_server(server, edits_dir, methods, model, ignore_mismatch, judged=judged, measured=bool(classifier))
     asked = answer_settings(
         prompts, classifier or [], scorer or [], aim or [], criterion, max_new_tokens, measuring_device(model.device)
     )
@@ -172,7 +188,9 @@ def evaluate(
     if criterion is not None and judge is None:
         raise SettingError("--criterion is for a judge of answers, but there is none; name one with --judge")
     check_effect(tasks, bool(asked or held_out), apply_chat_template, num_fewshot, arguments)
-    loaded, tokenizer = model.or_base_of(next(iter(edits.values()), None)).load()
+    chosen = model.or_base_of(next(iter(edits.values()), None))
+    engine = None if server is None or edits_dir is None else open_engine(server, edits_dir, chosen, batch_size)
+    loaded, tokenizer = chosen.load() if engine is None else (engine.skeleton, engine.tokenizer)
     edits |= _fit_methods(methods, loaded, tokenizer, fitted, output_folder)
     config = EvaluationConfig(
         tasks=option_values.names(tasks),
@@ -200,6 +218,7 @@ def evaluate(
         command=recorded_command(),
         ignore_mismatch=ignore_mismatch,
         overwrite=overwrite,
+        engine=engine,
         track=track,
     )
     max_damage = MAX_DAMAGE if max_damage is None else max_damage

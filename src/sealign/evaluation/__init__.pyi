@@ -18,6 +18,8 @@ from .damage import Damage as Damage
 from .damage import measure_damage as measure_damage
 from .damage import measure_damages as measure_damages
 from .damage import measure_passages as measure_passages
+from .engines import Engine as Engine
+from .engines import served_engine as served_engine
 from .evaluate_edits import evaluate as evaluate
 from .evaluation_config import EvaluationConfig as EvaluationConfig
 from .finalists import Finalist as Finalist
@@ -34,6 +36,7 @@ from .scan import scan as scan
 from .scoring import ContinuationScores as ContinuationScores
 from .scoring import score_choices as score_choices
 from .scoring import score_continuations as score_continuations
+from .served_model import ServedModel as ServedModel
 from .statistics import Difference as Difference
 from .statistics import holm as holm
 from .statistics import paired_difference as paired_difference
@@ -67,6 +70,7 @@ __all__ = [
     "EditReport",
     "Effect",
     "EndpointJudge",
+    "Engine",
     "EvaluationConfig",
     "Finalist",
     "Judge",
@@ -75,6 +79,7 @@ __all__ = [
     "ScannedCandidate",
     "Scorer",
     "SealignLM",
+    "ServedModel",
     "StrengthChoice",
     "TuneConfig",
     "TuneResult",
@@ -98,6 +103,7 @@ __all__ = [
     "scan",
     "score_choices",
     "score_continuations",
+    "served_engine",
     "task_manager",
     "tune",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -88,10 +89,10 @@ def effect_text(results: Results, report: EditReport, *, own_strength: float | N
         parts.append(markdown_table(header, rows))
     damage, domain = report.damage[report.edit], report.domain_damage.get(report.edit)
     own = "" if domain is None else f", {domain.mean_divergence:.4f} on the model's own answers"
-    parts.append(
-        f"Damage: loss on neutral text {damage.loss_increase:+.4f} nats per token; KL divergence from the base model "
-        f"{damage.mean_divergence:.4f} on neutral text{own}."
-    )
+    divergence = f"; KL divergence from the base model {damage.mean_divergence:.4f} on neutral text{own}"
+    if not math.isfinite(damage.mean_divergence):
+        divergence = "; the KL divergence from the base model was not measured"
+    parts.append(f"Damage: loss on neutral text {damage.loss_increase:+.4f} nats per token{divergence}.")
     return "\n\n".join(parts)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from sealign.demonstrations.bundled import neutral_texts
 from sealign.edits.intervention import Intervention
-from sealign.edits.record import model_record
 from sealign.errors import ResultsFileError, SettingError
 from sealign.evaluation.answer_task import MAX_NEW_TOKENS, AnswerTask
 from sealign.evaluation.arms import PlannedArm, plan_arms
-from sealign.evaluation.damage import check_passages, measure_passages
+from sealign.evaluation.damage import check_passages
+from sealign.evaluation.engines import Engine, LocalEngine
 from sealign.evaluation.evaluation_config import EvaluationConfig
 from sealign.evaluation.format_remarks import add_format_remarks
 from sealign.evaluation.harness import SealignLM
@@ -33,9 +33,7 @@ from sealign.evaluation.preference_task import add_preference
 from sealign.evaluation.results import ANSWERS, BASE, RESULTS_NAME, DamageRecord, Results, Task
 from sealign.evaluation.samples import TaskSamples
 from sealign.evaluation.unseen import choose_items, fitted_prompts, seen_note
-from sealign.models.passages import Passage, answer_passages, text_passages
-from sealign.models.shared_layers import share_layers
-from sealign.models.weights import weights_digest
+from sealign.models.passages import Passage, text_passages
 from sealign.progress import Track, no_progress
 from sealign.versions import library_versions
 
@@ -57,6 +55,7 @@ def evaluate(
     ignore_mismatch: bool = False,
     overwrite: bool = False,
     journal: str | Path | None = None,
+    engine: Engine | None = None,
     track: Track = no_progress,
 ) -> Results:
     """Score the base model, each edit and its controls on tasks and demonstrations, and write ``results.json``.
@@ -76,6 +75,7 @@ def evaluate(
         overwrite: Whether to replace the results of an evaluation with other edits or settings.
         journal: Folder of the journal. Evaluations with the same journal score each sequence once. Default: a folder
             in the output folder.
+        engine: Where the model runs; None for this process. With an engine of a server, ``model`` needs no weights.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
@@ -95,31 +95,30 @@ def evaluate(
     neutral = text_passages(tokenizer, neutral_texts() if config.neutral_texts is None else config.neutral_texts)
     check_passages(neutral)
     settings = _settings(config)
-    record = model_record(model, tokenizer)
+    if engine is None:
+        engine = LocalEngine(model, tokenizer, ignore_mismatch=ignore_mismatch)
+    engine.check([arm.edit for arm in arms.values() if arm.edit is not None])
+    record = engine.record
     folder = Path(output)
     if not overwrite:
         _check_output(folder, settings, [arm.record.hash for arm in arms.values()])
     kept = folder / "journal" if journal is None else Path(journal)
     versions = library_versions("lm_eval", "datasets", "scipy", "numpy")
     # Other versions may compute other scores, so they do not continue a journal.
-    digest = Journal.key(weights_digest(model).hex(), record.tokenizer_hash, versions)
+    digest = Journal.key(engine.identity, record.tokenizer_hash, versions)
     scored = config.instructed()
     asked = AnswerTask(
         scored.prompts or (), scored.prompt_format, (config.max_new_tokens or {}).get(ANSWERS, MAX_NEW_TOKENS)
     )
-    tasks = _score_arms(model, tokenizer, arms, scored, asked, kept, digest, ignore_mismatch, track)
+    tasks = _score_arms(engine, arms, scored, asked, kept, digest, track)
     add_format_remarks(tasks, edits, tokenizer, config)
     if config.prompts and (note := seen_note(config.prompts, edits.values())):
         tasks[ANSWERS].notes.append(note)
     measured = Journal(kept / f"{digest}-damage.jsonl")
-    answers = answer_passages(
-        model, tokenizer, scored.demonstrations or (), prompt_format=scored.prompt_format, track=track
-    )
+    answers = engine.own_answers(scored.demonstrations or (), scored.prompt_format, track)
     answered = {passage.ids[: passage.start] for passage in answers}
     answers += [passage for passage in asked.passages if passage.ids[: passage.start] not in answered]
-    damage, domain_damage = (
-        _damage(model, tokenizer, arms, passages, measured, ignore_mismatch, track) for passages in (neutral, answers)
-    )
+    damage, domain_damage = (_damage(engine, arms, passages, measured, track) for passages in (neutral, answers))
     results = Results(
         command=command,
         settings=settings,
@@ -135,14 +134,12 @@ def evaluate(
 
 
 def _score_arms(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    engine: Engine,
     arms: Mapping[str, PlannedArm],
     config: EvaluationConfig,
     asked: AnswerTask,
     kept: Path,
     digest: str,
-    ignore_mismatch: bool,
     track: Track,
 ) -> dict[str, Task]:
     """Return the scores of all arms, and note in the record of each arm how long each task took."""
@@ -155,22 +152,16 @@ def _score_arms(
 
     @contextmanager
     def attached(name: str) -> Iterator[SealignLM]:
-        lm = SealignLM(
-            model,
-            edit=arms[name].edit,
+        with engine.lm(
+            arms[name].edit,
             preamble=config.preamble,
-            tokenizer=tokenizer,
             journal=kept / f"{Journal.key(digest, arms[name].record.hash)}.jsonl",
             batch_size=config.batch_size,
-            ignore_mismatch=ignore_mismatch,
             track=_naming(track, name),
             chat_template_args=dict(config.prompt_format.chat_template_kwargs),
             date=config.prompt_format.date,
-        )
-        try:
+        ) as lm:
             yield lm
-        finally:
-            lm.close()
 
     @contextmanager
     def timed(arm: str, task: str) -> Iterator[None]:
@@ -179,8 +170,8 @@ def _score_arms(
         arms[arm].record.seconds[task] = round(time.perf_counter() - started, 3)
         _log.info("scored %s on %s in %.1f s", arm, task, arms[arm].record.seconds[task])
 
-    modules = [arm.edit.modules for arm in arms.values() if arm.edit is not None]
-    with task_manager(config.tasks, config.data_dir) as manager, share_layers(model, modules):
+    edits = [arm.edit for arm in arms.values() if arm.edit is not None]
+    with task_manager(config.tasks, config.data_dir) as manager, engine.shared(edits):
         for name in arms:
             with attached(name) as lm:
                 for task in config.tasks:
@@ -295,25 +286,11 @@ def _judge(task: Task, docs: Sequence[Any], judge: Judge | None, journal: Journa
 
 
 def _damage(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    arms: Mapping[str, PlannedArm],
-    passages: Sequence[Passage],
-    journal: Journal,
-    ignore_mismatch: bool,
-    track: Track,
+    engine: Engine, arms: Mapping[str, PlannedArm], passages: Sequence[Passage], journal: Journal, track: Track
 ) -> dict[str, DamageRecord]:
     """Return the damage of all arms but the base model; nothing if there are fewer than 2 passages."""
     if len(passages) < 2:
         return {}
     edits = {name: arm.edit for name, arm in arms.items() if arm.edit is not None}
-    damages = measure_passages(
-        model,
-        tokenizer,
-        list(edits.values()),
-        passages,
-        journal=journal,
-        ignore_mismatch=ignore_mismatch,
-        track=track,
-    )
+    damages = engine.damages(list(edits.values()), passages, journal, track)
     return {name: DamageRecord.of(damage) for name, damage in zip(edits, damages, strict=True)}

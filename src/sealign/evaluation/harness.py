@@ -28,7 +28,7 @@ from sealign.edits.intervention import Intervention
 from sealign.edits.provenance import warn_of_other_tokenizer
 from sealign.edits.strength import check_strength
 from sealign.errors import SealignWarning, SettingError
-from sealign.evaluation.choices import ChoiceRequest, ChoiceScore
+from sealign.evaluation.choices import ChoiceRequest, ChoiceScore, OnScored
 from sealign.evaluation.journal import Journal
 from sealign.evaluation.prefix_sharing import can_share_prefix, gap_of_sharing
 from sealign.evaluation.scoring import score_choices
@@ -157,15 +157,17 @@ class SealignLM(HFLM):  # type: ignore[misc]
         items = sorted(missing.items(), key=lambda item: len(item[1]), reverse=True)
         size = int(self.batch_size)
         batches = [items[i : i + size] for i in range(0, len(items), size)]
-        with eval_mode(self.model):
-            for batch in self._track(batches, "Answering", len(batches)):
-                ids = [prompt for _, prompt in batch]
-                rows = generate_ids(
-                    self.model, self.tokenizer, ids, max_new_tokens, use_cache=self._causal, keep_end=True
-                ).tolist()
-                kept = [[token for token in row if token >= 0] for row in rows]
-                self._journal.put(dict(zip([key for key, _ in batch], kept, strict=True)))
+        for batch in self._track(batches, "Answering", len(batches)):
+            found = self._answer_batch([prompt for _, prompt in batch], max_new_tokens)
+            self._journal.put(dict(zip([key for key, _ in batch], found, strict=True)))
         return [list(map(int, self._journal.get(key))) for key in keys]
+
+    def _answer_batch(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        with eval_mode(self.model):
+            rows = generate_ids(
+                self.model, self.tokenizer, prompts, max_new_tokens, use_cache=self._causal, keep_end=True
+            ).tolist()
+        return [[token for token in row if token >= 0] for row in rows]
 
     def close(self) -> None:
         """Detach the edit from the model."""
@@ -233,7 +235,10 @@ class SealignLM(HFLM):  # type: ignore[misc]
             ]
             self._journal.put({key: list(score) for key, score in pairs})
 
-        score_choices(self.model, requests, track=self._track, on_scored=keep)
+        self._score_choices(requests, keep)
+
+    def _score_choices(self, requests: Sequence[ChoiceRequest], on_scored: OnScored) -> None:
+        score_choices(self.model, requests, track=self._track, on_scored=on_scored)
 
     @torch.no_grad()
     def generate_until(
@@ -257,13 +262,17 @@ class SealignLM(HFLM):  # type: ignore[misc]
         if items and self.batch_size == "auto":
             self.batch_size_per_gpu = self._detect_batch_size()
         size = int(self.batch_size) if items else 1
-        if size > 1 and len(items) > 1 and self._causal and allowed_batching(self.model) != "padded":
+        if size > 1 and len(items) > 1 and not self._runs_batches():
             size = 1
         batches = [items[i : i + size] for i in range(0, len(items), size)]
         for batch in self._track(batches, "Generating", len(batches)):
             texts = super().generate_until([request for _, request in batch], disable_tqdm=True)
             self._journal.put(dict(zip([key for key, _ in batch], texts, strict=True)))
         return [str(self._journal.get(key)) for key in keys]
+
+    def _runs_batches(self) -> bool:
+        """Return whether a batch of padded prompts is answered like each prompt alone."""
+        return not self._causal or allowed_batching(self.model) == "padded"
 
     def _share(self, ids: Any, mask: Any) -> Any:
         """Run the common prefix of a batch once; see ``share_prefix``. None if that is not possible, or not right.

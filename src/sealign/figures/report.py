@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,8 @@ def _openings(results: Results, reports: Sequence[EditReport], max_damage: float
         if any(report.main is not None for report in family):
             title = "Gain against the increase of the loss on neutral text, with 95 % intervals"
             figures["gain-damage"] = (title, gain_damage_figure(family, max_damage))
-            if any(report.domain_damage for report in family):
+            own = [damage for report in family for damage in report.domain_damage.values()]
+            if any(math.isfinite(damage.mean_divergence) for damage in own):  # which a server does not give
                 title = "Gain against the KL divergence on the base model's own answers, with 95 % intervals"
                 figures["gain-own-answers"] = (title, gain_damage_figure(family, max_damage, own_answers=True))
         if name in sweeps(results) and (points := sweep_points(results, family, name)):
