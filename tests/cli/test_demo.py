@@ -127,11 +127,26 @@ def test_options(calls: list[dict[str, Any]], model_folder: Path, tmp_path: Path
     args = ("demo", "--model", model_folder, "--output", tmp_path / "edits", "--json")
     passed(*args, "--behaviours", "truthfulness")
     replaced(*args, "--strength", 0.5, "--seed", 3)
-    assert [(call["behaviour"], call["strength"], call["seed"]) for call in calls] == [
-        ("truthfulness", None, 0),
-        ("positivity", 0.5, 3),
-        ("truthfulness", 0.5, 3),
+    replaced(*args, "--quick")
+    assert [(call["behaviour"], call["strength"], call["seed"], call["quick"]) for call in calls] == [
+        ("truthfulness", None, 0, False),
+        ("positivity", 0.5, 3, False),
+        ("truthfulness", 0.5, 3, False),
+        ("positivity", None, 0, True),
     ]
+
+
+def test_the_short_version_says_what_it_is(model_folder: Path, tmp_path: Path) -> None:
+    args = ("demo", "--model", model_folder, "--output", tmp_path / "edits", "--quick")
+    words = " ".join(passed(*args, "--strength", 0.2).split())
+    fitted = len(sealign.load_edit(tmp_path / "edits" / "positivity").record.fitted_on)
+    held_out = len(sealign.load_demonstrations("bundled:positivity")[::3]) - fitted
+    assert f"Short version with {fitted} pairs to fit on and {held_out} to measure" in words
+    assert listing(tmp_path / "edits")[0] == "positivity"
+    data = json.loads(replaced(*args, "--strength", 0.2, "--json"))
+    assert list(data) == ["positivity"]
+    assert data["positivity"]["quick"]
+    assert data["positivity"]["held_out"] == held_out
 
 
 def test_refusals(tmp_path: Path, model_folder: Path) -> None:
