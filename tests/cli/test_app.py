@@ -400,12 +400,14 @@ def test_errors_are_told_in_one_sentence(
 
 @pytest.mark.filterwarnings("always::sealign.errors.SealignWarning")
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = " ".join(["mind the [gap];"] * 20)
+
     def warn(*_: object) -> Any:
-        warnings.warn("mind the [gap]; " * 20, SealignWarning, stacklevel=2)
+        warnings.warn(sentence, SealignWarning, stacklevel=2)
         raise SettingError("wrong")
 
     monkeypatch.setattr(edit_sources, "load_edit_source", warn)
-    assert run("inspect", "--edit", "x").stderr == "warning: " + "mind the [gap]; " * 20 + "\nerror: wrong\n"
+    assert run("inspect", "--edit", "x").stderr == f"warning: {sentence}\nerror: wrong\n"
 
 
 def test_faults_of_our_own_are_not_hidden(failing: Callable[[BaseException], Any]) -> None:

@@ -41,7 +41,9 @@ def demo(
     seed: options.Seed = 0,
     quick: Annotated[
         bool,
-        typer.Option("--quick", help="Take every third pair and answer one prompt: the short version, within a minute."),
+        typer.Option(
+            "--quick", help="Take every third pair and answer one prompt: the short version, within a minute."
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
