@@ -102,12 +102,12 @@ extras: dist
 # The types of the public interface, as pyright sees them in the wheel, beside the packages whose classes it extends.
 surface: dist
 	$(UV) venv --quiet --clear --python $(PYTHON) build/surface
-	$(UV) pip install --quiet --python build/surface/bin/python "$$(echo dist/*.whl)[eval]" fastapi pyright==1.1.414
-	build/surface/bin/pyright --pythonpath build/surface/bin/python --verifytypes sealign --ignoreexternal
+	$(UV) pip install --quiet --python build/surface/bin/python "$$(echo dist/*.whl)[eval,gguf]" fastapi pyright==1.1.414
+	PATH="$(CURDIR)/build/surface/bin:$$PATH" build/surface/bin/pyright --verifytypes sealign --ignoreexternal
 
 # The fast tests with the lowest versions that pyproject.toml allows, and with the newest.
 lowest newest: $(UV)
-	$(UV) pip compile --quiet --python-version 3.11 --resolution $(if $(filter lowest,$@),lowest-direct,highest) --upgrade \
+	$(UV) pip compile --quiet --python $(PYTHON) --resolution $(if $(filter lowest,$@),lowest-direct,highest) --upgrade \
 		--all-extras --no-emit-package llama-cpp-python --group dev --output-file build/$@.txt pyproject.toml
 	$(UV) venv --quiet --clear --python $(PYTHON) build/$@
 	$(UV) pip sync --quiet --python build/$@/bin/python build/$@.txt

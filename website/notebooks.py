@@ -7,12 +7,9 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-SERVER = "server"
-"""Tag of the cells that need a server."""
 
 
 def read_notebook(file: Path) -> dict[str, Any]:
@@ -25,32 +22,26 @@ def read_notebook(file: Path) -> dict[str, Any]:
     return content
 
 
-def code_cells(notebook: dict[str, Any], *, servers: bool = True) -> Iterator[dict[str, Any]]:
+def code_cells(notebook: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Return the cells with code.
 
     Args:
         notebook: Content of a notebook.
-        servers: Whether to include the cells that need a server.
     """
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "code" and (servers or SERVER not in cell["metadata"].get("tags", ())):
-            yield cell
+    return (cell for cell in notebook["cells"] if cell["cell_type"] == "code")
 
 
-def run_cells(
-    cells: Iterator[dict[str, Any]], *, changed: Callable[[str], str] = lambda source: source
-) -> Iterator[dict[str, Any]]:
+def run_cells(cells: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Run cells in one namespace and keep what they print; each is returned after it ran.
 
     Args:
         cells: Cells with code.
-        changed: Function from the text of a cell to the one that is run.
     """
     space: dict[str, Any] = {"__name__": "__main__"}
     for count, cell in enumerate(cells, start=1):
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(changed("".join(cell["source"])), f"<cell {count}>", "exec"), space)
+            exec(compile("".join(cell["source"]), f"<cell {count}>", "exec"), space)
         text = printed.getvalue().splitlines(keepends=True)
         cell["outputs"] = [{"name": "stdout", "output_type": "stream", "text": text}] if text else []
         cell["execution_count"] = count

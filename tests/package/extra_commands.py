@@ -15,7 +15,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
-NOWHERE = "http://127.0.0.1:9/v1"
+NOWHERE = "http://127.0.0.1:9"
 ROWS = [
     {
         "prompt": f"What does a {what} do?",
@@ -37,22 +37,23 @@ COMMANDS: dict[str, list[str]] = {
         "verify --edit {linear} --against merged={out}-merged --max-new-tokens 3",
         "cache list",
     ],
-    "smollm2": ["fit --model smollm2 --demonstrations {rows} --layers 1 --rank 1 --strength 0.1 --output {out}"],
+    "smollm2": ["fit --model smollm2 --demonstrations {rows} --layers 1 --rank 1 --strength 0.1 --output {out}-small"],
     "gguf": [
         "export gguf --edit {linear} --base {gguf} --output {out}.gguf",
         "export control-vector --edit {shift} --output {out}-vector.gguf",
     ],
     "datasets": [FIT.replace("{rows}", "{parquet}")],
     "eval": [
-        "evaluate --edit {linear} --demonstrations {rows} --control-seeds 0 --output {out}",
+        "evaluate --edit {linear} --demonstrations bundled:fairness --demonstrations-limit 8 --control-seeds 0 "
+        "--output {out}",
         "evaluate --edit {linear} --tasks truthfulqa_mc1 --data-dir {data} --control-seeds 0 --output {out}-tasks",
         "tune --model {model} --demonstrations bundled:fairness --demonstrations-limit 24 --finalists 1 "
         "--methods mean_difference --sites residual --output {out}-search",
     ],
     "eval,judge": [
-        "evaluate --edit {linear} --prompts {prompts} --judge any --judge-url " + NOWHERE + " --output {out}"
+        "evaluate --edit {linear} --prompts {prompts} --judge any --judge-url " + NOWHERE + "/v1 --output {out}"
     ],
-    "serve": ["verify --edit {linear} --against vllm=" + NOWHERE + " --max-new-tokens 3"],
+    "serve": ["verify --edit {linear} --against vllm=" + NOWHERE + "#linear --max-new-tokens 3"],
     "llama": ["verify --edit {linear} --against gguf={gguf} --base {gguf} --max-new-tokens 3"],
     "peft": [
         "export lora --edit {linear} --output {out}-lora",
@@ -61,7 +62,7 @@ COMMANDS: dict[str, list[str]] = {
     "methods": [
         FIT + " --method iti --heads 2",
         FIT + " --method leace",
-        "fit --model {model} --demonstrations {rows} --method lora_ft --set training.epochs=1 --output {out}-trained",
+        "fit --model {model} --demonstrations {rows} --method lora_ft --epochs 1 --output {out}-trained",
     ],
     "figures": [
         "plot spectrum --model {model} --demonstrations {rows} --output {out}-spectrum",
@@ -88,7 +89,7 @@ class Places(dict[str, str]):
         for part in (model, tokenizer):
             part.save_pretrained(folder / "model")
         model.name_or_path = str(folder / "model")
-        items = [sealign.Demonstration(**row) for row in ROWS]
+        items = [sealign.Demonstration(row["prompt"], row["positive"], row["negative"]) for row in ROWS]
         for name, config in {
             "linear": sealign.SEAConfig(layers=(1, 2), rank=2, normalization="none"),
             "shift": sealign.MeanDifferenceConfig(site="residual", layers=(1, 2), strength=0.5),
@@ -108,11 +109,17 @@ class Places(dict[str, str]):
         one = {"choices": ["Yes.", "No, never."], "labels": [1, 0]}
         tasks = folder / "data" / "truthful_qa" / "multiple_choice" / "validation.jsonl"
         tasks.parent.mkdir(parents=True)
-        questions = [{"question": row["prompt"], "mc1_targets": one, "mc2_targets": one} for row in ROWS]
+        questions = [{"question": f"{row['prompt']} Really?", "mc1_targets": one, "mc2_targets": one} for row in ROWS]
         tasks.write_text("".join(json.dumps(row) + "\n" for row in questions))
         files = {"rows": "rows.jsonl", "parquet": "rows.parquet", "prompts": "prompts.txt", "gguf": "base.gguf"}
         folders = {name: name for name in ("model", "linear", "shift", "data", "out")}
         super().__init__({name: str(folder / place) for name, place in (files | folders).items()})
+
+    def make_up(self) -> None:
+        """Make empty files and folders in place of what needs an extra, so that no command misses them first."""
+        for name in ("parquet", "gguf"):
+            Path(self[name]).touch()
+        Path(f"{self['out']}-lora").mkdir()
 
 
 def run(line: str, places: Places) -> tuple[int, str]:
@@ -158,6 +165,7 @@ def check_present(name: str, places: Places) -> list[str]:
 def check_absent(places: Places) -> list[str]:
     """Return which commands do not say, in one sentence, which extra to install where none is installed."""
     faults = []
+    places.make_up()
     for name in COMMANDS:
         for line in COMMANDS[name] if name != "none" else []:
             code, said = run(line, places)

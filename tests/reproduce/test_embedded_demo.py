@@ -38,7 +38,7 @@ def test_the_short_version_does_the_same_with_fewer_pairs_of_all_topics(llama: A
     everything = sealign.load_demonstrations("bundled:formality")
     demonstrations = everything[::QUICK_PAIRS]
     assert {item.topic for item in demonstrations} == {item.topic for item in everything}
-    expected = fit_and_judge(llama, tokenizer, demonstrations, config=config, seed=5)
+    expected = fit_and_judge(llama, tokenizer, demonstrations, config=config, seed=5, quick=True)
     assert result.quick
     assert result.edit.hash == expected.edit.hash
     assert (result.held_out, result.effects, result.verdict) == (expected.held_out, expected.effects, expected.verdict)

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from website.notebooks import code_cells, main, notebook_page, read_notebook, run_cells
+from website.notebooks import code_cells, main, notebook_page, read_notebook
 
 
 @pytest.fixture
 def notebook(tmp_path: Path) -> Path:
-    def code(*lines: str, tags: tuple[str, ...] = ()) -> dict[str, object]:
+    def code(*lines: str) -> dict[str, object]:
         source = "\n".join(lines).splitlines(keepends=True)
-        metadata = {"tags": list(tags)} if tags else {}
-        return {"cell_type": "code", "metadata": metadata, "source": source, "outputs": [], "execution_count": None}
+        return {"cell_type": "code", "metadata": {}, "source": source, "outputs": [], "execution_count": None}
 
     links = "# Words\n\nSee [another](other.ipynb), [a page](../page.md) and [one elsewhere](https://x.org/a.ipynb)."
     words = {"cell_type": "markdown", "metadata": {}, "source": links.splitlines(keepends=True)}
@@ -39,13 +38,6 @@ def test_cells_run_in_one_namespace_and_keep_what_they_print(notebook: Path) -> 
         [{"name": "stdout", "output_type": "stream", "text": ["23\n", "end\n"]}],
         [{"name": "stdout", "output_type": "stream", "text": ["17\n"]}],
     ]
-
-
-def test_cells_that_need_a_server_can_be_left_out_and_texts_changed(notebook: Path) -> None:
-    cells = code_cells(read_notebook(notebook), servers=False)
-    ran = [*run_cells(cells, changed=lambda text: text.replace("20", "40"))]
-    assert len(ran) == 2
-    assert ran[1]["outputs"][0]["text"] == ["43\n", "end\n"]
 
 
 def test_a_page_has_text_code_and_output(notebook: Path) -> None:

@@ -113,7 +113,7 @@ def _show(result: BehaviourResult) -> None:
     output.print(_score_table(result), _damage_table(result))
     if result.quick:
         pairs = f"{len(result.edit.record.fitted_on)} pairs to fit on and {result.held_out} to measure"
-        output.print(f"Short version with {pairs}; without --quick there are three times as many of each.")
+        output.print(f"Short version with {pairs}; without --quick there are three times as many, and as many texts.")
 
 
 def _score_table(result: BehaviourResult) -> Table:

@@ -13,13 +13,12 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lm_eval.models  # noqa: F401  the registry loads its own models only while it is empty
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
-from lm_eval.models.huggingface import HFLM
 
 from sealign.demonstrations.demonstration import Turn
 from sealign.edits.attach import attach
@@ -42,6 +41,11 @@ from sealign.models.prompt_format import DATE
 from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import TemplateLM as HFLM  # its base, since the harness's decorator hides its type
+else:
+    from lm_eval.models.huggingface import HFLM
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
 """A request of the harness: the texts of context and continuation, and the token ids of each."""
@@ -255,7 +259,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
         items = sorted(missing.items(), key=lambda item: len(item[1].args[0]), reverse=True)
         if items and self.batch_size == "auto":
-            self.batch_size_per_gpu = self._detect_batch_size()
+            self.batch_size_per_gpu: Any = self._detect_batch_size()
         size = int(self.batch_size) if items else 1
         if size > 1 and len(items) > 1 and self._causal and allowed_batching(self.model) != "padded":
             size = 1

@@ -66,8 +66,8 @@ def run_demo(
         config: Configuration of a method that edits activations.
         strength: Strength to use; None chooses the largest one within the damage budget.
         seed: Seed of the split, the random controls and the intervals.
-        quick: Whether to take every third demonstration and to answer one prompt. The edit is chosen and judged in the
-            same way, so that its intervals are wider.
+        quick: Whether to take every third demonstration and every third text for the damage, and to answer one prompt.
+            The edit is chosen and judged in the same way, with wider intervals.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     source = f"bundled:{behaviour}"
@@ -79,6 +79,7 @@ def run_demo(
         config=config,
         strength=strength,
         seed=seed,
+        quick=quick,
         track=track,
     )
     prompts = [prompt.text for prompt in load_prompts(source)[: QUICK_ANSWERED if quick else ANSWERED]]
