@@ -22,7 +22,7 @@ def notebook(tmp_path: Path) -> Path:
         words,
         code("x = 20", "y = 3"),
         code("print(x + y)", "print('end')"),
-        code("print(x - y)", tags=("server",)),
+        code("print(x - y)"),
     ]
     file = tmp_path / "sum.ipynb"
     file.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))

@@ -43,7 +43,7 @@ from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
-    from lm_eval.api.model import TemplateLM as HFLM  # its base, since the harness's decorator hides its type
+    from lm_eval.api.model import TemplateLM as HFLM  # noqa: N814  its base; the harness's decorator hides its type
 else:
     from lm_eval.models.huggingface import HFLM
 
