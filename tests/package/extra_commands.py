@@ -69,12 +69,13 @@ COMMANDS: dict[str, list[str]] = {
         "plot tsne --model {model} --demonstrations {rows} --output {out}-tsne",
     ],
     "playground": ["playground --edit mild={linear} --port 0"],
-    "eval,methods": ["reproduce table-activations --model {model} --demonstrations-limit 8 --output {out}"],
+    "eval,methods": ["reproduce table-activations --model {model} --data-dir {data} --output {out}"],
 }
 """Command lines by the extras that they need and no other."""
 
-UNREACHABLE = ("eval,judge", "serve", "llama")
-"""Extras whose commands end here in a refusal of another kind: nothing listens, or a model file has no words."""
+UNREACHABLE = ("eval,judge", "serve", "llama", "eval,methods")
+"""Extras whose commands end here in a refusal of another kind: nothing listens, a model file has no words, or data of a
+task are absent."""
 
 
 class Places(dict[str, str]):

@@ -13,12 +13,13 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lm_eval.models  # noqa: F401  the registry loads its own models only while it is empty
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
 
 from sealign.demonstrations.demonstration import Turn
 from sealign.edits.attach import attach
@@ -41,11 +42,6 @@ from sealign.models.prompt_format import DATE
 from sealign.models.rounding import tolerance
 from sealign.models.shared_prefix import share_prefix
 from sealign.progress import Track, no_progress
-
-if TYPE_CHECKING:
-    from lm_eval.api.model import TemplateLM as HFLM  # noqa: N814  its base; the harness's decorator hides its type
-else:
-    from lm_eval.models.huggingface import HFLM
 
 Tokens = tuple[tuple[str, str], list[int], list[int]]
 """A request of the harness: the texts of context and continuation, and the token ids of each."""
