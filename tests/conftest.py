@@ -7,7 +7,6 @@ import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ import typer.testing  # noqa: E402
 import sealign  # noqa: E402
 from sealign.figures import style  # noqa: E402
 from sealign.models.embedded_model import embedded_model  # noqa: E402
-from tests.tiny_models import build_model, save_stand_in  # noqa: E402
+from tests.tiny_models import build_model, build_tokenizer, save_stand_in  # noqa: E402
 
 # The runner builds all commands of the application again for each line that it runs.
 vars(typer.testing)["_get_command"] = functools.cache(typer.main.get_command)
@@ -72,19 +71,7 @@ def data_dir() -> Path:
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
     """A byte-level BPE tokenizer trained on the bundled text, with a chat template."""
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import PreTrainedTokenizerFast
-
-    text = (files("sealign.demonstrations") / "data" / "neutral.txt").read_text(encoding="utf-8")
-    trained = ByteLevelBPETokenizer()
-    special = ["<pad>", "<eos>", "<user>", "<model>"]
-    trained.train_from_iterator(text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False)
-    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", eos_token="<eos>")
-    fast.chat_template = (
-        "{% for m in messages %}<{{ 'user' if m.role == 'user' else 'model' }}>{{ m.content }}\n{% endfor %}"
-        "{% if add_generation_prompt %}<model>{% endif %}"
-    )
-    return fast
+    return build_tokenizer()
 
 
 @pytest.fixture(scope="session")

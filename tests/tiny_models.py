@@ -263,6 +263,23 @@ def build_model(name: str, *, vocab_size: int, **changes: Any) -> Any:
     return model
 
 
+def build_tokenizer() -> Any:
+    """Return a byte-level BPE tokenizer trained on the bundled text, with a chat template."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    text = (files("sealign.demonstrations") / "data" / "neutral.txt").read_text(encoding="utf-8")
+    trained = ByteLevelBPETokenizer()
+    special = ["<pad>", "<eos>", "<user>", "<model>"]
+    trained.train_from_iterator(text.splitlines(), vocab_size=400, special_tokens=special, show_progress=False)
+    fast = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = (
+        "{% for m in messages %}<{{ 'user' if m.role == 'user' else 'model' }}>{{ m.content }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<model>{% endif %}"
+    )
+    return fast
+
+
 def save_stand_in(source: Path, folder: Path, **changes: Any) -> Any:
     """Save a narrow random model with half the depth and the special tokens of the model in a folder.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -30,6 +31,39 @@ Sealign needs Python {python} or newer. `pyproject.toml` allows the versions in 
 third. The tests run with the versions in the last two, those of the lock files."""
 
 
+RUN = """## What was run beside the locks
+
+`make lowest` installs the lowest versions that `pyproject.toml` allows for what it names, and `make newest` the newest
+of everything; both run the fast tests. Once, on a CPU, the tests in the last line were run (`TESTS="..."`):
+
+{table}
+
+The bounds follow from it. typer below 0.26 uses functions that click has deprecated, and matplotlib below 3.10.8 some
+that pyparsing has. transformers 5.24 calls the cache `cache` where it was `past_key_values`; it warns until it removes
+the old name in 5.40. What Sealign refuses or packs depends on that argument, so 5.24 is not allowed yet."""
+
+RUNS = (
+    ("", "lowest", "newest"),
+    ("Python", "3.11.2", "3.13.0"),
+    ("torch", "2.10.0", "2.15.0"),
+    ("transformers", "5.16.0", "5.23.0"),
+    ("PEFT", "0.21.0", "0.21.2"),
+    ("lm-evaluation-harness", "0.4.13", "0.4.13"),
+    ("datasets", "4.0.0", "5.2.0"),
+    ("huggingface-hub", "1.5.0", "2.4.0"),
+    ("accelerate, safetensors", "1.10.0, 0.8.0", "1.15.0, 0.8.0"),
+    ("NumPy, SciPy, scikit-learn", "2.0.0, 1.14.0, 1.5.0", "2.5.5, 1.18.1, 1.9.1"),
+    ("pydantic, typer", "2.10.0, 0.26.0", "2.14.4, 0.29.2"),
+    (
+        "tests that passed",
+        "1994: spectral, edits, methods/test_sea.py, models/test_loading.py, test_sites.py, test_generation.py, "
+        "fitting/test_collecting.py, export/test_lora.py, test_merged.py, test_gguf.py",
+        "621: spectral, methods/test_sea.py, models/test_sites.py",
+    ),
+)
+"""Versions that were installed together, and the result of the tests."""
+
+
 def compatibility_page(root: Path) -> str:
     """Return the page, from ``pyproject.toml`` and the lock files.
 
@@ -43,8 +77,13 @@ def compatibility_page(root: Path) -> str:
     rows.append(["---"] * len(rows[0]))
     for library in LIBRARIES:
         rows.append([f"`{library}`", *_allowed(library, asked), *(_locked(library, lock) for lock in locks)])
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"{BEGINNING.format(python=project['requires-python'].removeprefix('>='))}\n\n{table}\n"
+    beginning = BEGINNING.format(python=project["requires-python"].removeprefix(">="))
+    runs = [*RUNS[:1], ["---"] * len(RUNS[0]), *RUNS[1:]]
+    return f"{beginning}\n\n{_table(rows)}\n\n{RUN.format(table=_table(runs))}\n"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _lines(path: Path) -> list[str]:

@@ -12,6 +12,7 @@ from mkdocs.structure.pages import Page
 
 from website.built_site import find_faults
 from website.compatibility import compatibility_page
+from website.notebooks import notebook_page
 from website.reference import reference_pages
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,19 +32,23 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages |= {"commands.md": COMMANDS.read_text(encoding="utf-8"), "compatibility.md": compatibility_page(ROOT)}
     pages["site.css"] = (ROOT / "website" / "site.css").read_text(encoding="utf-8")
     pages |= {f"reference/{module}.md": text for module, text in reference_pages(ROOT / "src" / "sealign").items()}
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.remove(files.src_uris[f"notebooks/{notebook.name}"])  # shown as a page, and not offered as a file
+        pages[f"notebooks/{notebook.stem}.md"] = notebook_page(notebook)
     for name, content in pages.items():
         files.append(File.generated(config, name, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Return a page whose links to the pages of the root folder lead to where the site has them, beside ``docs/``.
+    """Return a page with links to where the site has pages of the root folder, beside ``docs/``, and of notebooks.
 
     Args:
         markdown: Text of the page.
         page: The page.
     """
     up = "../" * page.file.src_uri.count("/")
+    markdown = re.sub(r"\]\((notebooks/\w+)\.ipynb\b", r"](\1.md", markdown)
     return re.sub(rf"\]\({re.escape(up)}\.\./(?=\w+\.md)", f"]({up}", markdown)
 
 

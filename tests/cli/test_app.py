@@ -47,7 +47,7 @@ def run(*args: object, stdin: str | bytes | None = None) -> Any:
 def passed(*args: object, stdin: str | None = None) -> str:
     """Run the command line in this process, and return what it prints; only notes on strengths go to standard error."""
     result = run(*args, stdin=stdin)
-    told = [line for line in result.stderr.splitlines() if not line.startswith("note: strength is ")]
+    told = [line for line in without_progress(result.stderr).splitlines() if not line.startswith("note: strength is ")]
     assert (result.exit_code, told) == (0, []), result.stderr or result.exception
     return str(result.stdout)
 
@@ -56,8 +56,9 @@ def replaced(*args: object) -> str:
     """Run the command line with ``--overwrite``, and return what it prints; it says what it replaces."""
     result = run(*args, "--overwrite")
     assert result.exit_code == 0, result.stderr or result.exception
-    assert all(line.endswith("exists and will be replaced.") for line in result.stderr.splitlines())
-    assert result.stderr
+    told = without_progress(result.stderr).splitlines()
+    assert told
+    assert all(line.endswith("exists and will be replaced.") for line in told)
     return str(result.stdout)
 
 
@@ -400,12 +401,14 @@ def test_errors_are_told_in_one_sentence(
 
 @pytest.mark.filterwarnings("always::sealign.errors.SealignWarning")
 def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    sentence = " ".join(["mind the [gap];"] * 20)
+
     def warn(*_: object) -> Any:
-        warnings.warn("mind the [gap]; " * 20, SealignWarning, stacklevel=2)
+        warnings.warn(sentence, SealignWarning, stacklevel=2)
         raise SettingError("wrong")
 
     monkeypatch.setattr(edit_sources, "load_edit_source", warn)
-    assert run("inspect", "--edit", "x").stderr == "warning: " + "mind the [gap]; " * 20 + "\nerror: wrong\n"
+    assert run("inspect", "--edit", "x").stderr == f"warning: {sentence}\nerror: wrong\n"
 
 
 def test_faults_of_our_own_are_not_hidden(failing: Callable[[BaseException], Any]) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -127,11 +128,28 @@ def test_options(calls: list[dict[str, Any]], model_folder: Path, tmp_path: Path
     args = ("demo", "--model", model_folder, "--output", tmp_path / "edits", "--json")
     passed(*args, "--behaviours", "truthfulness")
     replaced(*args, "--strength", 0.5, "--seed", 3)
-    assert [(call["behaviour"], call["strength"], call["seed"]) for call in calls] == [
-        ("truthfulness", None, 0),
-        ("positivity", 0.5, 3),
-        ("truthfulness", 0.5, 3),
+    replaced(*args, "--quick")
+    assert [(call["behaviour"], call["strength"], call["seed"], call["quick"]) for call in calls] == [
+        ("truthfulness", None, 0, False),
+        ("positivity", 0.5, 3, False),
+        ("truthfulness", 0.5, 3, False),
+        ("positivity", None, 0, True),
     ]
+
+
+def test_the_short_version_says_what_it_is(
+    shown: Shown, model_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    result = dataclasses.replace(shown.results["positivity"], quick=True)
+    monkeypatch.setattr(demo, "run_demo", lambda *_, **__: result)
+    args = ("demo", "--model", model_folder, "--output", tmp_path / "edits", "--quick")
+    words = " ".join(passed(*args).split())
+    fitted = len(result.edit.record.fitted_on)
+    assert f"Short version with {fitted} pairs to fit on and {result.held_out} to measure" in words
+    assert listing(tmp_path / "edits")[0] == "positivity"
+    data = json.loads(replaced(*args, "--json"))
+    assert list(data) == ["positivity"]
+    assert data["positivity"]["quick"]
 
 
 def test_refusals(tmp_path: Path, model_folder: Path) -> None:

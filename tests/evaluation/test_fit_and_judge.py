@@ -72,3 +72,18 @@ def test_a_given_strength_is_used(llama: Any, tokenizer: Any, demonstrations: li
 def test_too_few_demonstrations(llama: Any, tokenizer: Any, demonstrations: list[sealign.Demonstration]) -> None:
     with pytest.raises(DemonstrationError):
         fit_and_judge(llama, tokenizer, demonstrations[:1], config=sealign.MeanDifferenceConfig(layers=[1]))
+
+
+def test_damage_is_measured_on_a_third_of_the_texts_where_it_shall_be_quick(llama: Any, tokenizer: Any) -> None:
+    config = sealign.MeanDifferenceConfig(layers=[1])
+    demonstrations = sealign.load_demonstrations("bundled:formality")[:40]
+    whole, short = (
+        fit_and_judge(llama, tokenizer, demonstrations, config=config, strength=0.2, quick=quick)
+        for quick in (False, True)
+    )
+    assert whole.edit.hash == short.edit.hash
+    assert whole.effects == short.effects
+    for arm, damage in whole.damage.items():
+        assert short.damage[arm].base.tolist() == pytest.approx(damage.base[::3].tolist(), rel=1e-5)
+        answers = whole.domain_damage[arm].base[:16:3].tolist()
+        assert short.domain_damage[arm].base.tolist() == pytest.approx(answers, rel=1e-5)

@@ -27,7 +27,7 @@ CommandFunction = TypeVar("CommandFunction", bound=Callable[..., Any])
 _RESUMABLE = ("fit", "evaluate", "reproduce", "tune")
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-PANELS = {
+PANELS: dict[str, tuple[str, ...]] = {
     "Start here": ("demo",),
     "Make an edit": ("fit", "tune", "inspect"),
     "Try it and measure it": ("generate", "chat", "playground", "evaluate", "compare", "plot"),
@@ -37,7 +37,7 @@ PANELS = {
 }
 """The commands in the order in which they are used, by the panel of the help text."""
 
-ORDER = tuple(name for names in PANELS.values() for name in names)
+ORDER: tuple[str, ...] = tuple(name for names in PANELS.values() for name in names)
 """The commands in the order in which they are used."""
 
 
@@ -197,7 +197,7 @@ def help_text(docstring: str) -> str:
     return "\n\n".join(text if text.startswith(" ") else " ".join(text.split()) for text in paragraphs)
 
 
-app = Commands(
+app: Commands = Commands(
     name="sealign",
     cls=_Group,
     no_args_is_help=True,

@@ -10,13 +10,13 @@ import typer
 from rich.table import Table
 
 from sealign.cli import option_values, options
-from sealign.cli.app import add_group
+from sealign.cli.app import Commands, add_group
 from sealign.cli.consoles import messages, output
 
 if TYPE_CHECKING:
     from sealign.cache import CacheEntry
 
-caches = add_group("cache", "List or remove converted models and unfinished work.")
+caches: Commands = add_group("cache", "List or remove converted models and unfinished work.")
 
 
 @caches.command("list")

@@ -14,17 +14,17 @@ from rich.markup import escape
 
 from sealign.errors import SealignWarning
 
-output = Console(highlight=False)
+output: Console = Console(highlight=False)
 """Console of the results: standard output."""
 
 
 class _Messages(Console):
     """Console whose status off a terminal is a line, if what it describes takes long."""
 
-    seconds_between_lines = 15.0
+    seconds_between_lines: float = 15.0
     """Time after which progress that is not on a terminal is a line, once and again."""
 
-    shows_progress = True
+    shows_progress: bool = True
     """Whether progress is shown."""
 
     def say(self, what: str) -> None:
@@ -48,7 +48,7 @@ class _Messages(Console):
             timer.cancel()
 
 
-messages = _Messages(stderr=True, highlight=False)
+messages: _Messages = _Messages(stderr=True, highlight=False)
 """Console of progress and errors: standard error."""
 
 

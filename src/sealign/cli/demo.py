@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from sealign.evaluation.verdict import Effect
     from sealign.reproduce.embedded_demo import BehaviourResult
 
+Behaviours = Annotated[
+    str | None,
+    typer.Option(
+        "--behaviours",
+        metavar="NAME,NAME,...",
+        help="Behaviours to run; names of bundled ones.",
+        show_default="positivity,truthfulness; with --quick, positivity",
+    ),
+]
 Strength = Annotated[float | None, with_default(options.EditStrength, "the largest within the damage budget")]
 
 
@@ -27,11 +36,15 @@ def demo(
     model: ModelOptions,
     output_folder: options.Output = Path("edits"),
     overwrite: options.Overwrite = False,
-    behaviours: Annotated[
-        str, typer.Option("--behaviours", metavar="NAME,NAME,...", help="Behaviours to run; names of bundled ones.")
-    ] = "positivity,truthfulness",
+    behaviours: Behaviours = None,
     strength: Strength = None,
     seed: options.Seed = 0,
+    quick: Annotated[
+        bool,
+        typer.Option(
+            "--quick", help="Take every third pair and answer one prompt: the short version, within a minute."
+        ),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Fit and measure an edit of the embedded model for each behaviour, in some minutes.
@@ -46,9 +59,10 @@ def demo(
     from sealign.edits.record import RECORD_NAME
     from sealign.edits.strength import check_strength
     from sealign.errors import check_choice
-    from sealign.reproduce.embedded_demo import run_demo
+    from sealign.reproduce.embedded_demo import DEMO_BEHAVIOURS, run_demo
 
-    names = option_values.names(behaviours)
+    by_default = DEMO_BEHAVIOURS[:1] if quick else DEMO_BEHAVIOURS
+    names = list(by_default) if behaviours is None else option_values.names(behaviours)
     for name in names:
         check_choice("behaviour", name, bundled_behaviours())
         check_output_folder(output_folder / name, mark=RECORD_NAME, overwrite=overwrite)
@@ -57,7 +71,7 @@ def demo(
     loaded, tokenizer = model.load()
     results = []
     for name in names:
-        result = run_demo(loaded, tokenizer, name, strength=strength, seed=seed, track=track)
+        result = run_demo(loaded, tokenizer, name, strength=strength, seed=seed, quick=quick, track=track)
         result.edit.save_pretrained(output_folder / name, overwrite=overwrite)
         results.append(result)
         if strength is not None:
@@ -79,6 +93,7 @@ def _as_data(result: BehaviourResult, folder: Path) -> dict[str, Any]:
     return {
         "edit": dataclasses.asdict(result.edit.record),
         "answers": [dataclasses.asdict(answer) for answer in result.answers],
+        "quick": result.quick,
         "held_out": result.held_out,
         "effects": [dataclasses.asdict(effect) for effect in result.effects],
         "loss_increase": {arm: damage.loss_increase for arm, damage in result.damage.items()},
@@ -96,6 +111,9 @@ def _show(result: BehaviourResult) -> None:
     prompts, base, edited = zip(*((a.prompt, a.base, a.edited) for a in result.answers), strict=True)
     output.print(answers_table(prompts, base, edited))
     output.print(_score_table(result), _damage_table(result))
+    if result.quick:
+        pairs = f"{len(result.edit.record.fitted_on)} pairs to fit on and {result.held_out} to measure"
+        output.print(f"Short version with {pairs}; without --quick there are three times as many, and as many texts.")
 
 
 def _score_table(result: BehaviourResult) -> Table:

@@ -11,10 +11,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from sealign.cli import options
-from sealign.cli.app import add_group
+from sealign.cli.app import Commands, add_group
 from sealign.cli.consoles import messages, output
 
-edits = add_group("edits", "Find, download or publish edits on the Hugging Face Hub.")
+edits: Commands = add_group("edits", "Find, download or publish edits on the Hugging Face Hub.")
 
 Repository = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository on the Hub.", show_default=False)]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import options
-from sealign.cli.app import add_group, require_extra
+from sealign.cli.app import Commands, add_group, require_extra
 from sealign.cli.consoles import messages, output
 from sealign.cli.loading import ModelOptions, say_strength, with_model_options
 from sealign.cli.outputs import check_output_files, check_output_folder
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from sealign.export.deviation import Deviation
     from sealign.export.gguf import RewrittenTensor
 
-exports = add_group("export", "Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector.")
+exports: Commands = add_group(
+    "export", "Export an edit as a LoRA adapter, a merged checkpoint, a GGUF file or a control vector."
+)
 
 Approximate = Annotated[
     bool,

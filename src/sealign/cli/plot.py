@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sealign.cli import option_values, options
-from sealign.cli.app import add_group, require_extra
+from sealign.cli.app import Commands, add_group, require_extra
 from sealign.cli.consoles import output
 from sealign.cli.loading import ModelOptions, load_edit, with_default, with_model_options
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from sealign.fitting.activations import Activations
     from sealign.fitting.edit_config import EditConfig
 
-plots = add_group("plot", "Draw activations, spectra, signatures, or what an edit does.")
+plots: Commands = add_group("plot", "Draw activations, spectra, signatures, or what an edit does.")
 
 _SUFFIXES = (".pdf", ".png", ".csv")
 

@@ -37,7 +37,7 @@ class EditHandle:
 
     def __init__(self, edit: Intervention) -> None:
         self.edit = edit
-        self.stack = ExitStack()
+        self.stack: ExitStack = ExitStack()
         self.on_switch: Callable[[bool], None] | None = None
         self._enabled = True
         self._detached = False
@@ -143,7 +143,7 @@ class EditHandle:
 
     def _update(self) -> None:
         # A plain attribute, so that a compiled graph is guarded on it and not on the value of the strength.
-        self.active = self._enabled and self._strength != 0
+        self.active: bool = self._enabled and self._strength != 0
 
     def __reduce__(self) -> Any:
         if not self._detached:

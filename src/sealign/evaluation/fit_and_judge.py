@@ -18,7 +18,7 @@ from sealign.evaluation.damage import Damage
 from sealign.evaluation.evaluation_config import CONTROL_SEEDS
 from sealign.evaluation.preference import HEADLINES, preference_scores
 from sealign.evaluation.statistics import paired_difference
-from sealign.evaluation.strength_choice import DamageTexts, choose_strength
+from sealign.evaluation.strength_choice import ANSWERED_PROMPTS, PART, DamageTexts, choose_strength
 from sealign.evaluation.verdict import Effect, Verdict, judge_effects
 from sealign.fitting.edit_config import EditConfig
 from sealign.methods.registry import fit_edit
@@ -63,6 +63,7 @@ def fit_and_judge(
     config: EditConfig,
     strength: float | None = None,
     seed: int = 0,
+    quick: bool = False,
     track: Track = no_progress,
 ) -> JudgedFit:
     """Fit an edit on seven tenths of the prompts, choose its strength, and measure it on the others.
@@ -76,6 +77,7 @@ def fit_and_judge(
         config: Configuration of a method that edits activations.
         strength: Strength to use; None chooses the largest one within the damage budget.
         seed: Seed of the split, the random controls and the intervals.
+        quick: Whether to measure damage on a third of the texts, which makes its intervals wider.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
@@ -88,7 +90,9 @@ def fit_and_judge(
     assert isinstance(edit, Edit)
     form, texts = config.prompt_format, neutral_texts()
     if strength is None:
-        chosen_on = DamageTexts.of(model, tokenizer, fitted, texts=texts[::2], prompt_format=form, track=track)
+        prompted = fitted[:ANSWERED_PROMPTS:PART] if quick else fitted
+        chosen_on = DamageTexts.of(model, tokenizer, prompted, texts=texts[::2], prompt_format=form, track=track)
+        chosen_on = _shortened(chosen_on) if quick else chosen_on
         strength = choose_strength(model, tokenizer, edit, chosen_on, limit=config.max_strength, track=track).strength
     edit = edit.with_strength(strength)
     controls = [edit.randomized(seed + offset) for offset in CONTROL_SEEDS]
@@ -97,7 +101,9 @@ def fit_and_judge(
     with share_layers(model, [edit.modules]):
         scores = [_scores(model, tokenizer, arm, held_out, config) for arm in scored]
     effects = [_effect(name, [arm[name] for arm in scores], seed) for name in HEADLINES]
-    measured_on = DamageTexts.of(model, tokenizer, held_out, texts=texts[1::2], prompt_format=form, track=track)
+    prompted = held_out[:ANSWERED_PROMPTS:PART] if quick else held_out
+    measured_on = DamageTexts.of(model, tokenizer, prompted, texts=texts[1::2], prompt_format=form, track=track)
+    measured_on = _shortened(measured_on) if quick else measured_on
     measured = measured_on.measure(model, tokenizer, [edit, controls[0], edit.reversed()], track=track)
     names = ("edited", "random directions", "reversed")
     damage = {name: neutral for name, (neutral, _) in zip(names, measured, strict=True)}
@@ -105,6 +111,11 @@ def fit_and_judge(
     return JudgedFit(
         edit, len(held_out), effects, damage, domain, judge_effects(effects, damage["edited"].loss_increase)
     )
+
+
+def _shortened(texts: DamageTexts) -> DamageTexts:
+    """Return one in ``PART`` of the neutral passages, and all answers."""
+    return DamageTexts(texts.neutral[::PART], texts.answers)
 
 
 def _scores(

@@ -260,7 +260,7 @@ class SealignLM(HFLM):  # type: ignore[misc]
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in self._journal}
         items = sorted(missing.items(), key=lambda item: len(item[1].args[0]), reverse=True)
         if items and self.batch_size == "auto":
-            self.batch_size_per_gpu = self._detect_batch_size()
+            self.batch_size_per_gpu: Any = self._detect_batch_size()
         size = int(self.batch_size) if items else 1
         if size > 1 and len(items) > 1 and not self._runs_batches():
             size = 1

@@ -81,6 +81,12 @@ class Search:
         left_out: Layers that the time limit left out of the scan.
     """
 
+    folder: Path
+    fitted: list[Demonstration]
+    development: list[Demonstration]
+    searched: list[Demonstration]
+    tested: list[Demonstration]
+
     def __init__(
         self,
         model: Any,
@@ -90,8 +96,8 @@ class Search:
         folder: Path,
         track: Track,
     ) -> None:
-        self.limit = TimeLimit(config.max_minutes)
-        self.model, self.tokenizer, self.config, self.folder, self.track = model, tokenizer, config, folder, track
+        self.limit: TimeLimit = TimeLimit(config.max_minutes)
+        self._model, self._tokenizer, self._config, self.folder, self._track = model, tokenizer, config, folder, track
         self.searched, self.tested = split_demonstrations(demonstrations, holdout=config.holdout, seed=config.seed)
         self.fitted, self.development = split_demonstrations(
             self.searched, holdout=config.development, seed=config.seed
@@ -107,37 +113,32 @@ class Search:
         if config.tasks:
             with task_manager(config.tasks, config.data_dir) as manager:
                 self.tasks = {task: load_task(manager, task) for task in config.tasks}
-        self.items = {task: self._divide_items(task) for task in self.tasks}
+        self.items: dict[str, tuple[list[int], list[int]]] = {task: self._divide_items(task) for task in self.tasks}
         texts = neutral_texts()
-        self.test_texts = texts[1::2]
-        self.texts = DamageTexts.of(
-            model,
-            tokenizer,
-            self.development,
-            texts=texts[::2],
-            prompt_format=config.prompt_format,
-            track=track,
+        self.test_texts: list[str] = texts[1::2]
+        self.texts: DamageTexts = DamageTexts.of(
+            model, tokenizer, self.development, texts=texts[::2], prompt_format=config.prompt_format, track=track
         )
-        self.budget = DamageBudget(config.max_damage, config.max_domain_damage)
+        self.budget: DamageBudget = DamageBudget(config.max_damage, config.max_domain_damage)
         self.left_out: list[int] = []
         folder.mkdir(parents=True, exist_ok=True)
         # Damage and scores depend on all of this, beside what their keys hold.
         digest = Journal.key(weights_digest(model).hex(), tokenizer_hash(tokenizer), library_versions())
-        self.journal = Journal(folder / CHECKPOINTS_NAME / f"{digest}.jsonl")
+        self.journal: Journal = Journal(folder / CHECKPOINTS_NAME / f"{digest}.jsonl")
 
     def _divide_items(self, task: str) -> tuple[list[int], list[int]]:
         """Return the numbers of the development items and of the test items of a task."""
-        items = list(self.tasks[task]["tasks"][task].eval_docs)[: self.config.limit]
+        items = list(self.tasks[task]["tasks"][task].eval_docs)[: self._config.limit]
         parts = (self.fitted, self.development, self.tested)
-        return divide_items(task, items, parts, holdout=self.config.holdout, seed=self.config.seed)
+        return divide_items(task, items, parts, holdout=self._config.holdout, seed=self._config.seed)
 
     def scan(self) -> list[ScannedCandidate]:
         """Fit all candidates, rank them by their efficiency, and write them to the folder.
 
         With a time limit, layers are scanned in rounds, as many as leave enough time for the other steps.
         """
-        config = self.config
-        layers = select_layers(config.layers, int(text_config(unwrap_model(self.model)).num_hidden_layers))
+        config = self._config
+        layers = select_layers(config.layers, int(text_config(unwrap_model(self._model)).num_hidden_layers))
         rounds, rest = [list(layers)], 0.0
         if config.max_minutes is not None:
             rounds = layer_rounds(layers)
@@ -145,7 +146,7 @@ class Search:
             self.limit.check(first + rest)
         found = candidate_configs(config.methods, config.sites, config.tokens, layers, deployable=config.deployable)
         families = [family.replace(prompt_format=config.prompt_format, seed=config.seed) for family in found]
-        model, tokenizer, folder, track = self.model, self.tokenizer, self.folder / CHECKPOINTS_NAME, self.track
+        model, tokenizer, folder, track = self._model, self._tokenizer, self.folder / CHECKPOINTS_NAME, self._track
         collected = collect_for_candidates(model, tokenizer, self.fitted, families, checkpoint_dir=folder, track=track)
         scanned, self.left_out = scan_rounds(
             model,
@@ -168,20 +169,20 @@ class Search:
 
     def _estimates(self) -> tuple[float, float]:
         """Return how many seconds the first round of the scan takes, and everything after the scan."""
-        config, form = self.config, self.config.prompt_format
+        config, form = self._config, self._config.prompt_format
 
         def tokens(demonstrations: Sequence[Demonstration]) -> int:
-            pairs = completion_passages(self.tokenizer, demonstrations, prompt_format=form)
+            pairs = completion_passages(self._tokenizer, demonstrations, prompt_format=form)
             return count_tokens([passage for pair in pairs for passage in pair])
 
         compared, fitted, tested = map(tokens, (self.development, self.fitted, self.tested))
         damage = count_tokens([*self.texts.neutral, *self.texts.answers])
-        own_text = count_tokens(text_passages(self.tokenizer, self.test_texts))
+        own_text = count_tokens(text_passages(self._tokenizer, self.test_texts))
         arms = 3 + len(CONTROL_SEEDS)  # base, edit, reversed
         scan = fitted + 3 * compared + 5 * damage  # a backward pass takes about as long as a forward pass
         later = (config.finalists + 1) * (compared + damage) + fitted + compared + 4 * damage
         later += arms * (tested + own_text + damage + 2 * ANSWERED * ANSWER_TOKENS)
-        seconds = MARGIN * seconds_per_token(self.model, self.tokenizer, self.texts.neutral)
+        seconds = MARGIN * seconds_per_token(self._model, self._tokenizer, self.texts.neutral)
         scoring = 0.0
         if config.tasks:
             started = time.perf_counter()
@@ -192,13 +193,13 @@ class Search:
 
     def measure(self, scanned: Sequence[ScannedCandidate]) -> list[Finalist]:
         """Return the most efficient candidates with their gain and damage, the largest gain for its damage first."""
-        chosen = choose_finalists(scanned, self.config.finalists, self.config.max_damage)
+        chosen = choose_finalists(scanned, self._config.finalists, self._config.max_damage)
         strengths = [self.predicted_strength(each) for each in chosen]
         edits = [each.candidate.edit.with_strength(s) for each, s in zip(chosen, strengths, strict=True)]
-        damages = self.texts.measure(self.model, self.tokenizer, edits, journal=self.journal, track=self.track)
+        damages = self.texts.measure(self._model, self._tokenizer, edits, journal=self.journal, track=self._track)
         base = self._scores(None)
         finalists = []
-        for number in self.track(range(len(chosen)), "Measuring finalists", len(chosen)):
+        for number in self._track(range(len(chosen)), "Measuring finalists", len(chosen)):
             neutral, domain = damages[number]
             after = self._scores(edits[number])
             gains = [gain(first, second, aim) for (first, aim), (second, _) in zip(base, after, strict=True)]
@@ -208,25 +209,25 @@ class Search:
 
     def predicted_strength(self, scanned: ScannedCandidate) -> float:
         """Return the strength for which the scan predicts 80 % of the budget, at most the largest of the method."""
-        predicted = scanned.strength_at(0.8 * self.config.max_damage)
+        predicted = scanned.strength_at(0.8 * self._config.max_damage)
         return min(predicted, scanned.candidate.config.max_strength, MAX_STRENGTH)
 
     def _scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
         """Return (score, aim) of each development demonstration, or of each task if there are tasks."""
         compared = [item.hash for item in self.development]
-        key = Journal.key("scores", edit and edit.hash, compared, self.config.dump())
+        key = Journal.key("scores", edit and edit.hash, compared, self._config.dump())
         if key not in self.journal:
             self.journal.put({key: [list(each) for each in self._computed_scores(edit)]})
         return [(float(value), aim) for value, aim in self.journal.get(key)]
 
     def _computed_scores(self, edit: Edit | None) -> list[tuple[float, Any]]:
-        if not self.config.tasks:
-            with apply_edit(self.model, edit) if edit is not None else nullcontext():
+        if not self._config.tasks:
+            with apply_edit(self._model, edit) if edit is not None else nullcontext():
                 scores = preference_scores(
-                    self.model, self.tokenizer, self.development, prompt_format=self.config.prompt_format
+                    self._model, self._tokenizer, self.development, prompt_format=self._config.prompt_format
                 )
             return [(float(value), "higher") for value in scores["preference_margin"].numerators]
-        lm = SealignLM(self.model, edit=edit, tokenizer=self.tokenizer)
+        lm = SealignLM(self._model, edit=edit, tokenizer=self._tokenizer)
         try:
             found = []
             for task, (development, _) in self.items.items():
@@ -246,24 +247,24 @@ class Search:
         """
         config = scanned.candidate.config
         edit = fit_edit(
-            self.model,
-            self.tokenizer,
+            self._model,
+            self._tokenizer,
             self.searched,
             config=config,
             checkpoint_dir=self.folder / CHECKPOINTS_NAME,
-            track=self.track,
+            track=self._track,
         )
         assert isinstance(edit, Edit)
         choice = choose_strength(
-            self.model,
-            self.tokenizer,
+            self._model,
+            self._tokenizer,
             edit,
             self.texts,
             budget=self.budget,
             start=start,
             limit=config.max_strength,
             journal=self.journal,
-            track=self.track,
+            track=self._track,
         )
         return edit.with_strength(choice.strength)
 
@@ -291,24 +292,24 @@ class Search:
         """
         prompts = prompts_of(self.tested, answered)
         config = EvaluationConfig(
-            tasks=self.config.tasks,
-            data_dir=self.config.data_dir,
+            tasks=self._config.tasks,
+            data_dir=self._config.data_dir,
             items={task: test for task, (_, test) in self.items.items()} or None,
             demonstrations=self.tested,
-            prompt_format=self.config.prompt_format,
+            prompt_format=self._config.prompt_format,
             neutral_texts=self.test_texts,
             control_seeds=control_seeds,
             prompts=prompts if len(prompts) > 1 else None,
             max_new_tokens={ANSWERS: ANSWER_TOKENS},
         )
         return evaluate(
-            self.model,
-            self.tokenizer,
+            self._model,
+            self._tokenizer,
             edits,
             config=config,
             output=self.folder / EVALUATION_NAME,
             overwrite=True,
             sources=sources,
             command=command,
-            track=self.track,
+            track=self._track,
         )

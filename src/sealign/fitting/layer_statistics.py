@@ -57,9 +57,9 @@ class LayerStatistics:
     ) -> None:
         self.centered = centered
         self.feature_map = feature_map
-        self.positive = CrossCovariance(width, centered=centered, out=out[0])
-        self.negative = CrossCovariance(width, centered=centered, out=out[1])
-        self.neutral_sample = torch.zeros(0, width)
+        self.positive: CrossCovariance = CrossCovariance(width, centered=centered, out=out[0])
+        self.negative: CrossCovariance = CrossCovariance(width, centered=centered, out=out[1])
+        self.neutral_sample: Tensor = torch.zeros(0, width)
         self._phi = get_feature_map(feature_map)
         self._combined = False
         self._sums = torch.zeros(2, width, dtype=torch.float64)

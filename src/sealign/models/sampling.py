@@ -45,5 +45,5 @@ class Sampling(Config):
             yield
 
 
-GREEDY = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+GREEDY: dict[str, bool | None] = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
 """Arguments of ``generate`` of transformers for greedy decoding."""

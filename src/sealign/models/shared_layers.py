@@ -153,7 +153,8 @@ class SharedLayers:
     """
 
     def __init__(self, layers: nn.ModuleList, depth: int) -> None:
-        self._layers, self.depth = layers, depth
+        self._layers = layers
+        self.depth: int = depth
         self._kept: dict[str, dict[int, Any]] = {}
         self._bytes = 0
 

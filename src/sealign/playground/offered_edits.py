@@ -85,7 +85,7 @@ class OfferedEdits:
         self._model, self._tokenizer = model, tokenizer
         self._folder = None if folder is None else folder.resolve()
         self._ignore_mismatch = ignore_mismatch
-        self.initial = [self._check(name, edit) for name, edit in edits.items()]
+        self.initial: list[OfferedEdit] = [self._check(name, edit) for name, edit in edits.items()]
         self._offered = {offered.name: offered for offered in self.initial}
 
     def folders(self) -> list[str] | None:

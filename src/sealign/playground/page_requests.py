@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,7 +22,7 @@ Body = TypeVar("Body", bound="PageRequest")
 class PageRequest(BaseModel):
     """Base class of requests: unknown keys and values of other types are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ActiveEdit(PageRequest):

@@ -24,6 +24,12 @@ DEMO_CONFIG = DifferenceOperatorConfig()
 ANSWERED = 4
 """Number of prompts that are answered for each behaviour."""
 
+QUICK_PAIRS = 3
+"""The short version takes every third demonstration, so that all topics remain."""
+
+QUICK_ANSWERED = 1
+"""Number of prompts that the short version answers."""
+
 
 @dataclass(frozen=True)
 class BehaviourResult(JudgedFit):
@@ -32,10 +38,12 @@ class BehaviourResult(JudgedFit):
     Attributes:
         behaviour: Name of the bundled behaviour.
         answers: Answers to prompts of further topics, with and without the edit.
+        quick: Whether this is the short version.
     """
 
     behaviour: str
     answers: list[Answers]
+    quick: bool = False
 
 
 def run_demo(
@@ -46,6 +54,7 @@ def run_demo(
     config: EditConfig = DEMO_CONFIG,
     strength: float | None = None,
     seed: int = 0,
+    quick: bool = False,
     track: Track = no_progress,
 ) -> BehaviourResult:
     """Fit an edit for a bundled behaviour, choose its strength, and measure it on demonstrations of other topics.
@@ -57,20 +66,24 @@ def run_demo(
         config: Configuration of a method that edits activations.
         strength: Strength to use; None chooses the largest one within the damage budget.
         seed: Seed of the split, the random controls and the intervals.
+        quick: Whether to take every third demonstration and every third text for the damage, and to answer one prompt.
+            The edit is chosen and judged in the same way, with wider intervals.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
     source = f"bundled:{behaviour}"
+    demonstrations = load_demonstrations(source)
     fit = fit_and_judge(
         model,
         tokenizer,
-        load_demonstrations(source),
+        demonstrations[::QUICK_PAIRS] if quick else demonstrations,
         config=config,
         strength=strength,
         seed=seed,
+        quick=quick,
         track=track,
     )
-    prompts = [prompt.text for prompt in load_prompts(source)[:ANSWERED]]
+    prompts = [prompt.text for prompt in load_prompts(source)[: QUICK_ANSWERED if quick else ANSWERED]]
     answers = compare_answers(
         model, tokenizer, fit.edit, prompts, prompt_format=config.prompt_format, max_new_tokens=48
     )
-    return BehaviourResult(**vars(fit), behaviour=behaviour, answers=answers)
+    return BehaviourResult(**vars(fit), behaviour=behaviour, answers=answers, quick=quick)

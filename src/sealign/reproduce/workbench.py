@@ -56,7 +56,7 @@ class Workbench:
     def __init__(self, config: ReproduceConfig, *, track: Track = no_progress) -> None:
         self.config = config
         self.track = track
-        self.folder = config.output / "work"
+        self.folder: Path = config.output / "work"
         self._name = ""
         self._loaded: Any = None
         self._demonstrations: dict[tuple[str, int | None], list[Demonstration]] = {}

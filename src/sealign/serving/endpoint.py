@@ -7,7 +7,7 @@ import os
 from argparse import Namespace
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 from fastapi.routing import APIRoute
@@ -25,7 +25,7 @@ ROUTE = "/sealign/edits"
 class LoadRequest(BaseModel):
     """Body of a request to load an edit: its name in the folder of ``--edits-dir``, never a path."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     name: str
 
@@ -34,7 +34,7 @@ class EditEndpoint:
     """Sealign's routes and their state, in the form of vLLM's entry point group ``vllm.endpoint_plugins``."""
 
     name = PLUGIN
-    required_tasks = ("generate",)
+    required_tasks: tuple[str, ...] = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
         """Add the routes and the check for ignored edits."""

@@ -40,7 +40,7 @@ class CrossCovariance:
         self._out = out
         self.width = width
         self.centered = centered
-        self.count = 0
+        self.count: int = 0
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._products: Tensor | None = None
         self._sums = torch.zeros(2, width, dtype=torch.float64)
