@@ -186,7 +186,7 @@ def test_the_embedded_model_as_a_process(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.delenv("SEALIGN_CACHE")  # the model is converted once for all tests
     embedded_model.embedded_model()
     monkeypatch.chdir(tmp_path)
-    command = program("demo", "--behaviours", "positivity", "--dtype", "bfloat16")
+    command = program("demo", "--quick", "--dtype", "bfloat16")
     result = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert result.returncode == 0
     assert without_progress(result.stderr) == ""
