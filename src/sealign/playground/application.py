@@ -31,6 +31,7 @@ from sealign.playground.page_requests import (
     FitRequest,
     LoadRequest,
     SaveRequest,
+    SearchRequest,
     read_request,
 )
 
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
     from sealign.playground.served_playground import ServedPlayground
 
 _FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
-_FILES |= {f"/{name}": (name, "text/javascript") for name in ("page.js", "answers.js", "settings.js", "fitting.js")}
+_FILES |= {
+    f"/{name}": (name, "text/javascript")
+    for name in ("page.js", "answers.js", "settings.js", "fitting.js", "layer_map.js", "table_editor.js")
+}
 
 
 def playground_application(playground: Playground | ServedPlayground, *, host: str = "127.0.0.1") -> Starlette:
@@ -68,6 +72,7 @@ def playground_application(playground: Playground | ServedPlayground, *, host: s
         Route("/api/damage", _job(queue, EditsRequest, playground.damage), methods=["POST"]),
         Route("/api/load", _job(queue, LoadRequest, playground.load), methods=["POST"]),
         Route("/api/fit", _job(queue, FitRequest, playground.fit), methods=["POST"]),
+        Route("/api/search", _job(queue, SearchRequest, playground.search), methods=["POST"]),
         Route("/api/save", _job(queue, SaveRequest, playground.save), methods=["POST"]),
     ]
     application = Starlette(
@@ -115,7 +120,9 @@ async def _read_body(request: Request) -> bytes:
     async for piece in request.stream():
         size += len(piece)
         if size > MAX_BODY:
-            raise HTTPException(413, f"the body is larger than {MAX_BODY} bytes; start a new conversation")
+            raise HTTPException(
+                413, f"the body is larger than {MAX_BODY} bytes; start a new conversation, or use sealign fit"
+            )
         pieces.append(piece)
     return b"".join(pieces)
 

@@ -129,20 +129,60 @@ class LoadRequest(PageRequest):
     path: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class FitRequest(PageRequest):
-    """Demonstrations to fit an edit on and to judge it by.
+class TableRow(PageRequest):
+    """A row of the table of demonstrations.
+
+    Attributes:
+        prompt: The prompt.
+        positive: The completion that is wanted.
+        negative: The completion that is not wanted.
+    """
+
+    prompt: str
+    positive: str
+    negative: str
+
+
+class DemonstrationsRequest(PageRequest):
+    """Demonstrations to make an edit from, in one of three forms.
 
     Attributes:
         name: Name of the edit.
-        method: Name of a method that edits activations.
         behaviour: Name of a bundled behaviour, or None.
-        rows: Demonstrations as text, if no behaviour is named.
+        rows: Demonstrations as text, or None.
+        table: Demonstrations as rows of a table, or None.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    method: str
     behaviour: str | None = None
     rows: str | None = None
+    table: list[TableRow] | None = None
+
+
+class FitRequest(DemonstrationsRequest):
+    """Demonstrations to fit an edit on and to judge it by.
+
+    Attributes:
+        method: Name of a method that edits activations.
+    """
+
+    method: str
+
+
+class SearchRequest(DemonstrationsRequest):
+    """Demonstrations to search the best edit with; see ``TuneConfig`` for the settings.
+
+    Attributes:
+        methods: Names of the methods to search.
+        layers: Layers to search.
+        max_minutes: Largest duration of the search in minutes.
+        deployable: Whether to search only edits that are exactly a LoRA.
+    """
+
+    methods: list[str]
+    layers: str = "all"
+    max_minutes: float
+    deployable: bool = False
 
 
 class SaveRequest(ActiveEdit):

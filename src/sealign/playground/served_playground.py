@@ -25,6 +25,7 @@ from sealign.playground.page_requests import (
     FitRequest,
     LoadRequest,
     SaveRequest,
+    SearchRequest,
 )
 from sealign.serving.settings import REQUEST_KEY
 
@@ -79,6 +80,7 @@ class ServedPlayground:
             "folders": None,
             "template_arguments": {},
             "methods": [],
+            "search": None,
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
@@ -204,7 +206,7 @@ class ServedPlayground:
             at_least=True,
         )
 
-    def load(self, request: LoadRequest | FitRequest | SaveRequest, job: Job) -> None:  # noqa: ARG002
+    def load(self, request: LoadRequest | FitRequest | SearchRequest | SaveRequest, job: Job) -> None:  # noqa: ARG002
         """Raise: edits are not loaded, fitted or saved where a server runs the model.
 
         Raises:
@@ -212,8 +214,7 @@ class ServedPlayground:
         """
         raise SettingError("edits are not loaded, fitted or saved with --server, whose administrator loads its edits")
 
-    fit = load
-    save = load
+    fit = search = save = load
 
     def _selected(self, request: EditsRequest) -> str | None:
         """Return the name of the edit that a request switches on, or None."""

@@ -33,7 +33,7 @@ async function ask(path, body, handlers, signal) {
     rest = lines.pop();
     for (const line of lines) {
       const event = JSON.parse(line);
-      if (event.event === "error") throw new Error(event.message);
+      if (event.event === "error") throw Object.assign(new Error(event.message), { row: event.row });
       if (event.event === "waiting") say(`Waiting for the model: ${event.ahead} ${event.ahead === 1 ? "request is" : "requests are"} before this one.`);
       ended = event.event === "finished";
       handlers[event.event]?.(event);
@@ -171,7 +171,7 @@ async function start() {
   byId("folders").append(...(about.folders ?? []).map((path) => element("option", { value: path })));
   if (!about.edits.length && about.folders === null) byId("edits").textContent = "This playground was started without an edit.";
   showTemplateArguments(about.template_arguments);
-  enableFitting(about, ask, complain);
+  enableFitting(about, ask);
   byId("max-new-tokens").max = about.max_new_tokens;
   for (const [behaviour, prompts] of Object.entries(about.presets)) {
     const group = element("optgroup", { label: behaviour });
