@@ -48,7 +48,10 @@ def client(planted: Any, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_search_is_that_of_tune(client: TestClient, planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    plain = {"message": "What is ice?", "max_new_tokens": 5}
+    before = asked(client, "answer", **plain)
     events = asked(client, "search", **QUICK, rows=as_lines(MANY))
+    assert asked(client, "answer", **plain) == before  # the model is as it was
     config = TuneConfig(methods=["mean_difference"], layers="1,2", max_minutes=30.0)
     expected = tune(planted, tokenizer, MANY, config=config, output=tmp_path / "tuned")
     assert expected.edit is not None

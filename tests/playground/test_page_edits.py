@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,11 @@ from sealign.edits.model_card import shown_effect
 from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
+from sealign.playground.served_playground import NOT_OFFERED, ServedPlayground
 from tests.evaluation.planted import planted_demonstrations, planted_model
 from tests.evaluation_data import HARNESS_WARNINGS
-from tests.playground.stub_server import running
+from tests.hub_stand_in import hub_stand_in
+from tests.playground.stub_server import StubServer, running
 from tests.playground.test_application import as_lines
 from tests.playground.visits import Visitor
 
@@ -122,7 +125,8 @@ def test_the_best_edit_is_found(browser: Any, served: Served, width: int, scheme
     assert page.locator("#fit-map .winner").count() >= 1
     cells.nth(3).hover()
     detail = page.locator("#fit-map p")
-    assert re.match(r"mean difference, MLP output, layer 2, completion token: efficiency [+-]\d", detail.inner_text())
+    shown = detail.inner_text()
+    assert re.match(r"mean difference, MLP output, layer 2, (completion|last) token: efficiency [+-]\d", shown), shown
     page.focus("#fit-map svg")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowDown")
@@ -235,8 +239,70 @@ def test_demonstrations_in_a_table(browser: Any, served: Served, width: int, sch
     assert texts()[2] == ["Is fog\nwarm?", "No.", "Yes."]
     assert visitor.fits()
     page.screenshot(path=tmp_path / "table.png", full_page=True)
-    # And it is fitted like the same rows of a file.
+    # Rows below the last one are added, and all are fitted.
+    page.get_by_label("prompt of row 3", exact=True).focus()
+    paste("\n".join(f"{item.prompt}\t{item.positive}\t{item.negative}" for item in planted_demonstrations(11)))
+    assert rows.count() == 13
+    assert texts()[12][0] == "What is near the town number 10?"
     page.click("#fit")
     page.locator(".edit").nth(1).wait_for()
     assert page.locator("#fit-problem").inner_text() == ""
     visitor.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "dark"), (390, "light")])
+def test_an_edit_is_downloaded_and_pushed(
+    browser: Any,
+    served: Served,
+    width: int,
+    scheme: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    visitor = Visitor(browser, served.url, width=width, scheme=scheme)
+    page = visitor.page
+    edit = page.locator(".edit").first
+    page.get_by_label("Strength of shift", exact=True).fill("1.5")
+    edit.get_by_text("Download", exact=True).press("Enter")
+    # The buttons of forms that cannot hold the edit are off, and described by the reason.
+    expect(edit).to_contain_text("LoRA: the edit acts on the residual stream, ")
+    lora = edit.get_by_role("button", name="LoRA", exact=True)
+    assert lora.is_disabled()
+    reason = page.locator(f"#{lora.get_attribute('aria-describedby')}").inner_text()
+    assert re.fullmatch(r"LoRA: [^\n]+\.", reason), reason
+    with page.expect_download() as started:
+        edit.get_by_role("button", name="Control vector").click()
+    assert started.value.suggested_filename == "shift-control-vector.gguf"
+    with page.expect_download() as started:
+        edit.get_by_role("button", name="Edit", exact=True).press("Enter")
+    started.value.save_as(tmp_path / "shift.zip")
+    shutil.unpack_archive(tmp_path / "shift.zip", tmp_path)
+    assert sealign.load_edit(tmp_path / "shift").strength == 1.5
+    expect(edit).to_contain_text("Downloaded shift.zip")
+    # Pushed, with the token of the machine, which the page never has.
+    with hub_stand_in(monkeypatch, tmp_path / "hub") as hub:
+        edit.get_by_text("Push to the Hub").press("Enter")
+        repository = page.get_by_label("Repository to push shift to")
+        repository.fill("me/shift")
+        edit.get_by_role("button", name="Push").press("Enter")
+        expect(edit.get_by_role("link")).to_contain_text(f"{hub.url}/me/shift/commit/")
+        assert hub.repositories["me/shift"].keys() >= {"edit.json", "edit.safetensors"}
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        edit.get_by_role("button", name="Push").click()
+        expect(edit).to_contain_text("Error: the edit cannot be uploaded to 'me/shift' without a login to the Hub")
+        assert "hf_of_the_stand_in" not in page.content()
+    assert visitor.fits()
+    page.screenshot(path=tmp_path / "downloads.png", full_page=True)
+    visitor.close()
+
+
+def test_a_page_of_a_server_says_what_it_lacks(browser: Any, tokenizer: Any) -> None:
+    model = planted_model(len(tokenizer))
+    with running(StubServer(model, tokenizer, {}).application) as stub:
+        application = playground_application(ServedPlayground(stub, []))
+        with running(application) as url:
+            visitor = Visitor(browser, url)
+            visitor.page.get_by_text("Fit an edit").press("Enter")
+            assert visitor.page.locator("#fitting p").inner_text() == f"{NOT_OFFERED}."
+            assert visitor.page.locator("#fitting").get_by_role("button").count() == 0
+            visitor.close()

@@ -22,7 +22,7 @@ class Visitor:
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(url)
-        self.page.wait_for_selector(".edit")
+        self.page.wait_for_selector("#model:not(:text('Loading'))")
         self.page.fill("#max-new-tokens", "12")
 
     def send(self, text: str) -> Any:
@@ -44,6 +44,7 @@ class Visitor:
 
     def close(self) -> None:
         """Close the page; it has said nothing on the console, and asked nobody but the playground."""
-        assert self.said == []
-        assert all(url.startswith((self.url, "data:", f"blob:{self.url}")) for url in self.asked)
+        assert self.said == [], self.said
+        others = [url for url in self.asked if not url.startswith((self.url, "data:", f"blob:{self.url}"))]
+        assert others == [], others
         self.context.close()

@@ -73,6 +73,7 @@ class OfferedEdits:
 
     Attributes:
         initial: The edits that were given at the start, which every page shows.
+        ignore_mismatch: Whether a model with another fingerprint is accepted.
 
     Raises:
         FingerprintError, SiteError: An edit does not fit the model.
@@ -90,7 +91,7 @@ class OfferedEdits:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._folder = None if folder is None else folder.resolve()
-        self._ignore_mismatch = ignore_mismatch
+        self.ignore_mismatch = ignore_mismatch
         self.initial = [self._check(name, edit) for name, edit in edits.items()]
         self._offered = {offered.name: offered for offered in self.initial}
 
@@ -179,6 +180,19 @@ class OfferedEdits:
             write_effect(folder / CARD_NAME, edit, *evaluated)
         return edit
 
+    def find(self, name: str) -> OfferedEdit:
+        """Return an edit by its name.
+
+        Args:
+            name: Name of the edit.
+
+        Raises:
+            SettingError: The name is unknown.
+        """
+        if name not in self._offered:
+            raise SettingError(unknown_name("edit", name, self._offered))
+        return self._offered[name]
+
     def combine(self, strengths: Sequence[tuple[str, float | None]]) -> tuple[Intervention | None, list[str]]:
         """Return the edits that a request switches on as one, or None if there is none, and remarks on strengths.
 
@@ -191,11 +205,9 @@ class OfferedEdits:
         parts: list[Intervention] = []
         remarks: list[str] = []
         for name, strength in strengths:
-            if name not in self._offered:
-                raise SettingError(unknown_name("edit", name, self._offered))
+            edit = self.find(name).edit
             if [given for given, _ in strengths].count(name) > 1:
                 raise SettingError(f"the edit '{name}' is given twice; leave one out")
-            edit = self._offered[name].edit
             if strength is not None:
                 value = check_strength(strength)
                 if remark := strength_remark(edit, value):
@@ -223,9 +235,9 @@ class OfferedEdits:
             )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SealignWarning)
-            if not self._ignore_mismatch:
+            if not self.ignore_mismatch:
                 warn_of_other_tokenizer(self._tokenizer, edit)
-            with apply_edit(self._model, edit, ignore_mismatch=self._ignore_mismatch):
+            with apply_edit(self._model, edit, ignore_mismatch=self.ignore_mismatch):
                 pass
         remarks = tuple(str(found.message) for found in caught if issubclass(found.category, SealignWarning))
         return OfferedEdit(name, edit, remarks)

@@ -185,6 +185,26 @@ class SearchRequest(DemonstrationsRequest):
     deployable: bool = False
 
 
+class FormsRequest(PageRequest):
+    """An edit whose forms to download are asked for.
+
+    Attributes:
+        name: Name of the edit.
+    """
+
+    name: str
+
+
+class DownloadRequest(ActiveEdit):
+    """An edit to be downloaded at a strength.
+
+    Attributes:
+        form: ``edit`` or the form of an export.
+    """
+
+    form: str
+
+
 class SaveRequest(ActiveEdit):
     """An edit that was fitted on the page, to be saved at a strength.
 
@@ -193,6 +213,18 @@ class SaveRequest(ActiveEdit):
     """
 
     folder: str
+
+
+class PushRequest(ActiveEdit):
+    """An edit to be pushed to the Hub at a strength.
+
+    Attributes:
+        repository: Repository as ``owner/name``.
+        private: Whether a new repository is private.
+    """
+
+    repository: Annotated[str, Field(min_length=1, max_length=200)]
+    private: bool
 
 
 def read_request(kind: type[Body], body: bytes) -> Body:

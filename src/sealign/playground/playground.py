@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sealign.demonstrations.demonstration import Turn
+from sealign.edits.gallery import push_edit
 from sealign.errors import SettingError
 from sealign.evaluation.damage import measure_damages
 from sealign.evaluation.journal import Journal
@@ -14,6 +17,7 @@ from sealign.models.generation import end_tokens, room_for_answer
 from sealign.models.prompt_format import prompt_format_of
 from sealign.playground.answering import BASE_ARM, EDITED_ARM, answer_both
 from sealign.playground.conversation import conversation_format
+from sealign.playground.downloads import export_obstacles, write_download
 from sealign.playground.fit_and_search import (
     FITTED_METHODS,
     MadeEdit,
@@ -27,10 +31,13 @@ from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.page_requests import (
     AnswerRequest,
     ConversationRequest,
+    DownloadRequest,
     EditsRequest,
     EffectsRequest,
     FitRequest,
+    FormsRequest,
     LoadRequest,
+    PushRequest,
     SaveRequest,
     SearchRequest,
 )
@@ -74,6 +81,7 @@ class Playground:
             "template_arguments": dict(self._fitted_format.chat_template_kwargs) if templated else None,
             "methods": list(FITTED_METHODS),
             "search": describe_search(),
+            "not_offered": None,
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
@@ -233,6 +241,54 @@ class Playground:
             SealignError: As for ``OfferedEdits.save``.
         """
         job.tell("saved", path=str(self._edits.save(request.name, request.strength, request.folder)))
+
+    def forms(self, request: FormsRequest, job: Job) -> None:
+        """Report in which forms an edit can be downloaded, and why not in the others.
+
+        Args:
+            request: The edit.
+            job: Job to report to.
+
+        Raises:
+            SettingError: The edit is unknown.
+        """
+        edit = self._edits.find(request.name).edit
+        job.tell("forms", **export_obstacles(self._model, edit, ignore_mismatch=self._edits.ignore_mismatch))
+
+    def download(self, request: DownloadRequest, job: Job, *, folder: Path) -> None:
+        """Write an edit into a folder, and report the path of the file.
+
+        Args:
+            request: The edit, its strength and the form.
+            job: Job to report to.
+            folder: An existing folder that nothing else uses.
+
+        Raises:
+            SealignError: As for ``write_download``.
+        """
+        name, strength, form = request.name, request.strength, request.form
+        path = write_download(self._model, self._edits, name, strength, form=form, folder=folder)
+        job.tell("file", path=str(path))
+
+    def push(self, request: PushRequest, job: Job) -> None:
+        """Push an edit to the Hub with the login of this machine, and report the address of the commit.
+
+        Args:
+            request: The edit, its strength and the repository.
+            job: Job to report to.
+
+        Raises:
+            EditFileError: There is no login, or the Hub cannot be reached or refuses the upload.
+            SettingError: The edit is unknown, the strength is out of range, or the repository has no owner.
+        """
+        if request.repository.count("/") != 1:
+            raise SettingError(f"the repository is '{request.repository}', but it must be OWNER/NAME")
+        if self._edits.find(request.name).evaluated is None:
+            job.tell("remark", message="The card does not say what the edit gains and costs, which a search measures.")
+        with TemporaryDirectory(prefix="sealign-push-") as folder:
+            self._edits.write(request.name, request.strength, Path(folder) / "edit")
+            url = push_edit(Path(folder) / "edit", request.repository, private=request.private)
+        job.tell("pushed", url=url)
 
     def _offer(self, name: str, made: MadeEdit | None, job: Job) -> None:
         if made is not None:

@@ -1,5 +1,6 @@
 // Fit an edit on demonstrations or search for the best one, show the verdict, and save it.
 
+import { downloadsOf, pushingOf, savingOf } from "./edit_files.js";
 import { LayerMap } from "./layer_map.js";
 import { element, showEdit } from "./settings.js";
 import { TableEditor } from "./table_editor.js";
@@ -10,30 +11,6 @@ const complain = (error) => { byId("fit-problem").textContent = error ? `Error: 
 const signed = (value) => (value === null ? "not finite" : `${value >= 0 ? "+" : ""}${value.toFixed(3)}`);
 const plain = (value) => (value === null ? "not finite" : value.toFixed(3));
 const interval = (found) => (found === null ? "not known" : `${signed(found[0])} [${signed(found[1])}, ${signed(found[2])}]`);
-
-// A row of an edit that was fitted here gets a button that saves it at its present strength.
-function addSaving({ row, strength }, edit, ask) {
-  const folder = element("input", { value: edit.name.split("#")[0], autocomplete: "off", spellcheck: false });
-  folder.setAttribute("aria-label", `Folder to save ${edit.name} to`);
-  const button = element("button", { type: "button", textContent: "Save" });
-  const said = element("p", { className: "note" });
-  said.setAttribute("role", "status");
-  button.addEventListener("click", async () => {
-    said.textContent = "";
-    try {
-      const body = { name: edit.name, strength: strength(), folder: folder.value.trim() };
-      await ask("api/save", body, {
-        saved: (event) => {
-          said.textContent = `Saved to ${event.path}`;
-          byId("folders").append(element("option", { value: body.folder }));
-        },
-      });
-    } catch (error) {
-      said.textContent = `Error: ${error.message}`;
-    }
-  });
-  row.append(element("div", { className: "joined saving" }, folder, button), said);
-}
 
 function showVerdict(event) {
   const result = byId("fit-result");
@@ -84,8 +61,11 @@ function showSearch({ methods, searched, obstacle }) {
 }
 
 export function enableFitting(about, ask) {
-  if (!about.methods.length) return;
   byId("fitting").hidden = false;
+  if (about.not_offered !== null) {
+    byId("fitting").replaceChildren(byId("fitting").querySelector("summary"), element("p", { className: "note", textContent: `${about.not_offered}.` }));
+    return;
+  }
   byId("fit-method").append(...about.methods.map((name) => element("option", { value: name, textContent: name })));
   byId("fit-method").value = "difference_operator";
   showSearch(about.search);
@@ -135,7 +115,8 @@ export function enableFitting(about, ask) {
         },
         edit: (event) => {
           const shown = showEdit(event);
-          if (about.folders !== null) addSaving(shown, event, ask);
+          if (about.folders !== null) shown.row.append(...savingOf(event, shown.strength, ask));
+          shown.row.append(downloadsOf(event, shown.strength, ask), pushingOf(event, shown.strength, ask, about.push_obstacle));
         },
       }, running.signal);
       stage.textContent = "";

@@ -32,8 +32,13 @@ export class LayerMap {
     this.svg.addEventListener("keydown", (event) => this.move(event));
     this.svg.addEventListener("focus", () => { if (!this.chosen) this.choose(0, this.scanned(0)[0]); });
     place.replaceChildren(this.svg, this.detail);
-    this.watch = new ResizeObserver(() => this.draw());
-    this.watch.observe(place);
+    this.width = 0;
+    // What is drawn changes the height, so it is drawn after the observation, and only for another width.
+    const watch = new ResizeObserver(() => requestAnimationFrame(() => {
+      if (!this.svg.isConnected) watch.disconnect();
+      else if (place.clientWidth !== this.width) this.draw();
+    }));
+    watch.observe(place);
   }
 
   add({ layers, candidates }) {
@@ -64,8 +69,9 @@ export class LayerMap {
   }
 
   draw() {
-    const width = this.svg.parentElement.clientWidth;
+    const width = this.svg.parentElement?.clientWidth;
     if (!this.rows.size || !width) return;
+    this.width = width;
     const narrow = width < NARROW;
     const left = narrow ? 0 : LABELS;
     const cell = Math.min(24, (width - left - 2) / this.layers);
@@ -107,7 +113,7 @@ export class LayerMap {
     y += LINE;
     this.outline = drawn("rect", { class: "chosen", visibility: "hidden" });
     this.svg.replaceChildren(...parts, this.outline);
-    this.svg.setAttribute("width", left + this.layers * cell + 2);
+    this.svg.setAttribute("width", Math.max(left + this.layers * cell + 2, Math.min(width, LABELS))); // with room for the labels
     this.svg.setAttribute("height", y);
     const scanned = new Set(this.list.flatMap((_, row) => this.scanned(row))).size;
     this.svg.setAttribute("aria-label", `Layer map: efficiency of ${this.rows.size} methods and sites at ${scanned} of ${this.layers} layers; arrow keys choose one`);

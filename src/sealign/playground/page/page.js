@@ -1,6 +1,7 @@
 // The page: it keeps the conversation and all settings, and sends with each request what that request needs.
 
 import { Exchange } from "./answers.js";
+import { downloadsOf, pushingOf } from "./edit_files.js";
 import { enableFitting } from "./fitting.js";
 import { activeEdits, describeEdits, element, readContext, readSampling, showEdit, showTemplateArguments } from "./settings.js";
 
@@ -8,6 +9,7 @@ const byId = (id) => document.getElementById(id);
 const [conversation, message, send, stop] = ["conversation", "message", "send", "stop"].map(byId);
 
 let exchanges = [];
+let about = null; // what the playground says of its model and edits
 let running = null; // the controller of the answer that is being generated
 
 const say = (text) => { byId("status").textContent = text; };
@@ -40,6 +42,12 @@ async function ask(path, body, handlers, signal) {
     }
   }
   if (!ended) throw new Error("the answer broke off; check whether the playground still runs");
+}
+
+// Show an edit with what can be done with it.
+function offer(edit) {
+  const shown = showEdit(edit);
+  if (about.not_offered === null) shown.row.append(downloadsOf(edit, shown.strength, ask), pushingOf(edit, shown.strength, ask, about.push_obstacle));
 }
 
 async function answer(text) {
@@ -154,7 +162,7 @@ byId("load").addEventListener("click", async () => {
   complain(null);
   byId("load").disabled = true;
   try {
-    await ask("api/load", { path }, { edit: (event) => showEdit(event) });
+    await ask("api/load", { path }, { edit: offer });
     byId("path").value = "";
   } catch (error) {
     complain(error);
@@ -164,9 +172,9 @@ byId("load").addEventListener("click", async () => {
 });
 
 async function start() {
-  const about = await (await fetch("api/playground")).json();
+  about = await (await fetch("api/playground")).json();
   byId("model").textContent = `Model: ${about.model}`;
-  about.edits.forEach(showEdit);
+  about.edits.forEach(offer);
   byId("loading").hidden = about.folders === null;
   byId("folders").append(...(about.folders ?? []).map((path) => element("option", { value: path })));
   if (!about.edits.length && about.folders === null) byId("edits").textContent = "This playground was started without an edit.";
