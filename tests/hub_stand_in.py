@@ -23,6 +23,7 @@ class HubStandIn:
         url: Address of the server.
         repositories: Files of each repository.
         requests: Method and path of each request, in order.
+        created: What each request to create a repository said of it.
         refuses: Whether uploads are refused.
     """
 
@@ -30,6 +31,7 @@ class HubStandIn:
         self.url = ""
         self.repositories: dict[str, dict[str, bytes]] = {}
         self.requests: list[str] = []
+        self.created: list[dict[str, Any]] = []
         self.refuses = False
 
     def model(self, repo_id: str) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def hub_stand_in(monkeypatch: pytest.MonkeyPatch, cache: Any) -> Iterator[HubSta
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_stand_in")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -116,6 +119,7 @@ def _handler(hub: HubStandIn) -> type[BaseHTTPRequestHandler]:
                 self.answer({"error": "You have no right to write here"}, 403)
             elif words == ["api", "repos", "create"]:
                 given = json.loads(body)
+                hub.created.append(given)
                 repo_id = "/".join(filter(None, (given.get("organization"), given["name"])))
                 hub.repositories.setdefault(repo_id, {})
                 self.answer({"url": f"{hub.url}/{repo_id}"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,23 @@ def test_every_method_can_be_searched(planted: Any, tokenizer: Any, tmp_path: Pa
         counts[each.candidate.method] = counts.get(each.candidate.method, 0) + 1
     # SEA has two settings; ITI's layers belong together.
     assert counts == {"difference_operator": 2, "mean_difference": 2, "sea": 4, "leace": 2, "iti": 1}
+
+
+def test_each_round_of_a_scan_is_shown(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
+    config = QUICK.replace(methods=["mean_difference"], sites=["residual"], max_minutes=60)
+    rounds: list[list[tuple[Any, float]]] = []
+    result = tune(
+        planted,
+        tokenizer,
+        planted_demonstrations(20),
+        config=config,
+        output=tmp_path,
+        on_round=lambda scanned: rounds.append([(each.candidate.edit.layers, each.efficiency) for each in scanned]),
+    )
+    assert [[layers for layers, _ in each] for each in rounds] == [[(2,)], [(0,)], [(1,), (3,)]]
+    alone = [each for each in result.scanned if len(each.candidate.edit.layers) == 1]
+    shown = sorted(itertools.chain.from_iterable(rounds))
+    assert shown == sorted((each.candidate.edit.layers, each.efficiency) for each in alone)
 
 
 def test_too_few_demonstrations(planted: Any, tokenizer: Any, tmp_path: Path) -> None:

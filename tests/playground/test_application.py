@@ -6,7 +6,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +229,14 @@ def test_an_edit_that_is_loaded_later(client: TestClient) -> None:
     assert [edit["name"] for edit in client.get("/api/playground").json()["edits"]] == ["mild", "shift"]
 
 
-ROWS = "\n".join(
-    json.dumps({"prompt": f"{word} or not?", "positive": f"Yes, {word}.", "negative": f"No, never {word}."})
+def as_lines(demonstrations: Iterable[sealign.Demonstration]) -> str:
+    """Demonstrations as JSON lines."""
+    rows = ({"prompt": one.prompt, "positive": one.positive, "negative": one.negative} for one in demonstrations)
+    return "\n".join(map(json.dumps, rows))
+
+
+ROWS = as_lines(
+    sealign.Demonstration(f"{word} or not?", f"Yes, {word}.", f"No, never {word}.")
     for word in ["ice", "snow", "rain", "fog", "sun", "wind", "hail", "dew", "mist", "frost", "thaw", "cloud"]
 )
 
@@ -278,8 +284,8 @@ def test_a_bundled_behaviour_is_fitted(client: TestClient) -> None:
     [
         ("fit", {"name": "../x", "method": "sea", "rows": ROWS}, "cannot name an edit"),
         ("fit", {"name": "x", "method": "icl", "rows": ROWS}, "unknown method 'icl'"),
-        ("fit", {"name": "x", "method": "sea"}, "give one of the two"),
-        ("fit", {"name": "x", "method": "sea", "rows": ROWS, "behaviour": "fairness"}, "give one of the two"),
+        ("fit", {"name": "x", "method": "sea"}, "give one of the three"),
+        ("fit", {"name": "x", "method": "sea", "rows": ROWS, "behaviour": "fairness"}, "give one of the three"),
         ("fit", {"name": "x", "method": "sea", "behaviour": "fairnes"}, "did you mean 'fairness'?"),
         ("fit", {"name": "x", "method": "sea", "rows": ROWS + "\n{"}, "the text, line 13: not JSON"),
         ("fit", {"name": "x", "method": "sea", "rows": ROWS.partition("\n")[0]}, "the text has 1 demonstrations"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
 from tests.playground.stub_server import running
+from tests.playground.visits import Visitor
 from tests.tiny_models import build_model
 
 pytestmark = pytest.mark.slow
@@ -63,46 +63,12 @@ def served(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield Served(url, model, words, edit, folder)
 
 
-class Visitor:
-    """A page in a browser of its own, and all that it says and asks for."""
-
-    def __init__(self, browser: Any, served: Served, *, width: int = 1400, scheme: str = "light") -> None:
-        self.context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(120_000)
-        expect.set_options(timeout=120_000)
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(served.url)
-        self.page.wait_for_selector(".edit")
-        self.page.fill("#max-new-tokens", "12")
-
-    def send(self, text: str) -> Any:
-        """Send a message, and return the locator of its exchange."""
-        before = self.page.locator(".exchange").count()
-        self.page.fill("#message", text)
-        self.page.press("#message", "Enter")
-        return self.page.locator(".exchange").nth(before)
-
-    def say(self, text: str) -> tuple[str, str]:
-        """Send a message, and return both answers when the tokens are compared."""
-        exchange = self.send(text)
-        exchange.locator(".mean").wait_for()
-        return tuple(exchange.locator(f".{arm} .text").inner_text().strip() for arm in ("base", "edited"))  # type: ignore[return-value]
-
-    def set_strengths(self, mild: float, shift: float | None = None) -> None:
-        self.page.get_by_label("Strength of mild", exact=True).fill(str(mild))
-        self.page.get_by_label("shift", exact=True).set_checked(shift is not None)
-        if shift is not None:
-            self.page.get_by_label("Strength of shift", exact=True).fill(str(shift))
-
-    def close(self, served: Served) -> None:
-        assert self.said == []
-        assert all(url.startswith((served.url, "data:")) for url in self.asked)
-        self.context.close()
+def set_strengths(page: Any, mild: float, shift: float | None = None) -> None:
+    """Set the strength of one edit, and that of the other or switch it off."""
+    page.get_by_label("Strength of mild", exact=True).fill(str(mild))
+    page.get_by_label("shift", exact=True).set_checked(shift is not None)
+    if shift is not None:
+        page.get_by_label("Strength of shift", exact=True).fill(str(shift))
 
 
 def squeezed(text: str) -> str:
@@ -113,21 +79,18 @@ def squeezed(text: str) -> str:
 @pytest.mark.parametrize("width", [390, 1400])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_visit_by_mouse_and_keyboard(browser: Any, served: Served, tmp_path: Path, width: int, scheme: str) -> None:
-    visitor = Visitor(browser, served, width=width, scheme=scheme)
+    visitor = Visitor(browser, served.url, width=width, scheme=scheme)
     page = visitor.page
-
-    def fits() -> bool:
-        return bool(page.evaluate("document.documentElement.scrollWidth") <= width)
 
     assert page.title() == "Sealign playground"
     assert page.locator("#model").inner_text() == "Model: tiny model"
-    assert fits()
+    assert visitor.fits()
     # A prompt of a bundled behaviour, by keyboard.
     page.focus("#preset")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     expect(page.locator("#message")).not_to_have_value("")
-    visitor.set_strengths(3)
+    set_strengths(visitor.page, 3)
     prompt = page.input_value("#message")
     base, edited = visitor.say(prompt)
     assert squeezed(base) == squeezed(served.answer(prompt, 12, None))
@@ -159,7 +122,7 @@ def test_a_visit_by_mouse_and_keyboard(browser: Any, served: Served, tmp_path: P
     page.keyboard.press("Home")
     assert exchange.locator("[aria-selected=true]").count() == 1
     assert tokens.nth(0).get_attribute("aria-selected") == "true"
-    assert fits()
+    assert visitor.fits()
     # Damage, by keyboard.
     page.focus("#measure")
     page.keyboard.press("Enter")
@@ -169,15 +132,15 @@ def test_a_visit_by_mouse_and_keyboard(browser: Any, served: Served, tmp_path: P
     visitor.say("And water?")
     assert page.locator(".exchange").count() == 2
     page.screenshot(path=tmp_path / "page.png", full_page=True)
-    assert fits()
+    assert visitor.fits()
     page.click("#reset")
     assert page.locator(".exchange").count() == 0
-    visitor.close(served)
+    visitor.close()
 
 
 @pytest.mark.parametrize("by", ["mouse", "keyboard"])
 def test_stop(browser: Any, served: Served, by: str) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     page = visitor.page
     page.fill("#max-new-tokens", "1900")
     exchange = visitor.send("Tell me all.")
@@ -195,28 +158,28 @@ def test_stop(browser: Any, served: Served, by: str) -> None:
     page.fill("#max-new-tokens", "12")
     visitor.say("What is ice?")
     assert exchange.locator(".edited .token").count() == count
-    visitor.close(served)
+    visitor.close()
 
 
 def test_a_new_conversation_stops_the_answer(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     visitor.page.fill("#max-new-tokens", "1900")
     visitor.send("Tell me all.")
     visitor.page.wait_for_selector(".edited .token", state="attached")
     visitor.page.click("#reset")
     visitor.page.wait_for_selector("#send:enabled")
     visitor.page.fill("#max-new-tokens", "12")
-    visitor.set_strengths(3)
+    set_strengths(visitor.page, 3)
     _, edited = visitor.say("What is ice?")
     assert squeezed(edited) == squeezed(served.answer("What is ice?", 12, 3.0))  # nothing was said before
-    visitor.close(served)
+    visitor.close()
 
 
 def test_two_visitors_have_strengths_of_their_own(browser: Any, served: Served) -> None:
-    visitors = [Visitor(browser, served) for _ in range(2)]
+    visitors = [Visitor(browser, served.url) for _ in range(2)]
     strengths = (3.0, -4.0)
     for visitor, strength in zip(visitors, strengths, strict=True):
-        visitor.set_strengths(strength)
+        set_strengths(visitor.page, strength)
     # Both at once: the second one waits, and is told.
     visitors[0].page.fill("#max-new-tokens", "400")
     first = visitors[0].send("What is ice?")
@@ -229,11 +192,11 @@ def test_two_visitors_have_strengths_of_their_own(browser: Any, served: Served) 
         assert squeezed(found) == squeezed(served.answer("What is ice?", length, strength))
     for visitor, strength in zip(visitors, strengths, strict=True):
         assert float(visitor.page.get_by_label("Strength of mild", exact=True).input_value()) == strength
-        visitor.close(served)
+        visitor.close()
 
 
 def test_a_crash_leaves_the_page_usable(browser: Any, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     page = visitor.page
     forward, calls = type(served.model).forward, []
 
@@ -250,15 +213,15 @@ def test_a_crash_leaves_the_page_usable(browser: Any, served: Served, monkeypatc
     assert "not part of the conversation" in exchange.inner_text()
     assert page.input_value("#message") == "What is ice?"  # to be sent again
     monkeypatch.undo()
-    visitor.set_strengths(3)
+    set_strengths(visitor.page, 3)
     _, edited = visitor.say("What is ice?")
     assert squeezed(edited) == squeezed(served.answer("What is ice?", 12, 3.0))
     assert page.locator("#problem").inner_text() == ""
-    visitor.close(served)
+    visitor.close()
 
 
 def test_settings_that_are_refused(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     page = visitor.page
     for strength in ("1000.5", "-2000", ""):
         page.get_by_label("Strength of mild", exact=True).fill(strength)
@@ -267,7 +230,7 @@ def test_settings_that_are_refused(browser: Any, served: Served) -> None:
         expect(page.locator("#problem")).to_contain_text("Strength of mild: ")
         page.click("#measure")
         assert page.locator(".exchange").count() == 0
-    visitor.set_strengths(1000)
+    set_strengths(visitor.page, 1000)
     page.fill("#template-arguments", "mood")
     page.click("#send")
     expect(page.locator("#problem")).to_contain_text("must be NAME=VALUE")
@@ -275,13 +238,13 @@ def test_settings_that_are_refused(browser: Any, served: Served) -> None:
     page.click("#send")
     expect(page.locator("#problem")).to_contain_text("the argument 'moood'")
     assert not any(url.endswith("api/damage") for url in visitor.asked)
-    visitor.close(served)
+    visitor.close()
 
 
 def test_switches_and_the_order_of_edits(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     page = visitor.page
-    visitor.set_strengths(3, -2)
+    set_strengths(visitor.page, 3, -2)
     _, both = visitor.say("What is ice?")
     page.click("#reset")
     for name in ("mild", "shift"):
@@ -299,11 +262,11 @@ def test_switches_and_the_order_of_edits(browser: Any, served: Served) -> None:
     slider.focus()
     page.keyboard.press("ArrowRight")
     assert page.get_by_label("Strength of shift", exact=True).input_value() == "1.68"
-    visitor.close(served)
+    visitor.close()
 
 
 def test_an_edit_is_loaded_and_the_template_has_arguments(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     page = visitor.page
     page.fill("#path", "../late")
     page.click("#load")
@@ -314,7 +277,7 @@ def test_an_edit_is_loaded_and_the_template_has_arguments(browser: Any, served: 
         expect(page.locator("#path")).to_have_value("")
     assert page.locator(".edit").count() == 3
     assert "mean_difference; residual, layers 1-2; own strength 2" in page.locator(".edit").nth(2).inner_text()
-    visitor.set_strengths(3)
+    set_strengths(visitor.page, 3)
     page.get_by_label("mild", exact=True).set_checked(False)
     _, late = visitor.say("What is ice?")
     page.click("#reset")
@@ -330,58 +293,14 @@ def test_an_edit_is_loaded_and_the_template_has_arguments(browser: Any, served: 
     page.fill("#template-arguments", "")
     page.fill("#system", "Be brief.")
     assert visitor.say("What is ice?")[0] != plain
-    visitor.close(served)
-
-
-def test_an_edit_is_fitted_judged_and_saved(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served, width=390)
-    page = visitor.page
-    page.get_by_text("Fit an edit").press("Enter")
-    page.select_option("#fit-method", "mean_difference")
-    page.set_input_files("#fit-file", {"name": "big.csv", "mimeType": "text/csv", "buffer": b"x" * (2**20 + 1)})
-    expect(page.locator("#problem")).to_contain_text("big.csv has 1048577 bytes, more than 1048576; use sealign fit")
-    rows = b"prompt,positive\na,b\n"
-    page.set_input_files("#fit-file", {"name": "rows.csv", "mimeType": "text/csv", "buffer": rows})
-    expect(page.locator("#fit-rows")).to_have_value(rows.decode())
-    page.click("#fit")
-    expect(page.locator("#problem")).to_contain_text("the text")
-    # Stopped, by keyboard.
-    page.select_option("#fit-source", "fairness")
-    assert page.locator("#fit-rows").is_disabled()
-    page.focus("#fit")
-    page.keyboard.press("Enter")
-    expect(page.locator("#fit-result")).to_contain_text(" of ")
-    assert page.locator("#fit-progress").is_visible()
-    page.focus("#fit-stop")
-    page.keyboard.press("Enter")
-    expect(page.locator("#fit-result")).to_contain_text("Stopped")
-    assert page.locator(".edit").count() == 2
-    # And once more, to its end.
-    page.fill("#fit-name", "fair")
-    page.click("#fit")
-    page.locator(".edit").nth(2).wait_for()
-    result = page.locator("#fit-result").inner_text()
-    assert re.search("^(Helps|No evidence|Harms|Broken)", result), result
-    assert "held-out demonstrations, nats per token: edited " in result
-    assert "fair#" in page.locator(".edit").nth(2).inner_text()
-    page.get_by_label(re.compile("^Folder to save fair#")).fill("mine")
-    page.get_by_role("button", name="Save").click()
-    expect(page.locator(".edit").nth(2)).to_contain_text("Saved to ")
-    assert sealign.load_edit(served.folder / "mine").method == "mean_difference"
-    assert page.locator("#folders option").evaluate_all("all => all.map(one => one.value)") == ["late", "mine"]
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    # Another page does not have it until it loads it.
-    other = Visitor(browser, served)
-    assert other.page.locator(".edit").count() == 2
-    other.close(served)
-    visitor.close(served)
+    visitor.close()
 
 
 def test_what_a_model_writes_is_text(browser: Any, served: Served) -> None:
-    visitor = Visitor(browser, served)
+    visitor = Visitor(browser, served.url)
     hostile = "<img src=x onerror=alert(1)><b>bold</b>"
     exchange = visitor.send(hostile)
     exchange.locator(".mean").wait_for()
     assert exchange.locator(".question").inner_text() == hostile
     assert exchange.locator("img, b").count() == 0
-    visitor.close(served)
+    visitor.close()

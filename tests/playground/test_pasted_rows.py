@@ -10,7 +10,7 @@ import pytest
 import sealign
 from sealign.errors import DemonstrationError
 from sealign.playground import pasted_rows
-from sealign.playground.pasted_rows import read_pasted
+from sealign.playground.pasted_rows import RowError, read_pasted, read_table
 
 
 def test_texts_are_read_as_files_are(demonstrations: list[sealign.Demonstration]) -> None:
@@ -53,3 +53,25 @@ def test_too_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(read_pasted("\n".join(lines[:2]))) == 2
     with pytest.raises(DemonstrationError, match="there are 3 demonstrations, but a page fits 2; use sealign fit"):
         read_pasted("\n".join(lines))
+
+
+def test_a_table_is_read_as_a_file_is(demonstrations: list[sealign.Demonstration]) -> None:
+    rows = [{"prompt": item.prompt, "positive": item.positive, "negative": item.negative} for item in demonstrations]
+    rows[2]["positive"] += "\nAnd \N{SNOWMAN} \u2028 more."
+    found = read_table(rows)
+    assert [item.positive for item in found] == [row["positive"] for row in rows]
+    assert found[3:] == demonstrations[3:]
+
+
+def test_an_error_names_the_row_of_the_table() -> None:
+    rows = [{"prompt": f"{number}?", "positive": "a", "negative": "b"} for number in range(5)]
+    for number, (column, value) in {2: ("prompt", " "), 5: ("negative", ""), 3: ("positive", "\ud800")}.items():
+        wrong = [dict(row) for row in rows]
+        wrong[number - 1][column] = value
+        with pytest.raises(RowError, match=f"^row {number}: '{column}' is ") as error:
+            read_table(wrong)
+        assert error.value.row == number
+    with pytest.raises(DemonstrationError, match="the table is empty; write at least 2 demonstrations"):
+        read_table([])
+    with pytest.raises(DemonstrationError, match="the table has 1 demonstrations, but 2 are needed"):
+        read_table(rows[:1])

@@ -21,7 +21,7 @@ from sealign.evaluation.damage import measure_damage
 from sealign.playground.application import playground_application
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.playground import Playground
-from sealign.playground.served_playground import ServedPlayground
+from sealign.playground.served_playground import NOT_OFFERED, ServedPlayground
 from tests.playground.stub_server import StubServer, running
 
 
@@ -149,15 +149,24 @@ def test_damage(client: TestClient, model: Any, tokenizer: Any, edits: Any) -> N
         ("answer", {"message": " "}, "the message is empty"),
         ("effects", {"message": "x", "edits": [{"name": "other"}], "answer": [4]}, "unknown edit 'other'"),
         ("damage", {}, "no edit is switched on"),
-        ("load", {"path": "late"}, "not loaded, fitted or saved with --server"),
-        ("fit", {"name": "x", "method": "sea", "behaviour": "fairness"}, "not loaded, fitted or saved with --server"),
-        ("save", {"name": "mild", "folder": "x"}, "not loaded, fitted or saved with --server"),
+        ("load", {"path": "late"}, NOT_OFFERED),
+        ("fit", {"name": "x", "method": "sea", "behaviour": "fairness"}, NOT_OFFERED),
+        ("search", {"name": "x", "methods": ["sea"], "max_minutes": 1.0, "behaviour": "fairness"}, NOT_OFFERED),
+        ("save", {"name": "mild", "folder": "x"}, NOT_OFFERED),
+        ("forms", {"name": "mild"}, NOT_OFFERED),
+        ("push", {"name": "mild", "repository": "me/x", "private": True}, NOT_OFFERED),
     ],
 )
 def test_what_is_refused(client: TestClient, job: str, body: dict[str, Any], words: str) -> None:
     *_, last = asked(client, job, **body)
     assert last["event"] == "error"
     assert words in last["message"]
+
+
+def test_what_is_not_offered_is_said(client: TestClient) -> None:
+    assert client.get("/api/playground").json()["not_offered"] == NOT_OFFERED
+    response = client.post("/api/download", json={"name": "mild", "form": "edit"})
+    assert (response.status_code, response.json()["error"]) == (400, NOT_OFFERED)
 
 
 def test_a_server_that_fails(client: TestClient, stub: StubServer) -> None:

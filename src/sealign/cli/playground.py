@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from sealign.cli import options
-from sealign.cli.app import app, require_extra
+from sealign.cli.app import app, quiet_harness, require_extra
 from sealign.cli.consoles import messages, output
 from sealign.cli.loading import MODEL_OPTIONS, ModelOptions, parse_names, with_model_options
 
@@ -81,6 +81,7 @@ def playground(
 
 def _load(model: ModelOptions, sources: dict[str, str], edits_dir: Path | None, ignore_mismatch: bool) -> Playground:
     """Load the model and the edits."""
+    quiet_harness()  # which a search on the page uses
     from sealign.methods.registry import load_edit
     from sealign.models.embedded_model import EMBEDDED
     from sealign.playground.offered_edits import OfferedEdits

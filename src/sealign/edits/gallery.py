@@ -103,11 +103,16 @@ def push_edit(folder: str | Path, repo_id: str, *, private: bool = False, token:
         token: Access token with write permission; that of the stored login if None.
 
     Raises:
-        EditFileError: The folder holds no valid edit, or the Hub cannot be reached or refuses the upload.
+        EditFileError: The folder holds no valid edit, there is no token, or the Hub cannot be reached or refuses the
+            upload.
     """
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, get_token
 
     read_edit_files(Path(folder))
+    if token is None and get_token() is None:
+        raise EditFileError(
+            f"the edit cannot be uploaded to '{repo_id}' without a login to the Hub; run hf auth login, or set HF_TOKEN"
+        )
     api = HfApi(token=token)
     try:
         with hub_access():
@@ -120,7 +125,7 @@ def push_edit(folder: str | Path, repo_id: str, *, private: bool = False, token:
             )
     except Exception as error:  # the Hub client raises many unrelated types
         raise EditFileError(
-            f"'{folder}' cannot be uploaded to '{repo_id}' ({first_sentence(error)}); check the name, the login "
+            f"the edit cannot be uploaded to '{repo_id}' ({first_sentence(error)}); check the name, the login "
             "(hf auth login, or HF_TOKEN) and the network"
         ) from error
     return str(commit.commit_url)

@@ -40,17 +40,34 @@ def write_effects(results: Results, reports: Sequence[EditReport]) -> list[Path]
         report = _report_of(results, reports, folder, edit)
         if report is None:
             continue
-        before = card.read_text(encoding="utf-8")
-        after = show_effect(
-            before,
-            effect_text(results, report, own_strength=edit.strength),
-            verdict=report.verdict.word,
-            loss_increase=report.damage[report.edit].loss_increase,
-        )
-        if after != before:
-            write_bytes(card, after.encode())
+        if write_effect(card, edit, results, report):
             written.append(card)
     return written
+
+
+def write_effect(card: Path, edit: Intervention, results: Results, report: EditReport) -> bool:
+    """Write the verdict and the main figures of an evaluated edit into its card; return whether they are new there.
+
+    Args:
+        card: Card of the edit.
+        edit: The edit, at the strength that it is saved with.
+        results: Results of the evaluation.
+        report: Statistics and verdict of the edit.
+
+    Raises:
+        OSError: The card is not writable.
+    """
+    before = card.read_text(encoding="utf-8")
+    after = show_effect(
+        before,
+        effect_text(results, report, own_strength=edit.strength),
+        verdict=report.verdict.word,
+        loss_increase=report.damage[report.edit].loss_increase,
+    )
+    if after == before:
+        return False
+    write_bytes(card, after.encode())
+    return True
 
 
 def _report_of(results: Results, reports: Sequence[EditReport], source: str, edit: Intervention) -> EditReport | None:

@@ -208,6 +208,17 @@ def measure_sensitivities(
     return Sensitivities(slopes[0::2] - slopes[1::2], neutral, domain, losses)
 
 
+def scanned_alone(candidates: Sequence[Candidate], sensitivities: Sensitivities) -> list[ScannedCandidate]:
+    """Return effect and damage of every candidate to first order, in the given order and without combinations.
+
+    Args:
+        candidates: Fitted candidates.
+        sensitivities: Their sensitivities.
+    """
+    one = torch.ones(1, dtype=torch.float64)
+    return [sensitivities.scanned(candidate, [index], one) for index, candidate in enumerate(candidates)]
+
+
 def rank_candidates(candidates: Sequence[Candidate], sensitivities: Sensitivities) -> list[ScannedCandidate]:
     """Return effect and damage of every candidate to first order, the most efficient first.
 
@@ -218,8 +229,7 @@ def rank_candidates(candidates: Sequence[Candidate], sensitivities: Sensitivitie
         candidates: Fitted candidates.
         sensitivities: Their sensitivities.
     """
-    one = torch.ones(1, dtype=torch.float64)
-    found = [sensitivities.scanned(candidate, [index], one) for index, candidate in enumerate(candidates)]
+    found = scanned_alone(candidates, sensitivities)
     # The mean of both curvatures is a matrix, which their maximum is not.
     both = torch.cat([sensitivities.neutral, sensitivities.domain]) / math.sqrt(2)
     for each in combinations(candidates, sensitivities.gains, both):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sealign.demonstrations.demonstration import Demonstration
 from sealign.errors import SettingError
 from sealign.evaluation.candidates import Candidate, fit_candidates
-from sealign.evaluation.scan import ScannedCandidate, Sensitivities, measure_sensitivities, rank_candidates
+from sealign.evaluation.scan import (
+    ScannedCandidate,
+    Sensitivities,
+    measure_sensitivities,
+    rank_candidates,
+    scanned_alone,
+)
 from sealign.evaluation.strength_choice import DamageTexts
 from sealign.evaluation.time_limit import TimeLimit
 from sealign.fitting.activations import Activations
@@ -21,6 +27,13 @@ from sealign.progress import Track, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+OnRound = Callable[[list[ScannedCandidate]], None]
+"""Function that is called with the candidates of each round when the round has been scanned."""
+
+
+def ignore_round(scanned: list[ScannedCandidate]) -> None:
+    """Do nothing with the candidates of a round."""
 
 
 def scan_rounds(
@@ -38,6 +51,7 @@ def scan_rounds(
     prompt_format: PromptFormat = PromptFormat(),
     seed: int = 0,
     checkpoint_dir: str | Path | None = None,
+    on_round: OnRound = ignore_round,
     track: Track = no_progress,
 ) -> tuple[list[ScannedCandidate], list[int]]:
     """Fit and scan the candidates of one round after the other; return what was found, and the layers left out.
@@ -56,6 +70,7 @@ def scan_rounds(
         limit: The time limit.
         rest: Seconds that the rest of the search takes.
         deployable: Whether only candidates that are exactly a LoRA are scanned.
+        on_round: Function of the candidates of each round; they come without combinations of layers.
         prompt_format, seed, checkpoint_dir, track: As for ``measure_sensitivities``.
 
     Raises:
@@ -88,6 +103,7 @@ def scan_rounds(
                     track=track,
                 )
             )
+            on_round(scanned_alone(found, parts[-1]))
         took, before = time.perf_counter() - started, count
     if not candidates:
         raise SettingError("no candidate is left; search more methods or sites, or without deployable")

@@ -29,7 +29,7 @@ from sealign.evaluation.local_tasks import load_task, task_manager
 from sealign.evaluation.preference import preference_scores
 from sealign.evaluation.results import ANSWERS, Results
 from sealign.evaluation.scan import ScannedCandidate, scan_csv
-from sealign.evaluation.scan_rounds import scan_rounds
+from sealign.evaluation.scan_rounds import OnRound, ignore_round, scan_rounds
 from sealign.evaluation.statistics import gain
 from sealign.evaluation.strength_choice import DamageBudget, DamageTexts, choose_strength
 from sealign.evaluation.time_limit import MARGIN, TimeLimit, count_tokens, layer_rounds, seconds_per_token
@@ -71,6 +71,7 @@ class Search:
         config: Settings of the search.
         folder: Folder to write to; created if it does not exist.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+        on_round: Function of the candidates of each round of the scan.
 
     Attributes:
         fitted: Demonstrations to fit candidates on.
@@ -95,9 +96,11 @@ class Search:
         config: TuneConfig,
         folder: Path,
         track: Track,
+        on_round: OnRound = ignore_round,
     ) -> None:
         self.limit: TimeLimit = TimeLimit(config.max_minutes)
         self._model, self._tokenizer, self._config, self.folder, self._track = model, tokenizer, config, folder, track
+        self._on_round = on_round
         self.searched, self.tested = split_demonstrations(demonstrations, holdout=config.holdout, seed=config.seed)
         self.fitted, self.development = split_demonstrations(
             self.searched, holdout=config.development, seed=config.seed
@@ -162,6 +165,7 @@ class Search:
             prompt_format=config.prompt_format,
             seed=config.seed,
             checkpoint_dir=folder,
+            on_round=self._on_round,
             track=track,
         )
         write_bytes(self.folder / SCAN_NAME, scan_csv(scanned).encode())

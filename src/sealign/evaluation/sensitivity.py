@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sealign.edits.layer_edit import LayerEdit
+from sealign.errors import ModelError, first_sentence
 from sealign.fitting.checkpoints import BatchStore
 from sealign.models.batching import pad_right, pad_token
 from sealign.models.eval_mode import eval_mode
@@ -87,6 +88,9 @@ def mean_log_probability_derivatives(
         batch_size: Number of passages to run together.
         store: Store of finished batches of these passages and edits, to go on from.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
+
+    Raises:
+        ModelError: The model cannot be differentiated.
     """
     (found,) = _derivatives(model, tokenizer, passages, edits, sites, [_mean], 0, batch_size, store, track)
     return found
@@ -195,10 +199,18 @@ def _tables(
 ) -> dict[str, Float[Tensor, "b m"]]:
     """Return the derivatives of the objectives of one batch, by the number of the objective."""
     found = torch.zeros(len(values), rows, len(edits), dtype=torch.float64)
-    gradients = [
-        torch.autograd.grad(value, list(outputs.values()), retain_graph=number < len(values) - 1)
-        for number, value in enumerate(values)
-    ]
+    try:
+        gradients = [
+            torch.autograd.grad(value, list(outputs.values()), retain_graph=number < len(values) - 1)
+            for number, value in enumerate(values)
+        ]
+    except RuntimeError as error:
+        if "memory" in str(error):
+            raise
+        raise ModelError(
+            f"the model cannot be differentiated ({first_sentence(error)}), which a search needs; fit one method, or "
+            "search with the model before quantisation"
+        ) from error
     for place, x, *along in zip(outputs, outputs.values(), *gradients, strict=True):
         for index in by_place[place]:
             found[:, :, index] = torch.stack(_along(edits[index].layer_edit, x.detach(), along, rows)).cpu()

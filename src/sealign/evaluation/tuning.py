@@ -14,6 +14,7 @@ from sealign.evaluation.comparison import EditReport, report_edits
 from sealign.evaluation.finalists import Finalist
 from sealign.evaluation.results import Results
 from sealign.evaluation.scan import ScannedCandidate
+from sealign.evaluation.scan_rounds import OnRound, ignore_round
 from sealign.evaluation.search import ANSWERED, CHECKPOINTS_NAME, EVALUATION_NAME, SCAN_NAME, Search
 from sealign.evaluation.strength_choice import AIM
 from sealign.evaluation.tuning_config import TuneConfig
@@ -63,6 +64,7 @@ def tune(
     output: str | Path,
     overwrite: bool = False,
     command: str = "",
+    on_round: OnRound = ignore_round,
     track: Track = no_progress,
 ) -> TuneResult:
     """Find the edit of the largest gain within a damage budget, and test it once on what the search did not use.
@@ -81,16 +83,19 @@ def tune(
         output: Folder to write to: ``scan.csv``, ``edit`` and ``evaluation``.
         overwrite: Whether to replace the outputs of an earlier search.
         command: Command line that computes the results again, for the record.
+        on_round: Function that is called with the candidates of each round of the scan; with a time limit, the scan has
+            several rounds of layers.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
 
     Raises:
         SettingError: A setting is out of range, or no candidate is left.
         EditFileError: The folder has the outputs of an earlier search and ``overwrite`` is False, or other files with
             their names.
+        ModelError: The model cannot be differentiated.
         DemonstrationError, ActivationError: As for ``fit_edit``.
     """
     check_outputs(Path(output), overwrite=overwrite)
-    search = Search(model, tokenizer, demonstrations, config, Path(output), track)
+    search = Search(model, tokenizer, demonstrations, config, Path(output), track, on_round)
     scanned = search.scan()
     finalists = search.measure(scanned)
     if not finalists or not finalists[0].gain > 0:

@@ -21,6 +21,19 @@ HEADERS = {
 """Headers of every response."""
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a server that listens at a name or address is reached from this machine alone.
+
+    Example:
+        >>> is_loopback("127.0.0.1"), is_loopback("::1"), is_loopback("0.0.0.0")
+        (True, True, False)
+    """
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 class LocalRequests:
     """ASGI middleware that answers only what the page itself asks.
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from sealign.errors import SealignError, ServingError, first_sentence
+from sealign.playground.pasted_rows import RowError
 
 MAX_JOBS = 32
 """Largest number of jobs that run or wait."""
@@ -68,7 +69,8 @@ class Job:
         except Stopped:
             return {"event": "stopped"}
         except SealignError as error:
-            return {"event": "error", "message": str(error)}
+            row = {"row": error.row} if isinstance(error, RowError) else {}
+            return {"event": "error", "message": str(error), **row}
         except Exception as error:
             _log.exception("a job of the playground failed")
             reason = f"{type(error).__name__}: {first_sentence(error)}"

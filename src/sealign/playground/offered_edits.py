@@ -5,16 +5,17 @@ from __future__ import annotations
 import secrets
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sealign.edits.attach import apply_edit
 from sealign.edits.intervention import Intervention
 from sealign.edits.provenance import warn_of_other_tokenizer
-from sealign.edits.record import RECORD_NAME
+from sealign.edits.record import CARD_NAME, RECORD_NAME
 from sealign.edits.strength import MAX_STRENGTH, check_strength
 from sealign.errors import EditFileError, SealignWarning, SettingError, unknown_name
+from sealign.evaluation.effect_card import write_effect
 from sealign.methods.composition import Composition
 from sealign.methods.edit_sources import edited_layers, strength_remark
 from sealign.methods.registry import load_edit
@@ -22,6 +23,9 @@ from sealign.serving.settings import check_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from sealign.evaluation.comparison import EditReport
+    from sealign.evaluation.results import Results
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,13 @@ class OfferedEdit:
         name: Name of the edit.
         edit: The edit at its own strength.
         remarks: Sentences about how the model differs from the one that the edit was fitted on.
+        evaluated: Results of its evaluation and what they say of it; None if it was not evaluated.
     """
 
     name: str
     edit: Intervention
     remarks: tuple[str, ...]
+    evaluated: tuple[Results, EditReport] | None = None
 
     def describe(self) -> dict[str, Any]:
         """Return what the page shows of the edit, as values that JSON can hold."""
@@ -67,6 +73,7 @@ class OfferedEdits:
 
     Attributes:
         initial: The edits that were given at the start, which every page shows.
+        ignore_mismatch: Whether a model with another fingerprint is accepted.
 
     Raises:
         FingerprintError, SiteError: An edit does not fit the model.
@@ -84,7 +91,7 @@ class OfferedEdits:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._folder = None if folder is None else folder.resolve()
-        self._ignore_mismatch = ignore_mismatch
+        self.ignore_mismatch = ignore_mismatch
         self.initial: list[OfferedEdit] = [self._check(name, edit) for name, edit in edits.items()]
         self._offered = {offered.name: offered for offered in self.initial}
 
@@ -123,15 +130,16 @@ class OfferedEdits:
         self._offered[name] = self._check(name, load_edit(place))
         return self._offered[name]
 
-    def add(self, name: str, edit: Intervention) -> OfferedEdit:
+    def add(self, name: str, edit: Intervention, *, evaluated: tuple[Results, EditReport] | None = None) -> OfferedEdit:
         """Return an edit that was fitted here, under a name that other pages cannot guess.
 
         Args:
             name: Beginning of the name.
             edit: The edit.
+            evaluated: Results of its evaluation and what they say of it, which its card will show.
         """
         unique = f"{name}#{secrets.token_hex(4)}"
-        self._offered[unique] = self._check(unique, edit)
+        self._offered[unique] = replace(self._check(unique, edit), evaluated=evaluated)
         return self._offered[unique]
 
     def save(self, name: str, strength: float | None, folder: str) -> Path:
@@ -149,11 +157,41 @@ class OfferedEdits:
         """
         if self._folder is None:
             raise SettingError("this playground saves no edits; start it again with --edits-dir DIR")
+        path = self._folder / check_name(folder)
+        self.write(name, strength, path)
+        return path
+
+    def write(self, name: str, strength: float | None, folder: Path) -> Intervention:
+        """Write an edit to a new folder, with what is known of its effect in its card; return it at its strength.
+
+        Args:
+            name: Name of the edit.
+            strength: Strength to write it with.
+            folder: The folder.
+
+        Raises:
+            EditFileError: The folder exists.
+            SettingError: The edit is unknown, or the strength is out of range.
+        """
         edit, _ = self.combine([(name, strength)])
         assert edit is not None
-        path = self._folder / check_name(folder)
-        edit.save_pretrained(path)
-        return path
+        edit.save_pretrained(folder)
+        if (evaluated := self._offered[name].evaluated) is not None:
+            write_effect(folder / CARD_NAME, edit, *evaluated)
+        return edit
+
+    def find(self, name: str) -> OfferedEdit:
+        """Return an edit by its name.
+
+        Args:
+            name: Name of the edit.
+
+        Raises:
+            SettingError: The name is unknown.
+        """
+        if name not in self._offered:
+            raise SettingError(unknown_name("edit", name, self._offered))
+        return self._offered[name]
 
     def combine(self, strengths: Sequence[tuple[str, float | None]]) -> tuple[Intervention | None, list[str]]:
         """Return the edits that a request switches on as one, or None if there is none, and remarks on strengths.
@@ -167,11 +205,9 @@ class OfferedEdits:
         parts: list[Intervention] = []
         remarks: list[str] = []
         for name, strength in strengths:
-            if name not in self._offered:
-                raise SettingError(unknown_name("edit", name, self._offered))
+            edit = self.find(name).edit
             if [given for given, _ in strengths].count(name) > 1:
                 raise SettingError(f"the edit '{name}' is given twice; leave one out")
-            edit = self._offered[name].edit
             if strength is not None:
                 value = check_strength(strength)
                 if remark := strength_remark(edit, value):
@@ -199,9 +235,9 @@ class OfferedEdits:
             )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SealignWarning)
-            if not self._ignore_mismatch:
+            if not self.ignore_mismatch:
                 warn_of_other_tokenizer(self._tokenizer, edit)
-            with apply_edit(self._model, edit, ignore_mismatch=self._ignore_mismatch):
+            with apply_edit(self._model, edit, ignore_mismatch=self.ignore_mismatch):
                 pass
         remarks = tuple(str(found.message) for found in caught if issubclass(found.category, SealignWarning))
         return OfferedEdit(name, edit, remarks)

@@ -129,20 +129,80 @@ class LoadRequest(PageRequest):
     path: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class FitRequest(PageRequest):
-    """Demonstrations to fit an edit on and to judge it by.
+class TableRow(PageRequest):
+    """A row of the table of demonstrations.
+
+    Attributes:
+        prompt: The prompt.
+        positive: The completion that is wanted.
+        negative: The completion that is not wanted.
+    """
+
+    prompt: str
+    positive: str
+    negative: str
+
+
+class DemonstrationsRequest(PageRequest):
+    """Demonstrations to make an edit from, in one of three forms.
 
     Attributes:
         name: Name of the edit.
-        method: Name of a method that edits activations.
         behaviour: Name of a bundled behaviour, or None.
-        rows: Demonstrations as text, if no behaviour is named.
+        rows: Demonstrations as text, or None.
+        table: Demonstrations as rows of a table, or None.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
-    method: str
     behaviour: str | None = None
     rows: str | None = None
+    table: list[TableRow] | None = None
+
+
+class FitRequest(DemonstrationsRequest):
+    """Demonstrations to fit an edit on and to judge it by.
+
+    Attributes:
+        method: Name of a method that edits activations.
+    """
+
+    method: str
+
+
+class SearchRequest(DemonstrationsRequest):
+    """Demonstrations to search the best edit with; see ``TuneConfig`` for the settings.
+
+    Attributes:
+        methods: Names of the methods to search.
+        layers: Layers to search.
+        max_minutes: Largest duration of the search in minutes.
+        deployable: Whether to search only edits that are exactly a LoRA.
+    """
+
+    methods: list[str]
+    layers: str = "all"
+    max_minutes: float
+    deployable: bool = False
+
+
+class FormsRequest(PageRequest):
+    """An edit whose forms to download are asked for.
+
+    Attributes:
+        name: Name of the edit.
+    """
+
+    name: str
+
+
+class DownloadRequest(ActiveEdit):
+    """An edit to be downloaded at a strength.
+
+    Attributes:
+        form: ``edit`` or the form of an export.
+    """
+
+    form: str
 
 
 class SaveRequest(ActiveEdit):
@@ -153,6 +213,18 @@ class SaveRequest(ActiveEdit):
     """
 
     folder: str
+
+
+class PushRequest(ActiveEdit):
+    """An edit to be pushed to the Hub at a strength.
+
+    Attributes:
+        repository: Repository as ``owner/name``.
+        private: Whether a new repository is private.
+    """
+
+    repository: Annotated[str, Field(min_length=1, max_length=200)]
+    private: bool
 
 
 def read_request(kind: type[Body], body: bytes) -> Body:

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from sealign.demonstrations.bundled import BUNDLED_PREFIX
 from sealign.demonstrations.demonstration import Turn
-from sealign.demonstrations.sources import load_demonstrations
-from sealign.errors import SettingError, check_choice
+from sealign.edits.gallery import push_edit
+from sealign.errors import SettingError
 from sealign.evaluation.damage import measure_damages
-from sealign.evaluation.fit_and_judge import fit_and_judge
 from sealign.evaluation.journal import Journal
-from sealign.evaluation.preference import length_note
-from sealign.fitting.edit_config import EditConfig
 from sealign.methods.edit_sources import fit_settings
-from sealign.methods.registry import METHODS, get_method
 from sealign.models.generation import end_tokens, room_for_answer
 from sealign.models.prompt_format import prompt_format_of
 from sealign.playground.answering import BASE_ARM, EDITED_ARM, answer_both
 from sealign.playground.conversation import conversation_format
+from sealign.playground.downloads import export_obstacles, write_download
+from sealign.playground.fit_and_search import (
+    FITTED_METHODS,
+    MadeEdit,
+    describe_search,
+    finite,
+    fit_on_page,
+    search_on_page,
+)
 from sealign.playground.model_queue import Job
 from sealign.playground.offered_edits import OfferedEdits
 from sealign.playground.page_requests import (
     AnswerRequest,
     ConversationRequest,
+    DownloadRequest,
     EditsRequest,
     EffectsRequest,
     FitRequest,
+    FormsRequest,
     LoadRequest,
+    PushRequest,
     SaveRequest,
+    SearchRequest,
 )
-from sealign.playground.pasted_rows import read_pasted
 from sealign.playground.token_effects import Alternative, token_effects
 from sealign.playground.token_texts import TokenTexts, token_name
-from sealign.serving.settings import check_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-FITTED_METHODS = tuple(name for name, method in METHODS.items() if issubclass(method.config, EditConfig))
-"""Methods that an edit can be fitted with on the page: those that edit activations."""
 
 
 class Playground:
@@ -76,6 +80,8 @@ class Playground:
             "folders": self._edits.folders(),
             "template_arguments": dict(self._fitted_format.chat_template_kwargs) if templated else None,
             "methods": list(FITTED_METHODS),
+            "search": describe_search(),
+            "not_offered": None,
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
@@ -141,13 +147,13 @@ class Playground:
         job.tell(
             "effects",
             at_least=False,
-            mean_divergence=_finite(sum(spoken) / len(spoken)) if spoken else None,
+            mean_divergence=finite(sum(spoken) / len(spoken)) if spoken else None,
             tokens=[
                 {
                     "name": token_name(self._tokenizer, effect.token),
-                    "divergence": _finite(effect.divergence),
-                    "base": _finite(effect.base),
-                    "edited": _finite(effect.edited),
+                    "divergence": finite(effect.divergence),
+                    "base": finite(effect.base),
+                    "edited": finite(effect.edited),
                     "base_alternatives": self._alternatives(effect.base_alternatives),
                     "edited_alternatives": self._alternatives(effect.edited_alternatives),
                 }
@@ -182,10 +188,10 @@ class Playground:
             "damage",
             at_least=False,
             texts=len(found.tokens),
-            loss_increase=_finite(found.loss_increase),
-            loss_interval=[_finite(end) for end in found.loss_interval],
-            divergence=_finite(found.mean_divergence),
-            divergence_interval=[_finite(end) for end in found.divergence_interval],
+            loss_increase=finite(found.loss_increase),
+            loss_interval=[finite(end) for end in found.loss_interval],
+            divergence=finite(found.mean_divergence),
+            divergence_interval=[finite(end) for end in found.divergence_interval],
         )
 
     def load(self, request: LoadRequest, job: Job) -> None:
@@ -201,51 +207,28 @@ class Playground:
         job.tell("edit", **self._edits.load(request.path).describe())
 
     def fit(self, request: FitRequest, job: Job) -> None:
-        """Fit an edit on a part of the demonstrations, judge it on the others, and report the verdict and the edit.
-
-        The strength is the largest one within the damage budget, as in ``sealign fit``.
+        """Fit and judge an edit, and report the verdict and the edit; see ``fit_on_page``.
 
         Args:
             request: Demonstrations and method.
             job: Job to report to.
 
         Raises:
-            DemonstrationError: A demonstration is malformed, or there are too few.
-            ServingError: The name is not valid.
-            SettingError: The method edits no activations.
+            SealignError: As for ``fit_on_page``.
         """
-        check_name(request.name)
-        check_choice("method", request.method, FITTED_METHODS)
-        config = get_method(request.method).config()
-        assert isinstance(config, EditConfig)
-        if (request.behaviour is None) == (request.rows is None):
-            raise SettingError("demonstrations are either rows or those of a bundled behaviour; give one of the two")
-        if request.behaviour is None:
-            demonstrations = read_pasted(request.rows or "")
-        else:
-            demonstrations = load_demonstrations(f"{BUNDLED_PREFIX}{request.behaviour}")
-        if remark := length_note(self._tokenizer, demonstrations):
-            job.tell("remark", message=remark)
+        self._offer(request.name, fit_on_page(self._model, self._tokenizer, request, job), job)
 
-        def track(items: Iterable[Any], description: str, total: int) -> Iterable[Any]:
-            for done, item in enumerate(items):
-                job.check()
-                job.tell("progress", stage=description, done=done, total=total)
-                yield item
+    def search(self, request: SearchRequest, job: Job) -> None:
+        """Find the best edit, and report how it goes, the verdict and the edit; see ``search_on_page``.
 
-        found = fit_and_judge(self._model, self._tokenizer, demonstrations, config=config, track=track)
-        margin = found.effects[0]
-        assert margin.random is not None
-        job.tell(
-            "verdict",
-            word=found.verdict.word,
-            sentence=found.verdict.sentence,
-            held_out=found.held_out,
-            margin=[_finite(value) for value in (margin.edited.difference, margin.edited.low, margin.edited.high)],
-            random=[_finite(value) for value in (margin.random.difference, margin.random.low, margin.random.high)],
-            divergence=_finite(found.damage["edited"].mean_divergence),
-        )
-        job.tell("edit", **self._edits.add(request.name, found.edit).describe())
+        Args:
+            request: Demonstrations and settings.
+            job: Job to report to.
+
+        Raises:
+            SealignError: As for ``search_on_page``.
+        """
+        self._offer(request.name, search_on_page(self._model, self._tokenizer, request, job), job)
 
     def save(self, request: SaveRequest, job: Job) -> None:
         """Save an edit in the folder of edits, and report the path.
@@ -258,6 +241,58 @@ class Playground:
             SealignError: As for ``OfferedEdits.save``.
         """
         job.tell("saved", path=str(self._edits.save(request.name, request.strength, request.folder)))
+
+    def forms(self, request: FormsRequest, job: Job) -> None:
+        """Report in which forms an edit can be downloaded, and why not in the others.
+
+        Args:
+            request: The edit.
+            job: Job to report to.
+
+        Raises:
+            SettingError: The edit is unknown.
+        """
+        edit = self._edits.find(request.name).edit
+        job.tell("forms", **export_obstacles(self._model, edit, ignore_mismatch=self._edits.ignore_mismatch))
+
+    def download(self, request: DownloadRequest, job: Job, *, folder: Path) -> None:
+        """Write an edit into a folder, and report the path of the file.
+
+        Args:
+            request: The edit, its strength and the form.
+            job: Job to report to.
+            folder: An existing folder that nothing else uses.
+
+        Raises:
+            SealignError: As for ``write_download``.
+        """
+        name, strength, form = request.name, request.strength, request.form
+        path = write_download(self._model, self._edits, name, strength, form=form, folder=folder)
+        job.tell("file", path=str(path))
+
+    def push(self, request: PushRequest, job: Job) -> None:
+        """Push an edit to the Hub with the login of this machine, and report the address of the commit.
+
+        Args:
+            request: The edit, its strength and the repository.
+            job: Job to report to.
+
+        Raises:
+            EditFileError: There is no login, or the Hub cannot be reached or refuses the upload.
+            SettingError: The edit is unknown, the strength is out of range, or the repository has no owner.
+        """
+        if request.repository.count("/") != 1:
+            raise SettingError(f"the repository is '{request.repository}', but it must be OWNER/NAME")
+        if self._edits.find(request.name).evaluated is None:
+            job.tell("remark", message="The card does not say what the edit gains and costs, which a search measures.")
+        with TemporaryDirectory(prefix="sealign-push-") as folder:
+            self._edits.write(request.name, request.strength, Path(folder) / "edit")
+            url = push_edit(Path(folder) / "edit", request.repository, private=request.private)
+        job.tell("pushed", url=url)
+
+    def _offer(self, name: str, made: MadeEdit | None, job: Job) -> None:
+        if made is not None:
+            job.tell("edit", **self._edits.add(name, made.edit, evaluated=made.evaluated).describe())
 
     def _prompt(self, request: ConversationRequest, arm: str) -> list[int]:
         """Return the token ids of the conversation of an arm, in which its own answers were given."""
@@ -280,11 +315,6 @@ class Playground:
 
     def _alternatives(self, found: Iterable[Alternative]) -> list[dict[str, Any]]:
         return [
-            {"name": token_name(self._tokenizer, one.token), "log_probability": _finite(one.log_probability)}
+            {"name": token_name(self._tokenizer, one.token), "log_probability": finite(one.log_probability)}
             for one in found
         ]
-
-
-def _finite(value: float) -> float | None:
-    """Return a number, or None, which JSON can hold, if it is infinite or not a number."""
-    return value if math.isfinite(value) else None

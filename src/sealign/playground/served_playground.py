@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,16 +21,21 @@ from sealign.playground.model_queue import Job
 from sealign.playground.page_requests import (
     AnswerRequest,
     ConversationRequest,
+    DownloadRequest,
     EditsRequest,
     EffectsRequest,
-    FitRequest,
-    LoadRequest,
-    SaveRequest,
+    PageRequest,
 )
 from sealign.serving.settings import REQUEST_KEY
 
 LIKELIEST = 20
 """Number of tokens whose log-probabilities are asked for at each position; vLLM's own limit by default."""
+
+NOT_OFFERED = (
+    "With --server, the page does not load, fit, search, save, download or push edits, because the server holds the "
+    "model and its edits; start sealign playground without --server for that"
+)
+"""What the page says of the parts that it lacks."""
 
 
 class ServedPlayground:
@@ -79,6 +85,8 @@ class ServedPlayground:
             "folders": None,
             "template_arguments": {},
             "methods": [],
+            "search": None,
+            "not_offered": NOT_OFFERED,
         }
 
     def answer(self, request: AnswerRequest, job: Job) -> None:
@@ -204,16 +212,19 @@ class ServedPlayground:
             at_least=True,
         )
 
-    def load(self, request: LoadRequest | FitRequest | SaveRequest, job: Job) -> None:  # noqa: ARG002
-        """Raise: edits are not loaded, fitted or saved where a server runs the model.
+    def load(self, request: PageRequest, job: Job) -> None:  # noqa: ARG002
+        """Raise: edits are not made and do not leave the page where a server runs the model.
 
         Raises:
             SettingError: Always.
         """
-        raise SettingError("edits are not loaded, fitted or saved with --server, whose administrator loads its edits")
+        raise SettingError(NOT_OFFERED)
 
-    fit = load
-    save = load
+    fit = search = save = forms = push = load
+
+    def download(self, request: DownloadRequest, job: Job, *, folder: Path) -> None:  # noqa: ARG002
+        """Raise, as ``load`` does."""
+        self.load(request, job)
 
     def _selected(self, request: EditsRequest) -> str | None:
         """Return the name of the edit that a request switches on, or None."""

@@ -61,7 +61,12 @@ def serve_page(
     )
     port = bound.getsockname()[1]
     name = f"[{host}]" if ":" in host else host
-    server = _Server(config, lambda: on_start(f"http://{name}:{port}/"), application.state.queue.close)
+
+    def stop_jobs() -> None:
+        application.state.queue.close()
+        application.state.uploads.close()
+
+    server = _Server(config, lambda: on_start(f"http://{name}:{port}/"), stop_jobs)
     with suppress(KeyboardInterrupt):  # raised again by the server after its shutdown
         server.run(sockets=[bound])
 

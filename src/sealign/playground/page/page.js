@@ -1,6 +1,7 @@
 // The page: it keeps the conversation and all settings, and sends with each request what that request needs.
 
 import { Exchange } from "./answers.js";
+import { downloadsOf, pushingOf } from "./edit_files.js";
 import { enableFitting } from "./fitting.js";
 import { activeEdits, describeEdits, element, readContext, readSampling, showEdit, showTemplateArguments } from "./settings.js";
 
@@ -8,6 +9,7 @@ const byId = (id) => document.getElementById(id);
 const [conversation, message, send, stop] = ["conversation", "message", "send", "stop"].map(byId);
 
 let exchanges = [];
+let about = null; // what the playground says of its model and edits
 let running = null; // the controller of the answer that is being generated
 
 const say = (text) => { byId("status").textContent = text; };
@@ -33,13 +35,19 @@ async function ask(path, body, handlers, signal) {
     rest = lines.pop();
     for (const line of lines) {
       const event = JSON.parse(line);
-      if (event.event === "error") throw new Error(event.message);
+      if (event.event === "error") throw Object.assign(new Error(event.message), { row: event.row });
       if (event.event === "waiting") say(`Waiting for the model: ${event.ahead} ${event.ahead === 1 ? "request is" : "requests are"} before this one.`);
       ended = event.event === "finished";
       handlers[event.event]?.(event);
     }
   }
   if (!ended) throw new Error("the answer broke off; check whether the playground still runs");
+}
+
+// Show an edit with what can be done with it.
+function offer(edit) {
+  const shown = showEdit(edit);
+  if (about.not_offered === null) shown.row.append(downloadsOf(edit, shown.strength, ask), pushingOf(edit, shown.strength, ask, about.push_obstacle));
 }
 
 async function answer(text) {
@@ -154,7 +162,7 @@ byId("load").addEventListener("click", async () => {
   complain(null);
   byId("load").disabled = true;
   try {
-    await ask("api/load", { path }, { edit: (event) => showEdit(event) });
+    await ask("api/load", { path }, { edit: offer });
     byId("path").value = "";
   } catch (error) {
     complain(error);
@@ -164,14 +172,14 @@ byId("load").addEventListener("click", async () => {
 });
 
 async function start() {
-  const about = await (await fetch("api/playground")).json();
+  about = await (await fetch("api/playground")).json();
   byId("model").textContent = `Model: ${about.model}`;
-  about.edits.forEach(showEdit);
+  about.edits.forEach(offer);
   byId("loading").hidden = about.folders === null;
   byId("folders").append(...(about.folders ?? []).map((path) => element("option", { value: path })));
   if (!about.edits.length && about.folders === null) byId("edits").textContent = "This playground was started without an edit.";
   showTemplateArguments(about.template_arguments);
-  enableFitting(about, ask, complain);
+  enableFitting(about, ask);
   byId("max-new-tokens").max = about.max_new_tokens;
   for (const [behaviour, prompts] of Object.entries(about.presets)) {
     const group = element("optgroup", { label: behaviour });
