@@ -55,6 +55,7 @@ OTHERS = (
     "--file",
     "--model-path",
     "--enable-lora",
+    "--max-model-len",
     "--lora-paths",
     "--gpus",
     "--shm-size",
