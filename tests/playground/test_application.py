@@ -104,7 +104,8 @@ def test_every_response_confines_the_page(client: TestClient) -> None:
 def test_the_files_of_the_page_name_nothing_outside() -> None:
     folder = Path(playground_module.__file__).parent / "page"
     for file in folder.iterdir():
-        text = file.read_text(encoding="utf-8")
+        # The name of SVG's elements looks like an address, but nothing asks for it.
+        text = file.read_text(encoding="utf-8").replace('"http://www.w3.org/2000/svg"', "")
         assert not re.search(r"https?:|url\(|@import|[\"'`(]//", text), file.name
         assert "innerHTML" not in text, file.name  # what a model writes is never read as HTML
 

@@ -91,7 +91,7 @@ class OfferedEdits:
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._folder = None if folder is None else folder.resolve()
-        self.ignore_mismatch = ignore_mismatch
+        self.ignore_mismatch: bool = ignore_mismatch
         self.initial: list[OfferedEdit] = [self._check(name, edit) for name, edit in edits.items()]
         self._offered = {offered.name: offered for offered in self.initial}
 

@@ -25,7 +25,7 @@ class RowError(DemonstrationError):
 
     def __init__(self, message: str, row: int) -> None:
         super().__init__(message)
-        self.row = row
+        self.row: int = row
 
 
 def read_pasted(text: str) -> list[Demonstration]:

@@ -100,6 +100,7 @@ export function pushingOf(edit, strength, ask, obstacle) {
   const said = statusLine();
   const repository = element("input", { placeholder: "owner/name", autocomplete: "off", spellcheck: false, disabled: obstacle !== null });
   repository.setAttribute("aria-label", `Repository to push ${edit.name} to`);
+  const remark = element("p", { className: "note" });
   const hidden = element("input", { type: "checkbox", checked: true, disabled: obstacle !== null });
   const button = element("button", { type: "button", textContent: "Push", disabled: obstacle !== null });
   button.addEventListener("click", async () => {
@@ -108,7 +109,7 @@ export function pushingOf(edit, strength, ask, obstacle) {
     try {
       const body = { name: edit.name, strength: strength(), repository: repository.value.trim(), private: hidden.checked };
       await ask("api/push", body, {
-        remark: (event) => said.before(element("p", { className: "note", textContent: event.message })),
+        remark: (event) => { remark.textContent = event.message; },
         pushed: (event) => said.replaceChildren("Pushed to ", element("a", { href: event.url, textContent: event.url, target: "_blank", rel: "noopener noreferrer" })),
       });
     } catch (error) {
@@ -119,7 +120,7 @@ export function pushingOf(edit, strength, ask, obstacle) {
   if (obstacle !== null) said.textContent = `${obstacle}.`;
   const details = element("details", { className: "more" }, element("summary", { textContent: "Push to the Hub" }),
     element("div", { className: "joined saving" }, repository, button),
-    element("label", { className: "switch" }, hidden, "Make a new repository private"), said);
+    element("label", { className: "switch" }, hidden, "Make a new repository private"), remark, said);
   details.querySelector("summary").setAttribute("aria-label", `Push ${edit.name} to the Hub`);
   return details;
 }
