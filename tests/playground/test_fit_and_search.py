@@ -26,7 +26,7 @@ from tests.playground.test_application import as_lines, asked, the, tokens
 pytestmark = HARNESS_WARNINGS
 
 QUICK: dict[str, Any] = {"name": "best", "methods": ["mean_difference"], "layers": "1,2", "max_minutes": 30.0}
-MANY = planted_demonstrations(40)
+MANY = planted_demonstrations(20)
 
 
 @pytest.fixture(scope="module")
