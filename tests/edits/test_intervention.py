@@ -235,6 +235,7 @@ class FakeApi:
 
 def test_push_to_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_the_login")
     make_edit(center=True).save_pretrained(tmp_path / "edit")
     edit = Edit.from_pretrained(tmp_path / "edit")
     assert edit.push_to_hub("me/mine") == "https://huggingface.co/me/mine/commit/1"

@@ -153,7 +153,7 @@ def test_every_method_can_be_searched(planted: Any, tokenizer: Any, tmp_path: Pa
 
 def test_each_round_of_a_scan_is_shown(planted: Any, tokenizer: Any, tmp_path: Path) -> None:
     config = QUICK.replace(methods=["mean_difference"], sites=["residual"], max_minutes=60)
-    rounds: list[list[tuple[Any, float]]] = []
+    rounds: list[list[tuple[list[int], float]]] = []
     result = tune(
         planted,
         tokenizer,
@@ -162,7 +162,7 @@ def test_each_round_of_a_scan_is_shown(planted: Any, tokenizer: Any, tmp_path: P
         output=tmp_path,
         on_round=lambda scanned: rounds.append([(each.candidate.edit.layers, each.efficiency) for each in scanned]),
     )
-    assert [[layers for layers, _ in each] for each in rounds] == [[(2,)], [(0,)], [(1,), (3,)]]
+    assert [[layers for layers, _ in each] for each in rounds] == [[[2]], [[0]], [[1], [3]]]
     alone = [each for each in result.scanned if len(each.candidate.edit.layers) == 1]
     shown = sorted(itertools.chain.from_iterable(rounds))
     assert shown == sorted((each.candidate.edit.layers, each.efficiency) for each in alone)
