@@ -115,7 +115,7 @@ def test_a_lora_that_does_not_act_everywhere_is_refused(
     wrong = {
         "at 0 of 9 modules": {name.replace(".layers.", ".layers.9"): one for name, one in tensors.items()},
         "at 8 of 9 modules": {name.replace(".layers.25.", ".layers.925."): one for name, one in tensors.items()},
-        "that changes no output": {name: one * ("lora_A" in name) for name, one in tensors.items()},
+        "changes no output": {name: one * ("lora_A" in name) for name, one in tensors.items()},
     }
     try:
         for says, changed in wrong.items():  # one that is refused leaves nothing that would be in the way

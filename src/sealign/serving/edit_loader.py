@@ -184,8 +184,11 @@ class EditLoader:
         canary = self._canary
         known = canary is not None and edit.hash in canary.edited and self._logs_are_plain
         ids = canary.ids if canary is not None else self._engine.get_tokenizer().encode(PROMPT)
-        with self.edits.on_trial(served) as trial:  # in one batch, where each must keep to its own
-            plain, edited = await asyncio.gather(self._answer(ids, None), self._answer(ids, trial))
+        with self.edits.on_trial(served) as trial:
+            if known:  # in one batch, where each must keep to its own
+                plain, edited = await asyncio.gather(self._answer(ids, None), self._answer(ids, trial))
+            else:  # one after the other, where both are rounded alike: an edit that does nothing changes no bit
+                plain, edited = await self._answer(ids, None), await self._answer(ids, trial)
         if canary is not None and known:
             served.difference = check_canary(served.name, plain, edited, canary, edit.hash)
             served.compared_with = "hooks"
