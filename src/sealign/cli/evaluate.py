@@ -126,11 +126,8 @@ def evaluate(
     batch_size: options.BatchSize = 8,
     server: Annotated[
         str | None,
-        typer.Option(
-            "--server",
-            metavar="URL",
-            help="Server of sealign serve that runs the model, instead of loading one. The API key is read from "
-            "OPENAI_API_KEY, the administrator's token from SEALIGN_ADMIN_TOKEN. Needs --edits-dir.",
+        options.with_note(
+            options.SERVER, "The administrator's token is read from SEALIGN_ADMIN_TOKEN. Needs --edits-dir."
         ),
     ] = None,
     edits_dir: Annotated[

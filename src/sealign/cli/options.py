@@ -153,6 +153,12 @@ Tasks = Annotated[str, TASKS]
 Limit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Use only the first N items of each task.")
 ]
+SERVER = typer.Option(
+    "--server",
+    metavar="URL",
+    help="Server of sealign serve that runs the model, instead of loading one. The API key is read from "
+    "OPENAI_API_KEY.",
+)
 EDITS_DIR = typer.Option(
     "--edits-dir", metavar="DIR", help="Folder whose subfolders are edits that can be loaded while the server runs;"
 )

@@ -47,15 +47,7 @@ def playground(
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, metavar="N", help="Port to listen at; 0 takes a free one.")
     ] = 7860,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            "--server",
-            metavar="URL",
-            help="Server of sealign serve that runs the model, instead of loading one. The API key is read from "
-            "OPENAI_API_KEY.",
-        ),
-    ] = None,
+    server: Annotated[str | None, options.SERVER] = None,
     ignore_mismatch: options.IgnoreMismatch = False,
 ) -> None:
     """Try edits on a web page of this machine.

@@ -21,7 +21,7 @@ from sealign.evaluation.journal import Journal
 from sealign.evaluation.served_lm import ServedLM
 from sealign.evaluation.served_model import ServedModel
 from sealign.models.checkpoint_tensors import CheckpointTensors
-from sealign.models.passages import Passage, answer_passages
+from sealign.models.passages import OWN_ANSWER_TOKENS, Passage, answer_passages, distinct_prompts
 from sealign.models.prompt_format import PromptFormat
 from sealign.models.shared_layers import share_layers
 from sealign.models.weights import stored_weights, weights_digest
@@ -29,9 +29,6 @@ from sealign.progress import Track
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-OWN_ANSWER_TOKENS = 32
-"""Maximum number of tokens of the base model's own answers, on which damage is measured."""
 
 
 class Engine(Protocol):
@@ -114,7 +111,6 @@ class LocalEngine:
             self._tokenizer,
             demonstrations,
             prompt_format=prompt_format,
-            max_new_tokens=OWN_ANSWER_TOKENS,
             track=track,
         )
 
@@ -200,16 +196,12 @@ class ServedEngine:
         track: Track,  # noqa: ARG002
     ) -> list[Passage]:
         """Return the base model's own answers; see ``Engine``."""
-        written = prompt_format.resolve(self.tokenizer)
-        prompts = [
-            tuple(written.encode_prompt(self.tokenizer, item.prompt, history=item.history)) for item in demonstrations
-        ]
-        distinct = list(dict.fromkeys(prompts))
+        prompts = distinct_prompts(self.tokenizer, demonstrations, prompt_format)
         with self.lm(None) as base:
-            answers = base.answer(distinct, OWN_ANSWER_TOKENS) if distinct else []
+            answers = base.answer(prompts, OWN_ANSWER_TOKENS) if prompts else []
             ends = set(base.end_tokens)
         own = [tuple(token for token in answer if token not in ends) for answer in answers]
-        return [Passage(prompt + ids, len(prompt)) for prompt, ids in zip(distinct, own, strict=True) if ids]
+        return [Passage(prompt + ids, len(prompt)) for prompt, ids in zip(prompts, own, strict=True) if ids]
 
     def damages(
         self, edits: Sequence[Intervention], passages: Sequence[Passage], journal: Journal, track: Track

@@ -14,6 +14,9 @@ from sealign.progress import Track, no_progress
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+OWN_ANSWER_TOKENS = 32
+"""Maximum number of tokens of a model's own answer."""
+
 
 @dataclass(frozen=True)
 class Passage:
@@ -81,13 +84,28 @@ def completion_passages(
     return pairs
 
 
+def distinct_prompts(
+    tokenizer: PreTrainedTokenizerBase, demonstrations: Sequence[Demonstration], prompt_format: PromptFormat
+) -> list[tuple[int, ...]]:
+    """Return the token ids of the prompts of demonstrations, each prompt once, in their order.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        demonstrations: Demonstrations with the prompts.
+        prompt_format: How prompts are written.
+    """
+    written = prompt_format.resolve(tokenizer)
+    encoded = (written.encode_prompt(tokenizer, item.prompt, history=item.history) for item in demonstrations)
+    return list(dict.fromkeys(map(tuple, encoded)))
+
+
 def answer_passages(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     demonstrations: Sequence[Demonstration],
     *,
     prompt_format: PromptFormat = PromptFormat(),
-    max_new_tokens: int = 32,
+    max_new_tokens: int = OWN_ANSWER_TOKENS,
     batch_size: int = 16,
     track: Track = no_progress,
 ) -> list[Passage]:
@@ -102,9 +120,7 @@ def answer_passages(
         batch_size: Number of answers to generate together.
         track: Wrapper for iterables that displays progress; see ``sealign.progress.Track``.
     """
-    written = prompt_format.resolve(tokenizer)
-    encoded = (written.encode_prompt(tokenizer, item.prompt, history=item.history) for item in demonstrations)
-    prompts = list(dict.fromkeys(map(tuple, encoded)))
+    prompts = distinct_prompts(tokenizer, demonstrations, prompt_format)
     order = sorted(prompts, key=len, reverse=True)
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     answers: dict[tuple[int, ...], tuple[int, ...]] = {}
